@@ -1,0 +1,2 @@
+//! The `lory` program.
+fn main() {}

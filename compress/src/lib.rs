@@ -1,0 +1,1 @@
+//! Joint compression of LoRA adapters into one shared-basis pack.

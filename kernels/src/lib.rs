@@ -1,0 +1,11 @@
+//! Arithmetic on slices: quantized blocks, matrix products, attention, and the
+//! [`Backend`] trait behind which a device carries them out.
+//!
+//! This crate knows nothing of files, models or adapters. A weight is a
+//! [`quant::QMatrix`]: rows of blocks borrowed from wherever the caller keeps them.
+
+pub mod backend;
+pub mod quant;
+
+pub use backend::{Backend, BackendError};
+pub use quant::{QMatrix, QuantType};

@@ -1,0 +1,88 @@
+//! A matrix of quantized rows, borrowed.
+
+use super::QuantType;
+
+/// Bytes that do not make the matrix that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    /// A row is not a whole number of blocks.
+    #[error("rows of {cols} are not whole {ty} blocks of {}", ty.block_len())]
+    PartialBlock {
+        /// The weight format.
+        ty: QuantType,
+        /// Columns asked for.
+        cols: usize,
+    },
+    /// The slice has another length than the shape needs.
+    #[error("{rows} x {cols} of {ty} needs {needed} bytes, got {got}")]
+    Length {
+        /// The weight format.
+        ty: QuantType,
+        /// Rows asked for.
+        rows: usize,
+        /// Columns asked for.
+        cols: usize,
+        /// Bytes that the shape takes (`usize::MAX` where it overflows).
+        needed: usize,
+        /// Bytes given.
+        got: usize,
+    },
+}
+
+/// `rows` rows of `cols` weights each, row-major, in one format, borrowed from a mapping.
+///
+/// Row `i` of a weight holds the coefficients of output `i`: a product with it is `y = W x`
+/// with `x` of length `cols` and `y` of length `rows` (GGUF's `ne[0]` is `cols`).
+#[derive(Clone, Copy, Debug)]
+pub struct QMatrix<'a> {
+    ty: QuantType,
+    rows: usize,
+    cols: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> QMatrix<'a> {
+    /// Checks that `bytes` are exactly `rows` × `cols` weights of type `ty`.
+    pub fn new(ty: QuantType, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self, ShapeError> {
+        let row = ty.bytes_for(cols).ok_or(ShapeError::PartialBlock { ty, cols })?;
+        let needed = row.checked_mul(rows).unwrap_or(usize::MAX);
+        if needed != bytes.len() {
+            return Err(ShapeError::Length { ty, rows, cols, needed, got: bytes.len() });
+        }
+        Ok(QMatrix { ty, rows, cols, bytes })
+    }
+
+    /// The weight format.
+    pub fn ty(&self) -> QuantType {
+        self.ty
+    }
+
+    /// Number of rows: outputs of the product.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns: inputs of the product.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// All the bytes, row after row.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.cols / self.ty.block_len() * self.ty.block_bytes()
+    }
+
+    /// The bytes of row `i`.
+    ///
+    /// # Panics
+    /// If `i` is not below `rows`.
+    pub fn row(&self, i: usize) -> &'a [u8] {
+        let n = self.row_bytes();
+        &self.bytes[i * n..(i + 1) * n]
+    }
+}

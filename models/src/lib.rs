@@ -1,0 +1,15 @@
+//! Which arithmetic, in which order, on which tensors of which file.
+//!
+//! Files come in as bytes ([`Bytes`]); this crate opens none itself and has no unsafe code.
+
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod gguf;
+mod tensor;
+
+pub use error::Error;
+pub use tensor::{Bytes, Tensor};
+
+/// Results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,1 @@
+//! The public Rust API of Lory: engine, sessions, adapters.

@@ -47,7 +47,11 @@ fn vocabularies_open_without_tensors() {
         let Some(path) = data(&format!("vocab/ggml-vocab-{name}.gguf")) else { return };
         let g = parse(&path).unwrap();
         assert_eq!(g.tensors().len(), 0);
-        assert_eq!(g.metadata().opt_strings("tokenizer.ggml.tokens").unwrap().unwrap().len(), tokens, "{name}");
+        assert_eq!(
+            g.metadata().opt_strings("tokenizer.ggml.tokens").unwrap().unwrap().len(),
+            tokens,
+            "{name}"
+        );
     }
 }
 

@@ -239,3 +239,26 @@ impl Array {
         })
     }
 }
+
+macro_rules! value_from {
+    ($($t:ty => $make:expr),* $(,)?) => {$(
+        impl From<$t> for Value {
+            fn from(v: $t) -> Value {
+                #[allow(clippy::redundant_closure_call)]
+                ($make)(v)
+            }
+        }
+    )*};
+}
+
+value_from! {
+    u8 => Value::U8, i8 => Value::I8, u16 => Value::U16, i16 => Value::I16, u32 => Value::U32,
+    i32 => Value::I32, u64 => Value::U64, i64 => Value::I64, f32 => Value::F32, f64 => Value::F64,
+    bool => Value::Bool, String => Value::String, Array => Value::Array,
+    &str => |s: &str| Value::String(s.into()),
+    Vec<String> => |a| Value::Array(Array::String(a)),
+    Vec<f32> => |a| Value::Array(Array::F32(a)),
+    Vec<i32> => |a| Value::Array(Array::I32(a)),
+    Vec<u32> => |a| Value::Array(Array::U32(a)),
+    Vec<bool> => |a| Value::Array(Array::Bool(a)),
+}

@@ -6,10 +6,12 @@ mod metadata;
 mod parser;
 mod split;
 mod table;
+mod writer;
 
 pub use metadata::{Array, Metadata, Value};
 pub use split::{ShardName, shard_name};
 pub use table::{Gguf, TensorInfo};
+pub use writer::{DataWriter, Writer};
 
 /// Where tensor data is aligned when `general.alignment` does not say otherwise.
 pub const DEFAULT_ALIGNMENT: usize = 32;

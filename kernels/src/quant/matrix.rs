@@ -1,6 +1,6 @@
 //! A matrix of quantized rows, borrowed.
 
-use super::QuantType;
+use super::{Block, QuantType, blocks_of};
 
 /// Bytes that do not make the matrix that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +45,7 @@ impl<'a> QMatrix<'a> {
     /// Checks that `bytes` are exactly `rows` × `cols` weights of type `ty`.
     pub fn new(ty: QuantType, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self, ShapeError> {
         let row = ty.bytes_for(cols).ok_or(ShapeError::PartialBlock { ty, cols })?;
-        let needed = row.checked_mul(rows).unwrap_or(usize::MAX);
+        let needed = row.saturating_mul(rows);
         if needed != bytes.len() {
             return Err(ShapeError::Length { ty, rows, cols, needed, got: bytes.len() });
         }
@@ -84,5 +84,18 @@ impl<'a> QMatrix<'a> {
     pub fn row(&self, i: usize) -> &'a [u8] {
         let n = self.row_bytes();
         &self.bytes[i * n..(i + 1) * n]
+    }
+
+    /// All blocks, row after row; `None` if `B` is another format than the matrix's.
+    pub fn blocks<B: Block>(&self) -> Option<&'a [B]> {
+        if self.ty == B::TYPE { blocks_of(self.bytes) } else { None }
+    }
+
+    /// The blocks of row `i`; `None` if `B` is another format than the matrix's.
+    ///
+    /// # Panics
+    /// If `i` is not below `rows`.
+    pub fn row_blocks<B: Block>(&self, i: usize) -> Option<&'a [B]> {
+        if self.ty == B::TYPE { blocks_of(self.row(i)) } else { None }
     }
 }

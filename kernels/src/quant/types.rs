@@ -121,7 +121,7 @@ impl QuantType {
 
     /// Bytes of `n` weights; `None` if `n` is not whole blocks or the product overflows.
     pub fn bytes_for(self, n: usize) -> Option<usize> {
-        (n % self.block_len() == 0).then(|| (n / self.block_len()).checked_mul(self.block_bytes()))?
+        n.is_multiple_of(self.block_len()).then(|| (n / self.block_len()).checked_mul(self.block_bytes()))?
     }
 }
 

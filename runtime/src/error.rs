@@ -1,0 +1,25 @@
+//! The error type of the public API.
+
+/// Anything that can go wrong between a file's name and a generated token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused, or what the path names is no ordinary file.
+    #[error("{file}: {message}")]
+    Io {
+        /// The file's name.
+        file: String,
+        /// What went wrong and what to do.
+        message: String,
+    },
+    /// The file's contents, or a request on the model.
+    #[error(transparent)]
+    Model(#[from] lory_models::Error),
+}
+
+impl Error {
+    /// [`Error::Io`] in short.
+    pub fn io(file: &str, message: impl ToString) -> Self {
+        Error::Io { file: file.into(), message: message.to_string() }
+    }
+}

@@ -1,0 +1,368 @@
+//! Files in memory: the only place that maps, and the only one that opens model files.
+//!
+//! # What mapping promises
+//!
+//! A mapped file ([`Loading::Map`]) is read by the operating system when a page is first touched,
+//! and its pages are shared with every other process that maps it. In exchange, the file must stay
+//! as it is: while it is mapped, nobody may shorten it or write into it. Replacing it by renaming
+//! another file over it is harmless (the mapping keeps the old contents); so is deleting it.
+//!
+//! All lengths are checked against the file's length once, when it is opened. If the file is cut
+//! short afterwards, touching a page past the new end raises SIGBUS, which ends the process: no
+//! library can turn that into an error without taking over the host's signal handlers.
+//! [`File::check_unchanged`] finds out before pages are touched, as far as length and time of
+//! modification tell, and costs one system call; the engine asks it at the start of a request.
+//! Where the file is not under the host's control (a network share, a download in place), use
+//! [`Loading::Read`], the command line's `--no-mmap`: the file is copied into memory and nothing
+//! that happens to it later matters.
+
+use std::{fs, io::Read, path::Path, sync::Arc, time::SystemTime};
+
+use lory_models::gguf::{self, Gguf};
+use memmap2::Mmap;
+
+use crate::{Error, Result};
+
+/// How a file comes into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Loading {
+    /// Mapped: pages are read when touched and shared between processes.
+    #[default]
+    Map,
+    /// Copied into memory as a whole; later changes of the file do not matter.
+    Read,
+}
+
+/// A file's bytes, mapped or read, or bytes that never were a file.
+pub struct File {
+    name: Arc<str>,
+    bytes: Bytes,
+}
+
+enum Bytes {
+    Memory(Vec<u8>),
+    Mapped { map: Mmap, handle: fs::File, modified: Option<SystemTime> },
+}
+
+impl File {
+    /// Opens a regular, non-empty file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it does not exist or cannot be read, and for directories, FIFOs, sockets,
+    /// devices and empty files. Never waits for a FIFO's other end.
+    pub fn open(path: &Path, loading: Loading) -> Result<File> {
+        let name = path.to_string_lossy();
+        // Looked at before it is opened: opening alone has effects on some devices.
+        let metadata = fs::metadata(path).map_err(|e| Error::io(&name, e))?;
+        regular(&name, &metadata)?;
+        let handle = open_without_waiting(path).map_err(|e| Error::io(&name, e))?;
+        File::from_handle(handle, &name, loading)
+    }
+
+    /// Takes over an open file (a descriptor from elsewhere becomes one by `fs::File::from`);
+    /// `name` is what errors call it. It is read from its start, wherever its cursor stands.
+    pub fn from_handle(mut handle: fs::File, name: &str, loading: Loading) -> Result<File> {
+        // Looked at again: the path may name something else by now.
+        let metadata = handle.metadata().map_err(|e| Error::io(name, e))?;
+        regular(name, &metadata)?;
+        let len = metadata.len();
+        let bytes = match loading {
+            Loading::Map => {
+                // SAFETY: the handle is a regular file, read-only here; that nobody else cuts it or
+                // writes into it while mapped is the promise this module's page asks of the host.
+                let map = unsafe { Mmap::map(&handle) }.map_err(|e| Error::io(name, e))?;
+                if map.len() as u64 != len {
+                    return Err(changed(name, len, map.len() as u64));
+                }
+                Bytes::Mapped { map, handle, modified: metadata.modified().ok() }
+            }
+            Loading::Read => Bytes::Memory(read(&mut handle, name, len)?),
+        };
+        Ok(File { name: name.into(), bytes })
+    }
+
+    /// Bytes that the caller has already; `name` is what errors call them.
+    pub fn from_memory(bytes: Vec<u8>, name: &str) -> File {
+        File { name: name.into(), bytes: Bytes::Memory(bytes) }
+    }
+
+    /// The name given or the path opened.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Whether the bytes are mapped rather than owned.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.bytes, Bytes::Mapped { .. })
+    }
+
+    /// Compares a mapped file's length and time of modification with those at its opening.
+    /// Bytes in memory are always unchanged.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with both lengths if it was changed: its pages must not be touched any more.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let Bytes::Mapped { map, handle, modified } = &self.bytes else { return Ok(()) };
+        let now = handle.metadata().map_err(|e| Error::io(&self.name, e))?;
+        if now.len() != map.len() as u64 {
+            return Err(changed(&self.name, map.len() as u64, now.len()));
+        }
+        if now.modified().ok() != *modified {
+            return Err(Error::io(&self.name, "was written to since it was mapped; open it again"));
+        }
+        Ok(())
+    }
+}
+
+impl AsRef<[u8]> for File {
+    fn as_ref(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Memory(v) => v,
+            Bytes::Mapped { map, .. } => map,
+        }
+    }
+}
+
+impl std::fmt::Debug for File {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let how = if self.is_mapped() { "mapped" } else { "in memory" };
+        write!(f, "{} ({} bytes {how})", self.name, self.as_ref().len())
+    }
+}
+
+/// A parsed model and the files it lies in, for [`File::check_unchanged`].
+#[derive(Debug)]
+pub struct OpenGguf {
+    /// Keys and tensors.
+    pub gguf: Gguf,
+    /// Its files, one per shard.
+    pub files: Vec<Arc<File>>,
+}
+
+impl OpenGguf {
+    /// [`File::check_unchanged`] for every file.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|f| f.check_unchanged())
+    }
+}
+
+/// Opens a GGUF file; if its name is one of a sharded model's (`…-00001-of-00003.gguf`), all of them.
+///
+/// # Errors
+/// As [`File::open`] and [`Gguf::parse`]; a shard that is missing is named.
+pub fn open_gguf(path: &Path, loading: Loading) -> Result<OpenGguf> {
+    // Names that are not UTF-8 cannot follow the pattern; they are single files.
+    let files = match path.to_str().and_then(gguf::shard_name) {
+        Some(shard) if shard.count > 1 => shard
+            .siblings()
+            .map(|name| File::open(Path::new(&name), loading).map(Arc::new))
+            .collect::<Result<_>>()?,
+        _ => vec![Arc::new(File::open(path, loading)?)],
+    };
+    parse(files)
+}
+
+/// Parses files that are open already: one, or all shards of one model in order.
+pub fn parse(files: Vec<Arc<File>>) -> Result<OpenGguf> {
+    let shards = files.iter().map(|f| (f.name.clone(), f.clone() as lory_models::Bytes)).collect();
+    Ok(OpenGguf { gguf: Gguf::parse(shards)?, files })
+}
+
+fn changed(name: &str, was: u64, is: u64) -> Error {
+    Error::io(name, format!("had {was} bytes when it was opened and has {is} now; open it again"))
+}
+
+fn regular(name: &str, metadata: &fs::Metadata) -> Result<()> {
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        return Err(Error::io(name, "is a directory; name the file in it"));
+    }
+    if !kind.is_file() {
+        return Err(Error::io(name, format!("is {}, not a regular file", special(kind))));
+    }
+    if metadata.len() == 0 {
+        return Err(Error::io(name, "the file is empty"));
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn special(kind: fs::FileType) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    match kind {
+        k if k.is_fifo() => "a FIFO",
+        k if k.is_socket() => "a socket",
+        k if k.is_char_device() || k.is_block_device() => "a device",
+        _ => "something special",
+    }
+}
+
+#[cfg(not(unix))]
+fn special(_: fs::FileType) -> &'static str {
+    "something special"
+}
+
+/// Opening a FIFO waits for a writer; should one have taken the file's place, this does not.
+#[cfg(unix)]
+fn open_without_waiting(path: &Path) -> std::io::Result<fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}
+
+#[cfg(not(unix))]
+fn open_without_waiting(path: &Path) -> std::io::Result<fs::File> {
+    fs::File::open(path)
+}
+
+fn read(handle: &mut fs::File, name: &str, len: u64) -> Result<Vec<u8>> {
+    use std::io::{Seek, SeekFrom};
+    let fail = |e: &dyn std::fmt::Display| Error::io(name, e);
+    let mut bytes = Vec::new();
+    let size = usize::try_from(len).map_err(|e| fail(&e))?;
+    bytes.try_reserve_exact(size).map_err(|_| fail(&format!("no memory for its {len} bytes")))?;
+    handle.seek(SeekFrom::Start(0)).map_err(|e| fail(&e))?;
+    // One byte more than promised would show that the file is growing.
+    handle.take(len.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| fail(&e))?;
+    if bytes.len() as u64 != len {
+        return Err(changed(name, len, bytes.len() as u64));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn model(path: &Path, no: u16, count: u16) {
+        let mut w = gguf::Writer::new();
+        w.set("split.no", no).set("split.count", count).set("split.tensors.count", i32::from(count));
+        let name = format!("t{no}");
+        w.tensor(&name, lory_kernels::QuantType::F32, &[4]);
+        let mut out = w.start(fs::File::create(path).unwrap()).unwrap();
+        out.tensor(&name, &[no as u8; 16]).unwrap();
+        out.finish().unwrap();
+    }
+
+    fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn mapped_and_read_give_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        model(&path, 0, 1);
+        let want = fs::read(&path).unwrap();
+        for loading in [Loading::Map, Loading::Read] {
+            let f = File::open(&path, loading).unwrap();
+            assert_eq!(f.as_ref(), want);
+            assert_eq!(f.is_mapped(), loading == Loading::Map);
+            f.check_unchanged().unwrap();
+            let open = open_gguf(&path, loading).unwrap();
+            assert_eq!(open.gguf.tensor("t0").unwrap().rows(), 1);
+            open.check_unchanged().unwrap();
+        }
+        let f = File::from_memory(want.clone(), "given");
+        assert_eq!((f.as_ref(), &**f.name()), (&*want, "given"));
+        parse(vec![Arc::new(f)]).unwrap();
+    }
+
+    #[test]
+    fn a_handle_is_read_from_its_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, b"0123456789").unwrap();
+        for loading in [Loading::Map, Loading::Read] {
+            let mut handle = fs::File::open(&path).unwrap();
+            handle.read_exact(&mut [0; 4]).unwrap();
+            assert_eq!(File::from_handle(handle, "fd", loading).unwrap().as_ref(), b"0123456789");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_by_its_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        for loading in [Loading::Map, Loading::Read] {
+            assert!(message(File::open(dir.path(), loading)).contains("is a directory"));
+            let empty = dir.path().join("empty");
+            fs::write(&empty, b"").unwrap();
+            assert!(message(File::open(&empty, loading)).ends_with("the file is empty"));
+            let missing = message(File::open(&dir.path().join("none"), loading));
+            assert!(missing.contains("none") && missing.contains("No such file"), "{missing}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn fifos_sockets_and_devices_are_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        assert!(message(File::open(&fifo, Loading::Map)).ends_with("is a FIFO, not a regular file"));
+        // Also when the FIFO takes the file's place between the look and the opening.
+        let handle = open_without_waiting(&fifo).unwrap();
+        assert!(message(File::from_handle(handle, "f", Loading::Read)).contains("is a FIFO"));
+
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(message(File::open(&socket, Loading::Map)).contains("is a socket"));
+        assert!(message(File::open(Path::new("/dev/null"), Loading::Read)).contains("is a device"));
+    }
+
+    #[test]
+    fn a_change_after_mapping_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        fs::write(&path, [1; 100]).unwrap();
+        let mapped = File::open(&path, Loading::Map).unwrap();
+        let read = File::open(&path, Loading::Read).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(40).unwrap();
+        let m = message(mapped.check_unchanged());
+        assert!(m.contains("had 100 bytes") && m.contains("has 40 now"), "{m}");
+        read.check_unchanged().unwrap();
+        assert_eq!(read.as_ref(), [1; 100]);
+        file.set_len(100).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(message(mapped.check_unchanged()).contains("was written to"));
+    }
+
+    #[test]
+    fn a_file_replaced_by_renaming_keeps_its_old_contents() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("f"), dir.path().join("g"));
+        fs::write(&path, [1; 100]).unwrap();
+        let mapped = File::open(&path, Loading::Map).unwrap();
+        fs::File::create(&other).unwrap().write_all(&[2; 7]).unwrap();
+        fs::rename(&other, &path).unwrap();
+        mapped.check_unchanged().unwrap();
+        assert_eq!(mapped.as_ref(), [1; 100]);
+    }
+
+    #[test]
+    fn shards_open_together_whichever_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |i| dir.path().join(format!("m-{i:05}-of-00003.gguf"));
+        (1..=3).for_each(|i| model(&path(i), i - 1, 3));
+        for i in 1..=3 {
+            let open = open_gguf(&path(i), Loading::Map).unwrap();
+            assert_eq!(open.files.len(), 3);
+            for no in 0..3u8 {
+                let t = open.gguf.tensor(&format!("t{no}")).unwrap();
+                assert_eq!(t.matrix().bytes(), [no; 16]);
+                assert!(t.file().ends_with(&format!("{:05}-of-00003.gguf", no + 1)));
+            }
+        }
+        fs::remove_file(path(2)).unwrap();
+        let m = message(open_gguf(&path(1), Loading::Map));
+        assert!(m.contains("m-00002-of-00003.gguf"), "{m}");
+        // A shard alone, under another name, says what it needs.
+        let alone = dir.path().join("alone.gguf");
+        fs::copy(path(1), &alone).unwrap();
+        let m = message(open_gguf(&alone, Loading::Map));
+        assert!(m.contains("split.count") && m.contains("one shard of several"), "{m}");
+    }
+}

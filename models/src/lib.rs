@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 mod error;
 pub mod gguf;
 mod tensor;

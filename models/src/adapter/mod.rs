@@ -1,0 +1,89 @@
+//! Adapters: what is added to a base model's linear layers, and the files it comes from.
+//!
+//! The native form, which every kind of adapter is brought to when it is loaded:
+//!
+//! ```text
+//! y = s ⊙ W x  +  scale · g ⊙ ( U · C · Vᵀ x )  +  b
+//! ```
+//!
+//! U and V are a [`Basis`] shared by many adapters, or an adapter's own [`Factors`]; C, s, g and b
+//! are its [`Core`] at one [`Site`].
+
+mod batch;
+mod builder;
+mod core;
+mod hash;
+mod set;
+mod site;
+
+use std::sync::Arc;
+
+pub use self::{
+    batch::BatchAdapters,
+    builder::AdapterBuilder,
+    core::{Basis, Core, CoreMatrix, Delta, Factors, MAX_RANK},
+    set::{AdapterKey, AdapterSet},
+    site::{Projection, Site, SiteShape, SiteShapes},
+};
+
+/// One adapter: its cores by site. Cheap to keep: tensors point into mapped files.
+#[derive(Debug)]
+pub struct Adapter {
+    name: Arc<str>,
+    identity: u128,
+    basis: Option<Arc<Basis>>,
+    cores: Vec<(Site, Core)>,
+    /// By [`Site::index`]: 1 + index into `cores`, or 0.
+    index: Vec<u32>,
+    bytes: usize,
+    invocation: Vec<u32>,
+}
+
+impl Adapter {
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A hash of its content: the same weights under another name, or loaded again, have the
+    /// same identity; other weights under the same name have another.
+    pub fn identity(&self) -> u128 {
+        self.identity
+    }
+
+    /// The factors it shares with other adapters.
+    pub fn basis(&self) -> Option<&Arc<Basis>> {
+        self.basis.as_ref()
+    }
+
+    /// What it adds at `site`.
+    pub fn core(&self, site: Site) -> Option<&Core> {
+        let i = self.index.get(site.index())?.checked_sub(1)?;
+        self.cores.get(i as usize).map(|(_, core)| core)
+    }
+
+    /// Sites and cores, in ascending order of sites.
+    pub fn cores(&self) -> &[(Site, Core)] {
+        &self.cores
+    }
+
+    /// U and V at `site`, shared or its own.
+    pub fn factors(&self, site: Site) -> Option<&Factors> {
+        match &self.core(site)?.delta {
+            Delta::Shared(_) => self.basis.as_ref()?.factors(site),
+            Delta::Private(factors, _) => Some(factors),
+            Delta::None => None,
+        }
+    }
+
+    /// Bytes that belong to it alone; a shared basis does not count.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// An *activated* LoRA works only from the last place on where these tokens stand in the
+    /// prompt; empty for an adapter that always works.
+    pub fn invocation(&self) -> &[u32] {
+        &self.invocation
+    }
+}

@@ -1,0 +1,83 @@
+//! The adapters of one session, with their weights.
+
+use std::sync::Arc;
+
+use crate::{Error, Result};
+
+use super::Adapter;
+
+/// Adapters that work together on one row, each with its weight λ; the delta is `Σ λ_j ΔW_j`.
+///
+/// Sums are made in an order that depends on the adapters alone, not on the order given here.
+#[derive(Clone, Debug, Default)]
+pub struct AdapterSet {
+    entries: Vec<(Arc<Adapter>, f32)>,
+}
+
+/// What a set is to a key-value cache: equal keys, equal results. Adapters with λ = 0 do not count.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterKey(Vec<(u128, u32)>);
+
+impl AdapterKey {
+    /// Whether this is the base alone.
+    pub fn is_base(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// (identity, bits of λ), ascending.
+    pub fn entries(&self) -> &[(u128, u32)] {
+        &self.0
+    }
+}
+
+impl AdapterSet {
+    /// Checks the set.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a λ that is not finite, and for an adapter that stands twice.
+    pub fn new(entries: Vec<(Arc<Adapter>, f32)>) -> Result<AdapterSet> {
+        for (i, (adapter, scale)) in entries.iter().enumerate() {
+            let name = adapter.name();
+            if !scale.is_finite() {
+                return Err(Error::Request(format!("adapter `{name}`: scale {scale} is not finite")));
+            }
+            let twin = entries.iter().take(i).find(|(a, _)| a.identity() == adapter.identity());
+            if let Some((twin, _)) = twin {
+                let alias =
+                    if twin.name() == name { "stands twice" } else { "is the same adapter as another" };
+                let m = format!("adapter `{name}` {alias} (`{}`) in one set; add their scales", twin.name());
+                return Err(Error::Request(m));
+            }
+        }
+        Ok(AdapterSet { entries })
+    }
+
+    /// One adapter with λ = 1.
+    pub fn single(adapter: Arc<Adapter>) -> AdapterSet {
+        AdapterSet { entries: vec![(adapter, 1.0)] }
+    }
+
+    /// The entries in the order given.
+    pub fn entries(&self) -> &[(Arc<Adapter>, f32)] {
+        &self.entries
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// What a key-value cache must compare before anything computed under one set serves another.
+    pub fn key(&self) -> AdapterKey {
+        let active = self.entries.iter().filter(|(_, scale)| *scale != 0.0);
+        let mut key: Vec<_> = active.map(|(a, scale)| (a.identity(), scale.to_bits())).collect();
+        key.sort_unstable();
+        AdapterKey(key)
+    }
+}
+
+impl PartialEq for AdapterSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}

@@ -5,7 +5,11 @@
 //! [`quant::QMatrix`]: rows of blocks borrowed from wherever the caller keeps them.
 
 pub mod backend;
+pub mod cpu;
+pub mod ops;
 pub mod quant;
 
 pub use backend::{Backend, BackendError};
+pub use cpu::Cpu;
+pub use ops::Reference;
 pub use quant::{QMatrix, QuantType};

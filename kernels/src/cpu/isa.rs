@@ -1,0 +1,127 @@
+//! What the processor can do, found out once.
+
+use std::fmt;
+
+/// Instruction sets with kernels of their own, from the least to the most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// What the compiler's target has anyway.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// The same with VNNI instructions on 256 bits (`avxvnni`).
+    Avx2Vnni,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// The same with VNNI.
+    Avx512Vnni,
+    /// The same with BF16.
+    Avx512Bf16,
+}
+
+impl Level {
+    /// All of them, in order.
+    pub const ALL: [Level; 6] =
+        [Level::Portable, Level::Avx2, Level::Avx2Vnni, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16];
+
+    /// As `LORY_ISA` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx2Vnni => "avx2-vnni",
+            Level::Avx512 => "avx512",
+            Level::Avx512Vnni => "avx512-vnni",
+            Level::Avx512Bf16 => "avx512-bf16",
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn detected(self) -> bool {
+        use std::arch::is_x86_feature_detected as has;
+        let avx2 = || has!("avx2") && has!("fma") && has!("f16c");
+        let avx512 = || avx2() && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+        match self {
+            Level::Portable => true,
+            Level::Avx2 => avx2(),
+            Level::Avx2Vnni => avx2() && has!("avxvnni"),
+            Level::Avx512 => avx512(),
+            Level::Avx512Vnni => avx512() && has!("avx512vnni"),
+            Level::Avx512Bf16 => avx512() && has!("avx512vnni") && has!("avx512bf16"),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detected(self) -> bool {
+        self == Level::Portable
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Proof that this processor has a level: there is no way to make one without asking it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Level);
+
+impl Isa {
+    /// The best level of this machine.
+    pub fn detect() -> Isa {
+        Isa::available().last().copied().unwrap_or(Isa(Level::Portable))
+    }
+
+    /// All levels of this machine, from the least to the most.
+    pub fn available() -> Vec<Isa> {
+        Level::ALL.into_iter().filter(|level| level.detected()).map(Isa).collect()
+    }
+
+    /// The given level, if this machine has it.
+    pub fn at(level: Level) -> Option<Isa> {
+        level.detected().then_some(Isa(level))
+    }
+
+    /// The level that the environment variable `LORY_ISA` asks for, else the best.
+    ///
+    /// # Errors
+    /// A level that does not exist or that this machine lacks, with the possible ones named.
+    pub fn from_env() -> Result<Isa, String> {
+        match std::env::var("LORY_ISA") {
+            Ok(name) if !name.is_empty() => Isa::parse(&name),
+            _ => Ok(Isa::detect()),
+        }
+    }
+
+    fn parse(name: &str) -> Result<Isa, String> {
+        let found = Isa::available().into_iter().find(|isa| isa.0.name().eq_ignore_ascii_case(name));
+        found.ok_or_else(|| {
+            let names: Vec<_> = Isa::available().iter().map(|isa| isa.0.name()).collect();
+            format!("LORY_ISA={name}: this machine has {}", names.join(", "))
+        })
+    }
+
+    /// Which level it proves.
+    pub fn level(self) -> Level {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_levels_name_the_choices() {
+        assert_eq!(Isa::parse("PORTABLE").unwrap().level(), Level::Portable);
+        let error = Isa::parse("sse9").unwrap_err();
+        assert!(error.contains("sse9") && error.contains("portable"), "{error}");
+    }
+
+    #[test]
+    fn the_best_is_available() {
+        assert!(Isa::available().contains(&Isa::detect()));
+        assert_eq!(Isa::at(Level::Portable).map(Isa::level), Some(Level::Portable));
+    }
+}

@@ -1,0 +1,58 @@
+//! Allocation that can fail.
+
+use std::alloc::{Layout, alloc_zeroed};
+
+use crate::backend::BackendError;
+
+/// Numbers for which all-zero bytes are the value 0.
+pub(crate) trait Zeroable: Copy {}
+impl Zeroable for f32 {}
+impl Zeroable for u8 {}
+
+/// `len` zeros, of pages that the system hands out only when they are touched; an error instead of an abort when
+/// there is no room.
+pub(crate) fn zeros<T: Zeroable>(
+    device: &str,
+    what: &'static str,
+    len: usize,
+) -> Result<Vec<T>, BackendError> {
+    let failed = || BackendError::OutOfMemory {
+        device: device.into(),
+        what,
+        bytes: len.saturating_mul(size_of::<T>()),
+    };
+    let layout = Layout::array::<T>(len).map_err(|_| failed())?;
+    if layout.size() == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the size of the layout is not 0.
+    let pointer = unsafe { alloc_zeroed(layout) }.cast::<T>();
+    if pointer.is_null() {
+        return Err(failed());
+    }
+    // SAFETY: the pointer comes from the global allocator with the layout of `len` values of T, and
+    // `Zeroable` makes zeroed bytes `len` valid values.
+    Ok(unsafe { Vec::from_raw_parts(pointer, len, len) })
+}
+
+/// A saved page of the wrong length.
+pub(crate) fn wrong_page(device: &str, needed: usize, got: usize) -> BackendError {
+    BackendError::Device {
+        device: device.into(),
+        message: format!("a saved cache page has {got} bytes, this cache needs {needed}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_much_is_an_error() {
+        assert_eq!(zeros::<f32>("cpu", "a buffer", 3).unwrap(), [0.0; 3]);
+        assert!(zeros::<f32>("cpu", "a buffer", 0).unwrap().is_empty());
+        let error = zeros::<f32>("cpu", "a buffer", usize::MAX / 2).unwrap_err();
+        assert!(error.to_string().contains("out of memory"), "{error}");
+        assert!(zeros::<f32>("cpu", "a buffer", 1 << 60).is_err());
+    }
+}

@@ -9,9 +9,12 @@
 //! U and V are a [`Basis`] shared by many adapters, or an adapter's own [`Factors`]; C, s, g and b
 //! are its [`Core`] at one [`Site`].
 
+mod base;
 mod batch;
 mod builder;
 mod core;
+mod finite;
+pub mod gguf_lora;
 mod hash;
 mod set;
 mod site;
@@ -19,6 +22,7 @@ mod site;
 use std::sync::Arc;
 
 pub use self::{
+    base::{BaseCheck, BaseInfo, Fingerprint, synthetic_base},
     batch::BatchAdapters,
     builder::AdapterBuilder,
     core::{Basis, Core, CoreMatrix, Delta, Factors, MAX_RANK},

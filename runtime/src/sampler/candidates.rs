@@ -1,0 +1,174 @@
+//! The tokens still in the running, kept only as sorted as the steps need.
+
+use std::cmp::Ordering;
+
+use super::SamplerError;
+
+/// A token that may be drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Candidate {
+    pub id: u32,
+    pub logit: f32,
+    /// Probability among the candidates, valid after [`Candidates::softmax`].
+    pub p: f32,
+}
+
+/// Likelier first; equal logits by id, so that the order is total and never up to the algorithm.
+fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
+    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
+}
+
+/// Moves the `to` first elements of the order to the front and sorts them, where the first `from`
+/// are so already.
+pub(super) fn sort_prefix<T>(items: &mut [T], from: usize, to: usize, cmp: impl Fn(&T, &T) -> Ordering) {
+    let to = to.min(items.len());
+    if from >= to {
+        return;
+    }
+    let rest = &mut items[from..];
+    if to - from < rest.len() {
+        rest.select_nth_unstable_by(to - from, &cmp);
+    }
+    rest[..to - from].sort_unstable_by(&cmp);
+}
+
+/// The candidates of one step. The buffer is reused from step to step.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Candidates {
+    pub items: Vec<Candidate>,
+    /// The first so many items are the likeliest, in order.
+    sorted: usize,
+}
+
+impl Candidates {
+    /// Takes the `k` likeliest of `logits` (0: all that are possible). Tokens of logit −inf never
+    /// take part. One pass with a rising threshold: of a vocabulary of 128k few elements are
+    /// looked at twice.
+    pub fn fill(&mut self, logits: &[f32], k: usize) -> Result<(), SamplerError> {
+        let all = k == 0 || k >= logits.len();
+        let room = if all { logits.len() } else { (4 * k).max(1024) };
+        self.items.clear();
+        self.items.reserve(room);
+        self.sorted = 0;
+        let mut floor = f32::NEG_INFINITY;
+        for (id, &logit) in logits.iter().enumerate() {
+            // False for NaN as well, which check_numbers has excluded.
+            if logit > floor {
+                self.items.push(Candidate { id: id as u32, logit, p: 0.0 });
+                if !all && self.items.len() == room {
+                    self.items.select_nth_unstable_by(k - 1, likelier);
+                    self.items.truncate(k);
+                    // Later tokens of this very logit rank behind by their id.
+                    floor = self.items[k - 1].logit;
+                }
+            }
+        }
+        if self.items.is_empty() {
+            return Err(SamplerError::NothingLeft);
+        }
+        if !all {
+            self.sort(k);
+            self.items.truncate(k);
+            self.sorted = self.items.len();
+        }
+        Ok(())
+    }
+
+    /// Sorts the `n` likeliest to the front.
+    pub fn sort(&mut self, n: usize) {
+        sort_prefix(&mut self.items, self.sorted, n, likelier);
+        self.sorted = self.sorted.max(n.min(self.items.len()));
+    }
+
+    /// Keeps the first `n`.
+    pub fn truncate(&mut self, n: usize) {
+        self.items.truncate(n);
+        self.sorted = self.sorted.min(self.items.len());
+    }
+
+    /// Keeps what `keep` accepts, in the present order. `keep` may drop likely ones: the remaining
+    /// order is still that of likelihood where it was.
+    pub fn retain(&mut self, keep: impl Fn(&Candidate) -> bool) {
+        let prefix = self.items.iter().take(self.sorted).filter(|c| keep(c)).count();
+        self.items.retain(keep);
+        self.sorted = prefix;
+    }
+
+    /// The order was changed to something else.
+    pub fn forget_order(&mut self) {
+        self.sorted = 0;
+    }
+
+    /// The likeliest candidate; there is always one.
+    pub fn best(&self) -> Candidate {
+        if self.sorted > 0 {
+            return self.items[0];
+        }
+        self.items.iter().copied().min_by(likelier).expect("candidates are never empty after fill")
+    }
+
+    /// Fills `p`. Sums in f64: 128k terms of f32 would lose the third digit.
+    pub fn softmax(&mut self) {
+        let max = self.best().logit;
+        let mut sum = 0.0f64;
+        for c in &mut self.items {
+            c.p = libm::expf(c.logit - max);
+            sum += f64::from(c.p);
+        }
+        let norm = (1.0 / sum) as f32;
+        for c in &mut self.items {
+            c.p *= norm;
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) fn of_probabilities(p: &[f32]) -> Candidates {
+    let logits: Vec<f32> = p.iter().map(|p| p.ln()).collect();
+    let mut c = Candidates::default();
+    c.fill(&logits, 0).unwrap();
+    c
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::rng::Rng, *};
+
+    #[test]
+    fn top_k_equals_a_full_sort_over_a_large_vocabulary() {
+        let mut rng = Rng::new(3);
+        // Coarse values, so that there are many ties.
+        let logits: Vec<f32> = (0..50_000).map(|_| (rng.uniform() * 300.0).floor() as f32).collect();
+        let mut order: Vec<u32> = (0..50_000).collect();
+        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+        for k in [1, 2, 40, 1024, 5000, 49_999] {
+            let mut c = Candidates::default();
+            c.fill(&logits, k).unwrap();
+            let got: Vec<u32> = c.items.iter().map(|c| c.id).collect();
+            assert_eq!(got, order[..k], "k = {k}");
+        }
+        let mut rising: Vec<f32> = (0..20_000).map(|i| i as f32).collect();
+        let mut c = Candidates::default();
+        c.fill(&rising, 3).unwrap();
+        assert_eq!(c.items.iter().map(|c| c.id).collect::<Vec<_>>(), [19_999, 19_998, 19_997]);
+        rising.fill(f32::NEG_INFINITY);
+        assert_eq!(c.fill(&rising, 3), Err(SamplerError::NothingLeft));
+    }
+
+    #[test]
+    fn partial_sorting_extends() {
+        let mut c = of_probabilities(&[0.1, 0.05, 0.4, 0.25, 0.2]);
+        c.sort(2);
+        assert_eq!(c.items[..2].iter().map(|c| c.id).collect::<Vec<_>>(), [2, 3]);
+        c.sort(5);
+        assert_eq!(c.items.iter().map(|c| c.id).collect::<Vec<_>>(), [2, 3, 4, 0, 1]);
+    }
+
+    #[test]
+    fn softmax_survives_large_logits() {
+        let mut c = Candidates::default();
+        c.fill(&[1e30, 1e30, -1e30, f32::NEG_INFINITY], 0).unwrap();
+        c.softmax();
+        assert_eq!(c.items.iter().map(|c| c.p).collect::<Vec<_>>(), [0.5, 0.5, 0.0]);
+    }
+}

@@ -1,0 +1,227 @@
+//! Drawing the next token from the model's logits.
+//!
+//! A [`Sampler`] belongs to one sequence: it remembers the tokens that penalties look back on, the
+//! state of mirostat and of its generator. The same options, seed, tokens and logits give the same
+//! draws on every platform: random numbers, exponentials and logarithms are computed in software,
+//! and no result depends on the order in which an algorithm happens to leave equal elements.
+
+mod candidates;
+mod dry;
+mod history;
+mod logprobs;
+mod options;
+mod rng;
+mod truncate;
+
+use candidates::Candidates;
+use dry::Dry;
+pub use dry::DryBreakers;
+use history::History;
+use logprobs::Distribution;
+pub use options::{DryOptions, MirostatOptions, SamplerError, SamplerOptions, XtcOptions};
+use rng::Rng;
+
+/// Draws tokens for one sequence.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    options: SamplerOptions,
+    seed: u64,
+    rng: Rng,
+    history: History,
+    candidates: Candidates,
+    dry: Dry,
+    /// Mirostat's μ: the surprise in bits above which a token is cut off.
+    mu: f32,
+    distribution: Distribution,
+}
+
+/// A drawn token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// Its id.
+    pub token: u32,
+    /// Its log-probability, where [`SamplerOptions::logprobs`] asks for it. Of the model itself:
+    /// before penalties, truncation and temperature; natural logarithm.
+    pub logprob: Option<f32>,
+    /// The most likely tokens and their log-probabilities, likeliest first, as many as were asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl Sampler {
+    /// A sampler whose DRY stops at `breakers`; which tokens they are depends on the vocabulary.
+    pub fn with_breakers(options: &SamplerOptions, breakers: DryBreakers) -> Result<Self, SamplerError> {
+        options.validate()?;
+        let options = options.clone();
+        let seed = options.seed.unwrap_or_else(Rng::system_seed);
+        Ok(Sampler {
+            seed,
+            rng: Rng::new(seed),
+            history: History::new(&options),
+            candidates: Candidates::default(),
+            dry: Dry::new(breakers),
+            mu: options.mirostat.map_or(0.0, |m| 2.0 * m.tau),
+            distribution: Distribution::default(),
+            options,
+        })
+    }
+
+    /// The seed in use, also where the options left it open: given again, it gives the same draws.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &SamplerOptions {
+        &self.options
+    }
+
+    /// Adds a token of the text, of the prompt or drawn, to what penalties look back on.
+    pub fn accept(&mut self, token: u32) {
+        self.history.push(token);
+    }
+
+    /// Back to the state after `new`: no history, the generator at its seed.
+    pub fn reset(&mut self) {
+        self.rng = Rng::new(self.seed);
+        self.history.clear();
+        self.mu = self.options.mirostat.map_or(0.0, |m| 2.0 * m.tau);
+    }
+
+    /// Draws a token; the caller accepts it. Changes `logits` (vocabulary long). On an error
+    /// nothing was drawn, and the generator has not moved.
+    pub fn sample(&mut self, logits: &mut [f32]) -> Result<Choice, SamplerError> {
+        check_numbers(logits)?;
+        if let Some((token, _)) = self.options.logit_bias.iter().find(|(t, _)| *t as usize >= logits.len()) {
+            return Err(SamplerError::BiasOutOfRange { token: *token, vocab: logits.len() });
+        }
+        // The drawn token is known only at the end, when its logit may have been changed.
+        let untouched = self.options.logprobs.map(|n| {
+            self.distribution.read(logits, n);
+            Untouched::remember(logits, &self.options, &self.history)
+        });
+        for &(token, bias) in &self.options.logit_bias {
+            logits[token as usize] += bias;
+        }
+        if self.options.penalties_are_on() {
+            self.history.penalize(&self.options, logits);
+        }
+        if self.options.dry_is_on() {
+            self.dry.penalize(&self.options.dry, &self.history, logits);
+        }
+        let token = match self.options.mirostat {
+            Some(m) => self.draw_mirostat(logits, m)?,
+            None => self.draw(logits)?,
+        };
+        let Some(untouched) = untouched else {
+            return Ok(Choice { token, logprob: None, top: Vec::new() });
+        };
+        let logit = untouched.logit(token).unwrap_or(logits[token as usize]);
+        Ok(Choice {
+            token,
+            logprob: Some(self.distribution.log_probability(logit)),
+            top: self.distribution.top().to_vec(),
+        })
+    }
+
+    fn draw(&mut self, logits: &[f32]) -> Result<u32, SamplerError> {
+        let o = &self.options;
+        let c = &mut self.candidates;
+        let xtc_is_on = o.xtc.probability > 0.0;
+        if o.temp == 0.0 && o.typical_p >= 1.0 && !xtc_is_on {
+            // Whatever top-k, top-p and min-p leave, the likeliest token is among it.
+            c.fill(logits, 1)?;
+            return Ok(c.best().id);
+        }
+        c.fill(logits, o.top_k as usize)?;
+        truncate::typical(c, o.typical_p);
+        truncate::top_p(c, o.top_p);
+        truncate::min_p(c, o.min_p);
+        if xtc_is_on {
+            truncate::xtc(c, o.xtc, self.rng.uniform());
+        }
+        if o.temp == 0.0 {
+            return Ok(c.best().id);
+        }
+        apply_temperature(c, o.temp);
+        c.softmax();
+        Ok(c.items[pick(c, self.rng.uniform())].id)
+    }
+
+    fn draw_mirostat(&mut self, logits: &[f32], m: MirostatOptions) -> Result<u32, SamplerError> {
+        let c = &mut self.candidates;
+        c.fill(logits, if self.options.temp == 0.0 { 1 } else { 0 })?;
+        if self.options.temp > 0.0 {
+            apply_temperature(c, self.options.temp);
+        }
+        c.softmax();
+        let best = c.best();
+        let mu = self.mu;
+        c.retain(|i| i.id == best.id || -libm::log2f(i.p) <= mu);
+        c.softmax();
+        let i = pick(c, self.rng.uniform());
+        let surprise = -libm::log2f(c.items[i].p);
+        self.mu -= m.eta * (surprise - m.tau);
+        Ok(c.items[i].id)
+    }
+}
+
+/// The logits that the options may change, before they do.
+struct Untouched {
+    logits: Vec<(u32, f32)>,
+}
+
+impl Untouched {
+    fn remember(logits: &[f32], options: &SamplerOptions, history: &History) -> Self {
+        let recent = (0..history.len()).map(|i| history.back(i));
+        let touched = options.logit_bias.iter().map(|b| b.0).chain(recent);
+        let known = touched.filter_map(|t| logits.get(t as usize).map(|&l| (t, l))).collect();
+        Untouched { logits: known }
+    }
+
+    fn logit(&self, token: u32) -> Option<f32> {
+        self.logits.iter().find(|(t, _)| *t == token).map(|&(_, l)| l)
+    }
+}
+
+/// NaN and +inf come from damaged weights and have no meaning as a distribution; −inf forbids.
+fn check_numbers(logits: &[f32]) -> Result<(), SamplerError> {
+    // Blockwise, so that the common case runs without a branch per element.
+    for (block, chunk) in logits.chunks(1024).enumerate() {
+        if chunk.iter().fold(true, |ok, &l| ok & (l < f32::INFINITY)) {
+            continue;
+        }
+        if let Some(i) = chunk.iter().position(|&l| l.is_nan() || l == f32::INFINITY) {
+            let value = if chunk[i].is_nan() { "NaN" } else { "inf" };
+            return Err(SamplerError::NotANumber { token: (block * 1024 + i) as u32, value });
+        }
+    }
+    Ok(())
+}
+
+/// Divides by the temperature around the largest logit, so that even 1e-30 cannot overflow it.
+fn apply_temperature(c: &mut Candidates, temp: f32) {
+    let max = c.best().logit;
+    for i in &mut c.items {
+        i.logit = (i.logit - max) / temp;
+    }
+}
+
+/// The item at which the cumulated probability passes `u`, uniform in [0, 1).
+fn pick(c: &Candidates, u: f64) -> usize {
+    let total: f64 = c.items.iter().map(|i| f64::from(i.p)).sum();
+    let mut left = u * total;
+    let mut last = 0;
+    for (i, item) in c.items.iter().enumerate() {
+        if item.p > 0.0 {
+            last = i;
+            left -= f64::from(item.p);
+            if left < 0.0 {
+                break;
+            }
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests;

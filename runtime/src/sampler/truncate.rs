@@ -1,0 +1,175 @@
+//! The steps that take candidates out of the running.
+
+use super::{
+    candidates::{Candidates, sort_prefix},
+    options::XtcOptions,
+};
+
+/// How many items are sorted first where it is unknown how many will be needed.
+const FIRST_SORT: usize = 256;
+
+/// Locally typical sampling: the candidates whose surprise −ln p is nearest to the entropy, until
+/// their probabilities exceed `p` (source: Meister et al. 2022, arXiv 2202.00666).
+pub(super) fn typical(c: &mut Candidates, p: f32) {
+    if p >= 1.0 {
+        return;
+    }
+    c.softmax();
+    // −p ln p tends to 0 with p; a candidate of probability 0 must not bring in a NaN.
+    let surprise = |p: f32| f64::from(-libm::logf(p.max(f32::MIN_POSITIVE)));
+    let entropy: f64 = c.items.iter().map(|i| f64::from(i.p) * surprise(i.p)).sum();
+    let distance = |p: f32| (surprise(p) - entropy).abs();
+    let cmp = |a: &super::candidates::Candidate, b: &super::candidates::Candidate| {
+        distance(a.p).total_cmp(&distance(b.p)).then(a.id.cmp(&b.id))
+    };
+    let mut sum = 0.0f64;
+    let mut sorted = 0;
+    for i in 0..c.items.len() {
+        if i == sorted {
+            let next = (2 * sorted).max(FIRST_SORT);
+            sort_prefix(&mut c.items, sorted, next, cmp);
+            sorted = next;
+        }
+        sum += f64::from(c.items[i].p);
+        if sum > f64::from(p) {
+            c.truncate(i + 1);
+            break;
+        }
+    }
+    c.forget_order();
+}
+
+/// Nucleus sampling: the fewest candidates whose probabilities reach `p` (source: Holtzman et al.
+/// 2019, arXiv 1904.09751).
+pub(super) fn top_p(c: &mut Candidates, p: f32) {
+    if p >= 1.0 {
+        return;
+    }
+    c.softmax();
+    let mut sum = 0.0f64;
+    let mut sorted = 0;
+    for i in 0..c.items.len() {
+        if i == sorted {
+            sorted = (2 * sorted).max(FIRST_SORT);
+            c.sort(sorted);
+        }
+        sum += f64::from(c.items[i].p);
+        if sum >= f64::from(p) {
+            c.truncate(i + 1);
+            return;
+        }
+    }
+}
+
+/// Drops candidates less likely than `p` times the likeliest.
+pub(super) fn min_p(c: &mut Candidates, p: f32) {
+    if p <= 0.0 {
+        return;
+    }
+    let floor = c.best().logit + libm::logf(p);
+    c.retain(|i| i.logit >= floor);
+}
+
+/// Of the candidates at least as probable as the threshold only the least probable stays. `chance`
+/// is this step's uniform random number.
+pub(super) fn xtc(c: &mut Candidates, options: XtcOptions, chance: f64) {
+    if options.probability <= 0.0
+        || options.threshold > 0.5
+        || c.items.len() < 2
+        || chance > f64::from(options.probability)
+    {
+        return;
+    }
+    c.softmax();
+    let top = c.items.iter().filter(|i| i.p >= options.threshold);
+    let last = top.min_by(|a, b| a.logit.total_cmp(&b.logit).then(b.id.cmp(&a.id))).map(|i| i.id);
+    c.retain(|i| i.p < options.threshold || Some(i.id) == last);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::candidates::of_probabilities, *};
+
+    fn ids(c: &Candidates) -> Vec<u32> {
+        let mut ids: Vec<u32> = c.items.iter().map(|c| c.id).collect();
+        ids.sort();
+        ids
+    }
+
+    #[test]
+    fn top_p_keeps_the_fewest_that_reach_p() {
+        for (p, want) in [
+            (0.0, vec![3]),
+            (0.39, vec![3]),
+            (0.6, vec![2, 3]),
+            (0.85, vec![1, 2, 3]),
+            (1.0, vec![0, 1, 2, 3]),
+        ] {
+            let mut c = of_probabilities(&[0.1, 0.2, 0.3, 0.4]);
+            top_p(&mut c, p);
+            assert_eq!(ids(&c), want, "p = {p}");
+        }
+    }
+
+    #[test]
+    fn top_p_over_many_equal_tokens_goes_past_the_first_sort() {
+        let mut c = of_probabilities(&[1.0 / 4096.0; 4096]);
+        top_p(&mut c, 0.5);
+        assert_eq!(ids(&c), (0..2048).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn min_p_is_relative_to_the_best() {
+        for (p, want) in [(0.0, vec![0, 1, 2, 3]), (0.26, vec![1, 2, 3]), (0.74, vec![2, 3]), (1.0, vec![3])]
+        {
+            let mut c = of_probabilities(&[0.1, 0.2, 0.3, 0.4]);
+            min_p(&mut c, p);
+            assert_eq!(ids(&c), want, "p = {p}");
+            // The same when the order is known.
+            let mut c = of_probabilities(&[0.1, 0.2, 0.3, 0.4]);
+            c.sort(4);
+            min_p(&mut c, p);
+            assert_eq!(ids(&c), want, "p = {p}, sorted");
+        }
+    }
+
+    #[test]
+    fn typical_prefers_the_usual_surprise() {
+        // Entropy 0.943 nats; surprises 0.511, 1.386, 1.897: the distances are 0.43, 0.44, 0.95.
+        let p = [0.6, 0.25, 0.15];
+        for (limit, want) in [(0.5, vec![0]), (0.7, vec![0, 1]), (0.9, vec![0, 1, 2]), (1.0, vec![0, 1, 2])] {
+            let mut c = of_probabilities(&p);
+            typical(&mut c, limit);
+            assert_eq!(ids(&c), want, "typical_p = {limit}");
+        }
+        // The likeliest need not be typical: the entropy is 1.75 nats, the surprise of the first
+        // is 0.92, that of the others 2.30.
+        let mut c = of_probabilities(&[0.4, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]);
+        typical(&mut c, 0.35);
+        assert_eq!(ids(&c), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn typical_survives_zero_probability() {
+        let mut c = Candidates::default();
+        c.fill(&[0.0, -1000.0, 0.0], 0).unwrap();
+        typical(&mut c, 0.9);
+        assert_eq!(ids(&c), [0, 2]);
+    }
+
+    #[test]
+    fn xtc_leaves_the_least_of_the_top_choices() {
+        let on = XtcOptions { probability: 0.5, threshold: 0.15 };
+        let run = |options, chance| {
+            let mut c = of_probabilities(&[0.4, 0.1, 0.3, 0.2]);
+            xtc(&mut c, options, chance);
+            ids(&c)
+        };
+        assert_eq!(run(on, 0.5), [1, 3]);
+        assert_eq!(run(on, 0.51), [0, 1, 2, 3]);
+        assert_eq!(run(XtcOptions { probability: 0.0, ..on }, 0.0), [0, 1, 2, 3]);
+        assert_eq!(run(XtcOptions { threshold: 0.51, ..on }, 0.0), [0, 1, 2, 3]);
+        assert_eq!(run(XtcOptions { threshold: 0.35, ..on }, 0.0), [0, 1, 2, 3], "one top choice stays");
+        assert_eq!(run(XtcOptions { threshold: 0.0, ..on }, 0.0), [1], "all are top choices");
+    }
+}

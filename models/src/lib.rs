@@ -8,6 +8,7 @@ pub mod adapter;
 mod error;
 pub mod gguf;
 mod tensor;
+pub mod tokenizer;
 
 pub use error::Error;
 pub use tensor::{Bytes, Tensor};

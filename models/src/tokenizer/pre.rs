@@ -175,18 +175,15 @@ impl Splitter {
     }
 }
 
-fn split_stages<'t>(stages: &[Regex], text: &'t str, word: &mut impl FnMut(&'t str)) {
+/// `dyn`, because every stage wraps the callback once more and a generic one would have no end of types.
+fn split_stages<'t>(stages: &[Regex], text: &'t str, word: &mut dyn FnMut(&'t str)) {
     let Some((first, rest)) = stages.split_first() else {
         if !text.is_empty() {
             word(text);
         }
         return;
     };
-    pieces(first, text, &mut |piece| {
-        // A `&mut dyn` here keeps the recursion over stages from instantiating without end.
-        let word: &mut dyn FnMut(&'t str) = word;
-        split_stages(rest, piece, &mut |w| word(w));
-    });
+    pieces(first, text, &mut |piece| split_stages(rest, piece, word));
 }
 
 /// Matches of `regex` and the gaps between them.

@@ -319,7 +319,9 @@ fn type_of(value: &Value) -> String {
 fn read_roles(meta: &Metadata, n: usize, sentencepiece: bool) -> Result<Roles> {
     let role = |name: &str, default: Option<u32>| {
         let default = default.filter(|&id| sentencepiece && (id as usize) < n);
-        Ok::<_, crate::Error>(read_id(meta, &format!("tokenizer.ggml.{name}_token_id"), n)?.unwrap_or(default))
+        Ok::<_, crate::Error>(
+            read_id(meta, &format!("tokenizer.ggml.{name}_token_id"), n)?.unwrap_or(default),
+        )
     };
     Ok(Roles {
         bos: role("bos", Some(1))?,

@@ -7,6 +7,7 @@
 pub mod adapter;
 mod error;
 pub mod gguf;
+pub mod synth;
 mod tensor;
 pub mod tokenizer;
 

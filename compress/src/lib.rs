@@ -5,13 +5,23 @@
 
 #![forbid(unsafe_code)]
 
+mod allocate;
+mod baseline;
+mod cluster;
 mod diag;
 mod factors;
+mod frozen;
 mod full;
 mod linalg;
 mod rng;
+mod storage;
 
+pub use allocate::{Allocation, Goal, ModuleCurve, allocate, leading_energy};
+pub use baseline::{Single, svd_at_equal_bytes};
+pub use cluster::{ClusterOptions, Clustering, Visit, cluster};
 pub use diag::{Diag, jd_diag};
 pub use factors::{Factors, Stack};
+pub use frozen::{Frozen, Method};
 pub use full::{Full, FullOptions, jd_full, jd_full_shared};
 pub use rng::Rng;
+pub use storage::{Storage, Stored, matrix_bytes, read_matrix, row_type};

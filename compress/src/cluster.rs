@@ -1,0 +1,332 @@
+//! Which adapters share a basis: normalised k-means on the cores, then reassignment by error.
+//!
+//! One assignment holds for all modules, since an adapter in a running batch has one cluster. The start is
+//! k-means on the flattened cores of one common JD-Full, each adapter's vector normalised to length 1 (without
+//! that, norms that differ eightfold make most clusters singletons). Then, until nothing moves: a basis per
+//! cluster, and every adapter to the cluster where it loses least over the modules together.
+
+use rayon::prelude::*;
+
+use crate::factors::Stack;
+use crate::frozen::{Frozen, Method};
+use crate::full::{FullOptions, jd_full};
+use crate::rng::Rng;
+
+/// Sweeps of the bases that only serve to assign; the last percent of fit does not move adapters.
+const ASSIGN_SWEEPS: usize = 4;
+/// Lloyd iterations of k-means.
+const KMEANS_ITERATIONS: usize = 30;
+/// Starts of k-means, of which the tightest is taken.
+const KMEANS_STARTS: u64 = 4;
+
+/// How to cluster.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterOptions {
+    /// Number of clusters; capped by the number of adapters.
+    pub clusters: usize,
+    /// Rank of the bases that adapters are assigned by.
+    pub rank: usize,
+    /// Most reassignment rounds.
+    pub rounds: usize,
+    /// Seed of k-means and of the bases.
+    pub seed: u64,
+}
+
+/// A clustering and how it came about.
+#[derive(Clone, Debug)]
+pub struct Clustering {
+    /// The cluster of every adapter of the collection, below `clusters`.
+    pub assignment: Vec<usize>,
+    /// Number of clusters, none of them empty.
+    pub clusters: usize,
+    /// Mean err² over adapters and modules at the start of each round.
+    pub history: Vec<f64>,
+}
+
+impl Clustering {
+    /// Everything in one cluster.
+    pub fn single(adapters: usize) -> Clustering {
+        Clustering { assignment: vec![0; adapters], clusters: 1, history: Vec::new() }
+    }
+
+    /// The entries of a stack that belong to cluster `c`.
+    pub fn positions(&self, stack: &Stack, c: usize) -> Vec<usize> {
+        (0..stack.len()).filter(|&p| self.assignment[stack.members[p]] == c).collect()
+    }
+}
+
+/// Clusters `adapters` adapters by the given modules.
+///
+/// `visit` runs its argument on every module's stack, in parallel if it likes, and returns the results in
+/// the order of the modules; its error ends the clustering.
+///
+/// # Errors
+/// Those of `visit`.
+pub fn cluster<E>(adapters: usize, options: ClusterOptions, visit: &Visit<'_, E>) -> Result<Clustering, E> {
+    let k = options.clusters.clamp(1, adapters.max(1));
+    if k == 1 {
+        return Ok(Clustering::single(adapters));
+    }
+    let features = features(adapters, options, visit)?;
+    let mut assignment = kmeans(&features, k, options.seed);
+    let mut best = (f64::INFINITY, assignment.clone());
+    let mut history = Vec::new();
+    for round in 0..=options.rounds {
+        let losses = losses(adapters, k, &assignment, options, visit)?;
+        let total: f64 = (0..adapters).map(|i| losses[i][assignment[i]]).sum();
+        let sites = losses.iter().map(|l| l.last().copied().unwrap_or(0.0)).sum::<f64>().max(1.0);
+        history.push(total / sites);
+        if total < best.0 {
+            best = (total, assignment.clone());
+        }
+        // Rounds that gain a thousandth of the error cost more than they bring.
+        let stalled = history.len() > 1 && history[history.len() - 2] - total / sites < 1e-3 * total / sites;
+        if round == options.rounds || stalled {
+            break;
+        }
+        let mut next: Vec<usize> = losses.iter().map(|l| least(&l[..k])).collect();
+        repair(&mut next, k, &losses);
+        if next == assignment {
+            break;
+        }
+        assignment = next;
+    }
+    Ok(Clustering { assignment: best.1, clusters: k, history })
+}
+
+/// Runs a function on every module's stack; see [`cluster`].
+pub type Visit<'a, E> =
+    dyn Fn(&(dyn Fn(&Stack) -> Vec<(usize, Vec<f64>)> + Sync)) -> Result<Vec<Vec<(usize, Vec<f64>)>>, E> + 'a;
+
+/// Per adapter, its cores on one common basis per module, laid end to end and normalised.
+fn features<E>(adapters: usize, options: ClusterOptions, visit: &Visit<'_, E>) -> Result<Vec<Vec<f64>>, E> {
+    let mut features = vec![Vec::new(); adapters];
+    let per_module = visit(&|stack| {
+        let full = FullOptions { sweeps: ASSIGN_SWEEPS, ..FullOptions::new(options.rank, options.seed) };
+        let full = jd_full(stack, full);
+        let Some(u) = full.u.into_iter().next() else { return Vec::new() };
+        let frozen = Frozen::new(u, full.v, Method::Full);
+        let cores = frozen.projections(stack);
+        let flat = cores.iter().map(|c| c.col_iter().flat_map(|col| col.iter().copied()).collect());
+        stack.members.iter().copied().zip(flat).collect()
+    })?;
+    for module in per_module {
+        let width = module.first().map_or(0, |(_, core)| core.len());
+        let at = features.first().map_or(0, Vec::len);
+        for f in &mut features {
+            f.resize(at + width, 0.0);
+        }
+        for (member, core) in module {
+            features[member][at..].copy_from_slice(&core);
+        }
+    }
+    for f in &mut features {
+        let norm = f.iter().map(|x| x * x).sum::<f64>().sqrt();
+        if norm > 0.0 {
+            f.iter_mut().for_each(|x| *x /= norm);
+        }
+    }
+    Ok(features)
+}
+
+/// Per adapter, the summed err² under each cluster, and last the number of modules it has.
+fn losses<E>(
+    adapters: usize,
+    k: usize,
+    assignment: &[usize],
+    options: ClusterOptions,
+    visit: &Visit<'_, E>,
+) -> Result<Vec<Vec<f64>>, E> {
+    let per_module = visit(&|stack| {
+        let bases: Vec<Option<Frozen>> = (0..k)
+            .into_par_iter()
+            .map(|c| {
+                let positions: Vec<usize> =
+                    (0..stack.len()).filter(|&p| assignment[stack.members[p]] == c).collect();
+                if positions.is_empty() {
+                    return None;
+                }
+                let full =
+                    FullOptions { sweeps: ASSIGN_SWEEPS, ..FullOptions::new(options.rank, options.seed) };
+                let full = jd_full(&stack.select(&positions), full);
+                Some(Frozen::new(full.u.into_iter().next()?, full.v, Method::Full))
+            })
+            .collect();
+        let columns: Vec<Vec<f64>> = bases
+            .par_iter()
+            .map(|basis| match basis {
+                // On an orthonormal basis the projection is the core: err² = 1 − ‖core‖².
+                Some(b) => b.projections(stack).iter().map(|p| 1.0 - p.squared_norm_l2()).collect(),
+                // A cluster without an adapter at this module would represent nothing there.
+                None => vec![1.0; stack.len()],
+            })
+            .collect();
+        let row = |p: usize| columns.iter().map(|c| c[p]).chain([1.0]).collect();
+        stack.members.iter().enumerate().map(|(p, &m)| (m, row(p))).collect()
+    })?;
+    let mut sums = vec![vec![0.0; k + 1]; adapters];
+    for (member, errors) in per_module.into_iter().flatten() {
+        for (sum, e) in sums[member].iter_mut().zip(errors) {
+            *sum += e;
+        }
+    }
+    Ok(sums)
+}
+
+/// Index of the least value; the first of equals.
+fn least(values: &[f64]) -> usize {
+    let mut best = 0;
+    for (i, v) in values.iter().enumerate() {
+        if *v < values[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+/// Gives every empty cluster the adapter that fits its own cluster worst, out of those with company.
+fn repair(assignment: &mut [usize], k: usize, losses: &[Vec<f64>]) {
+    for c in 0..k {
+        let mut sizes = vec![0usize; k];
+        assignment.iter().for_each(|&a| sizes[a] += 1);
+        if sizes[c] > 0 {
+            continue;
+        }
+        let movable = (0..assignment.len()).filter(|&i| sizes[assignment[i]] > 1);
+        let worst = movable
+            .max_by(|&a, &b| losses[a][assignment[a]].total_cmp(&losses[b][assignment[b]]).then(b.cmp(&a)));
+        if let Some(i) = worst {
+            assignment[i] = c;
+        }
+    }
+}
+
+/// k-means with k-means++ starts; every cluster ends with at least one point (`k` ≤ points).
+fn kmeans(points: &[Vec<f64>], k: usize, seed: u64) -> Vec<usize> {
+    let run = |start: u64| {
+        let mut rng = Rng::stream(seed, 77 + start);
+        let mut centres = spread_centres(points, k, &mut rng);
+        let mut assignment = vec![0; points.len()];
+        for _ in 0..KMEANS_ITERATIONS {
+            let distances: Vec<Vec<f64>> =
+                points.par_iter().map(|p| centres.iter().map(|c| distance2(p, c)).collect()).collect();
+            let mut next: Vec<usize> = distances.iter().map(|d| least(d)).collect();
+            repair(&mut next, k, &distances);
+            if next == assignment {
+                break;
+            }
+            assignment = next;
+            centres = means(points, &assignment, k);
+        }
+        let spread: f64 = points.iter().zip(&assignment).map(|(p, &a)| distance2(p, &centres[a])).sum();
+        (spread, assignment)
+    };
+    let runs: Vec<(f64, Vec<usize>)> = (0..KMEANS_STARTS).into_par_iter().map(run).collect();
+    let tightest = runs.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+    tightest.map(|r| r.1).unwrap_or_default()
+}
+
+/// k-means++: each further centre is a point drawn with probability ∝ its squared distance to the others.
+fn spread_centres(points: &[Vec<f64>], k: usize, rng: &mut Rng) -> Vec<Vec<f64>> {
+    let mut centres = vec![points[rng.below(points.len())].clone()];
+    let mut nearest: Vec<f64> = points.iter().map(|p| distance2(p, &centres[0])).collect();
+    while centres.len() < k {
+        let mut at = rng.uniform() * nearest.iter().sum::<f64>();
+        let drawn = nearest.iter().position(|d| {
+            at -= d;
+            at < 0.0
+        });
+        // All points equal: any will do, `repair` spreads them.
+        let centre = points[drawn.unwrap_or(points.len() - 1)].clone();
+        for (n, p) in nearest.iter_mut().zip(points) {
+            *n = n.min(distance2(p, &centre));
+        }
+        centres.push(centre);
+    }
+    centres
+}
+
+fn means(points: &[Vec<f64>], assignment: &[usize], k: usize) -> Vec<Vec<f64>> {
+    let width = points.first().map_or(0, Vec::len);
+    let mut sums = vec![(0.0f64, vec![0.0; width]); k];
+    for (p, &a) in points.iter().zip(assignment) {
+        sums[a].0 += 1.0;
+        sums[a].1.iter_mut().zip(p).for_each(|(s, x)| *s += x);
+    }
+    for (count, sum) in &mut sums {
+        sum.iter_mut().for_each(|s| *s /= count.max(1.0));
+    }
+    sums.into_iter().map(|s| s.1).collect()
+}
+
+fn distance2(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::factors::Factors;
+    use crate::linalg;
+    use faer::Mat;
+
+    /// Adapters of `families` that have nothing in common, interleaved: adapter i is of family i mod `families`.
+    fn families(n: usize, families: usize, d: usize) -> Stack {
+        let items: Vec<_> = (0..n)
+            .map(|i| {
+                let f = (i % families) as u64;
+                let u = linalg::random(d, 3, &mut Rng::stream(1, f));
+                let v = linalg::random(3, d, &mut Rng::stream(2, f));
+                let mix = linalg::random(3, 3, &mut Rng::stream(3, i as u64));
+                let size = 1.0 + 7.0 * (i as f32 / n as f32);
+                let b = linalg::mul(u.as_ref(), mix.as_ref());
+                (i, Factors { b: Mat::from_fn(d, 3, |r, c| size * b[(r, c)]), a: v })
+            })
+            .collect();
+        Stack::new(d, d, &items)
+    }
+
+    fn run(stacks: &[Stack], n: usize, k: usize) -> Clustering {
+        let visit = |f: &(dyn Fn(&Stack) -> Vec<(usize, Vec<f64>)> + Sync)| {
+            Ok::<_, ()>(stacks.iter().map(f).collect())
+        };
+        let options = ClusterOptions { clusters: k, rank: 3, rounds: 8, seed: 1 };
+        cluster(n, options, &visit).unwrap()
+    }
+
+    #[test]
+    fn finds_families_and_loses_nothing_then() {
+        let n = 24;
+        let stacks = [families(n, 4, 40), families(n, 4, 50)];
+        let found = run(&stacks, n, 4);
+        for i in 0..n {
+            assert_eq!(found.assignment[i], found.assignment[i % 4], "{:?}", found.assignment);
+        }
+        assert!(*found.history.last().unwrap() < 1e-4, "{:?}", found.history);
+    }
+
+    #[test]
+    fn no_cluster_is_empty_even_with_equal_adapters() {
+        let n = 6;
+        let items: Vec<_> = (0..n)
+            .map(|i| {
+                let b = linalg::random(10, 2, &mut Rng::new(1));
+                (i, Factors { b, a: linalg::random(2, 12, &mut Rng::new(2)) })
+            })
+            .collect();
+        let found = run(&[Stack::new(10, 12, &items)], n, 4);
+        for c in 0..4 {
+            assert!(found.assignment.contains(&c), "{:?}", found.assignment);
+        }
+    }
+
+    #[test]
+    fn does_not_depend_on_the_number_of_threads() {
+        let stacks = [families(20, 3, 30)];
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| run(&stacks, 20, 5).assignment)
+        };
+        assert_eq!(with(1), with(4));
+    }
+}

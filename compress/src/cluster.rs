@@ -1,8 +1,10 @@
 //! Which adapters share a basis: normalised k-means on the cores, then reassignment by error.
 //!
 //! One assignment holds for all modules, since an adapter in a running batch has one cluster. The start is
-//! k-means on the flattened cores of one common JD-Full, each adapter's vector normalised to length 1 (without
-//! that, norms that differ eightfold make most clusters singletons). Then, until nothing moves: a basis per
+//! k-means on the flattened cores C_i of one common JD-Full, each adapter's vector normalised to length 1
+//! (without that, norms that differ eightfold make most clusters singletons). Cores of one subspace that mix
+//! its directions differently lie far apart in that picture, so a second start uses C_iC_iᵀ and C_iᵀC_i, which
+//! only see the subspaces; the start with the least error is taken. Then, until nothing moves: a basis per
 //! cluster, and every adapter to the cluster where it loses least over the modules together.
 
 use rayon::prelude::*;
@@ -10,10 +12,13 @@ use rayon::prelude::*;
 use crate::factors::Stack;
 use crate::frozen::{Frozen, Method};
 use crate::full::{FullOptions, jd_full};
+use crate::linalg;
 use crate::rng::Rng;
 
 /// Sweeps of the bases that only serve to assign; the last percent of fit does not move adapters.
 const ASSIGN_SWEEPS: usize = 4;
+/// Most columns of the common basis that k-means looks through.
+const FEATURE_RANK: usize = 48;
 /// Lloyd iterations of k-means.
 const KMEANS_ITERATIONS: usize = 30;
 /// Starts of k-means, of which the tightest is taken.
@@ -67,13 +72,24 @@ pub fn cluster<E>(adapters: usize, options: ClusterOptions, visit: &Visit<'_, E>
     if k == 1 {
         return Ok(Clustering::single(adapters));
     }
-    let features = features(adapters, options, visit)?;
-    let mut assignment = kmeans(&features, k, options.seed);
+    let [cores, spans] = features(adapters, options, visit)?;
+    let mut assignment = kmeans(&cores, k, options.seed);
+    let mut first = losses(adapters, k, &assignment, options, visit)?;
+    let other = kmeans(&spans, k, options.seed);
+    let second = losses(adapters, k, &other, options, visit)?;
+    if total(&second, &other) < total(&first, &assignment) {
+        (assignment, first) = (other, second);
+    }
+    drop((cores, spans));
     let mut best = (f64::INFINITY, assignment.clone());
     let mut history = Vec::new();
+    let mut known = Some(first);
     for round in 0..=options.rounds {
-        let losses = losses(adapters, k, &assignment, options, visit)?;
-        let total: f64 = (0..adapters).map(|i| losses[i][assignment[i]]).sum();
+        let losses = match known.take() {
+            Some(losses) => losses,
+            None => losses(adapters, k, &assignment, options, visit)?,
+        };
+        let total = total(&losses, &assignment);
         let sites = losses.iter().map(|l| l.last().copied().unwrap_or(0.0)).sum::<f64>().max(1.0);
         history.push(total / sites);
         if total < best.0 {
@@ -94,39 +110,76 @@ pub fn cluster<E>(adapters: usize, options: ClusterOptions, visit: &Visit<'_, E>
     Ok(Clustering { assignment: best.1, clusters: k, history })
 }
 
+fn total(losses: &[Vec<f64>], assignment: &[usize]) -> f64 {
+    losses.iter().zip(assignment).map(|(l, &c)| l[c]).sum()
+}
+
 /// Runs a function on every module's stack; see [`cluster`].
 pub type Visit<'a, E> =
     dyn Fn(&(dyn Fn(&Stack) -> Vec<(usize, Vec<f64>)> + Sync)) -> Result<Vec<Vec<(usize, Vec<f64>)>>, E> + 'a;
 
-/// Per adapter, its cores on one common basis per module, laid end to end and normalised.
-fn features<E>(adapters: usize, options: ClusterOptions, visit: &Visit<'_, E>) -> Result<Vec<Vec<f64>>, E> {
-    let mut features = vec![Vec::new(); adapters];
+/// Per adapter, two descriptions on one common basis per module, each laid end to end and normalised: the
+/// cores, and the subspaces that the cores span on both sides.
+fn features<E>(
+    adapters: usize,
+    options: ClusterOptions,
+    visit: &Visit<'_, E>,
+) -> Result<[Vec<Vec<f64>>; 2], E> {
+    // The common basis must see every cluster's directions, not only those of the largest.
+    let rank = (options.rank * options.clusters).min(FEATURE_RANK).max(options.rank);
     let per_module = visit(&|stack| {
-        let full = FullOptions { sweeps: ASSIGN_SWEEPS, ..FullOptions::new(options.rank, options.seed) };
+        let full = FullOptions { sweeps: ASSIGN_SWEEPS, ..FullOptions::new(rank, options.seed) };
         let full = jd_full(stack, full);
         let Some(u) = full.u.into_iter().next() else { return Vec::new() };
         let frozen = Frozen::new(u, full.v, Method::Full);
         let cores = frozen.projections(stack);
         let flat = cores.iter().map(|c| c.col_iter().flat_map(|col| col.iter().copied()).collect());
-        stack.members.iter().copied().zip(flat).collect()
+        let shape = |core: Vec<f64>| [vec![frozen.rank() as f64], core].concat();
+        stack.members.iter().copied().zip(flat.map(shape)).collect()
     })?;
+    let mut cores = vec![Vec::new(); adapters];
+    let mut spans = vec![Vec::new(); adapters];
     for module in per_module {
-        let width = module.first().map_or(0, |(_, core)| core.len());
-        let at = features.first().map_or(0, Vec::len);
-        for f in &mut features {
-            f.resize(at + width, 0.0);
-        }
-        for (member, core) in module {
-            features[member][at..].copy_from_slice(&core);
+        let described: Vec<(usize, Vec<f64>, Vec<f64>)> = module
+            .into_iter()
+            .map(|(member, shaped)| {
+                let (rank, core) = shaped.split_first().map_or((0, &[][..]), |(r, c)| (*r as usize, c));
+                let core_spans = subspaces(core, rank);
+                (member, core.to_vec(), core_spans)
+            })
+            .collect();
+        let Some((_, core, span)) = described.first() else { continue };
+        let (core_width, span_width) = (core.len(), span.len());
+        let (core_at, span_at) = (cores[0].len(), spans[0].len());
+        cores.iter_mut().for_each(|f| f.resize(core_at + core_width, 0.0));
+        spans.iter_mut().for_each(|f| f.resize(span_at + span_width, 0.0));
+        for (member, core, span) in described {
+            cores[member][core_at..].copy_from_slice(&core);
+            spans[member][span_at..].copy_from_slice(&span);
         }
     }
-    for f in &mut features {
+    normalise(&mut cores);
+    normalise(&mut spans);
+    Ok([cores, spans])
+}
+
+/// C Cᵀ and CᵀC of a core given column by column.
+fn subspaces(core: &[f64], rows: usize) -> Vec<f64> {
+    if rows == 0 {
+        return Vec::new();
+    }
+    let c = faer::MatRef::from_column_major_slice(core, rows, core.len() / rows);
+    let both = [linalg::mul(c, c.transpose()), linalg::mul_tn(c, c)];
+    both.iter().flat_map(|m| m.col_iter()).flat_map(|col| col.iter().copied()).collect()
+}
+
+fn normalise(features: &mut [Vec<f64>]) {
+    for f in features {
         let norm = f.iter().map(|x| x * x).sum::<f64>().sqrt();
         if norm > 0.0 {
             f.iter_mut().for_each(|x| *x /= norm);
         }
     }
-    Ok(features)
 }
 
 /// Per adapter, the summed err² under each cluster, and last the number of modules it has.
@@ -267,7 +320,6 @@ fn distance2(a: &[f64], b: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::factors::Factors;
-    use crate::linalg;
     use faer::Mat;
 
     /// Adapters of `families` that have nothing in common, interleaved: adapter i is of family i mod `families`.

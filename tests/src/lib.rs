@@ -1,1 +1,3 @@
 //! What the integration tests share: where fixtures and optional test data lie.
+
+pub mod gguf_bytes;

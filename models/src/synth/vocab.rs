@@ -54,6 +54,9 @@ pub(super) fn keys(w: &mut Writer, size: usize, seed: u64) {
         .set("tokenizer.chat_template", TEMPLATE);
 }
 
+/// The alphabet, its letters about as frequent as in English.
+const LETTERS: &str = "eeeeeettttaaaaooooiiinnnsssrrrhhhddllcumfpgwybvkxjqz";
+
 /// `n` tokens and the merges that lead to those after the first 256.
 fn words(n: usize, seed: u64) -> (Vec<String>, Vec<String>) {
     let mut tokens: Vec<String> = (0..=255u8).map(|b| byte_char(b).to_string()).collect();
@@ -61,9 +64,9 @@ fn words(n: usize, seed: u64) -> (Vec<String>, Vec<String>) {
     let mut known: HashSet<String> = tokens.iter().cloned().collect();
     // What may stand on the left (a space may open a word) and on the right of a merge; both are
     // limited in length, so that words stay short and rarely repeat.
-    let mut right: Vec<String> = ('a'..='z').map(String::from).collect();
+    let mut right: Vec<String> = LETTERS.chars().map(String::from).collect();
     let mut left = right.clone();
-    left.push(byte_char(b' ').to_string());
+    left.extend([byte_char(b' '); 6].map(String::from));
     let mut rng = Rng::new(seed, 0);
     while tokens.len() < n {
         let (Some(l), Some(r)) = (left.get(rng.below(left.len())), right.get(rng.below(right.len()))) else {

@@ -1,2 +1,66 @@
-//! The `lory` program.
-fn main() {}
+//! The `lory` program: conversations, one-shot runs and inspection from the command line.
+//!
+//! One file per subcommand, each with its arguments and a `run` that returns a [`Failure`] for
+//! `main` to print. Standard output carries results only; everything else goes to standard error.
+
+mod adapter_flags;
+mod args;
+mod failure;
+mod inspect;
+mod interrupt;
+mod model_flags;
+mod output;
+mod sampling_flags;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::{Failure, Outcome};
+
+/// Runs language models (GGUF files) with adapters (LoRA) that are switched while they talk.
+#[derive(Parser)]
+#[command(
+    name = "lory",
+    version,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  lory chat -m model.gguf                              talk to a model
+  lory chat -m model.gguf --lora poet.gguf --lora-scaled chef.gguf:0.5
+  lory chat -m model.gguf --pack styles.gguf --adapter poet
+  lory run -m model.gguf -p 'Once upon a time' -n 64   one text to standard output
+  lory inspect model.gguf                              what is in a file
+
+Each command explains itself: lory chat --help
+Exit codes: 0 done, 1 error at run time, 2 wrong usage, 130 interrupted."
+)]
+struct Lory {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Inspect(inspect::Inspect),
+}
+
+impl Command {
+    fn run(self) -> Outcome {
+        match self {
+            Command::Inspect(c) => c.run(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let lory = match Lory::try_parse_from(args::expand(std::env::args_os())) {
+        Ok(lory) => lory,
+        Err(e) => return failure::from_clap(e).report(),
+    };
+    match interrupt::install().and_then(|()| lory.command.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

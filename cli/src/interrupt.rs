@@ -1,0 +1,48 @@
+//! Ctrl+C: the first one stops the answer that is being made, any other ends the program.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::failure::{Failure, Outcome};
+
+/// What the next Ctrl+C does; `None` ends the program.
+type Action = Option<Box<dyn FnOnce() + Send>>;
+
+static ACTION: Mutex<Action> = Mutex::new(None);
+
+fn action() -> MutexGuard<'static, Action> {
+    ACTION.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes over Ctrl+C (SIGINT, SIGTERM, SIGHUP) for the process.
+pub fn install() -> Outcome {
+    let handler = || {
+        let act = action().take();
+        match act {
+            Some(act) => act(),
+            None => std::process::exit(130),
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Failure::runtime(format!("Ctrl+C cannot be handled: {e}")))
+}
+
+/// While this lives, the first Ctrl+C runs an action instead of ending the program.
+pub struct Guard(());
+
+/// Lets the next Ctrl+C run `on_interrupt`; the one after it ends the program.
+pub fn catch(on_interrupt: impl FnOnce() + Send + 'static) -> Guard {
+    *action() = Some(Box::new(on_interrupt));
+    Guard(())
+}
+
+impl Guard {
+    /// Whether Ctrl+C was pressed since [`catch`].
+    pub fn was_interrupted(&self) -> bool {
+        action().is_none()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        *action() = None;
+    }
+}

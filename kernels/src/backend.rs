@@ -78,9 +78,10 @@ pub struct LoraTerm<'a> {
 /// The rows of a batch that share one basis at one site.
 #[derive(Clone, Debug)]
 pub struct LoraGroup<'a> {
-    /// Vᵀ: r × in_features (a plain LoRA's A). `None` where no term has a delta.
+    /// Vᵀ: r × in_features (a plain LoRA's A). `None` with a `u`: the input already is `Vᵀ x`
+    /// and `in_width` is r (embeddings, whose shrink is a look-up).
     pub v: Option<QMatrix<'a>>,
-    /// U: out_features × r (a plain LoRA's B).
+    /// U: out_features × r (a plain LoRA's B). `None` where no term has a delta.
     pub u: Option<QMatrix<'a>>,
     /// (row of the batch, its terms); a row may stand in several groups, once in each.
     pub rows: Vec<(u32, Vec<LoraTerm<'a>>)>,

@@ -59,6 +59,16 @@ pub enum Error {
     /// The device failed in the middle of a forward pass.
     #[error(transparent)]
     Backend(#[from] BackendFailure),
+    /// The key-value cache has no room for a sequence to grow.
+    #[error("the KV cache is full: {needed} more pages needed, {free} of {total} free")]
+    KvFull {
+        /// Pages that were needed.
+        needed: usize,
+        /// Pages that nobody holds.
+        free: usize,
+        /// All pages.
+        total: usize,
+    },
     /// A request that cannot be carried out: token out of range, batch too large.
     #[error("{0}")]
     Request(String),

@@ -5,11 +5,19 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+pub mod arch;
+pub mod config;
+pub mod decoder;
 mod error;
 pub mod gguf;
 pub mod synth;
 mod tensor;
 pub mod tokenizer;
+pub mod kv_cache;
+pub mod linear;
+pub mod rope;
+mod tensor;
+pub mod weights;
 
 pub use error::Error;
 pub use tensor::{Bytes, Tensor};

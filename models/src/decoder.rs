@@ -1,5 +1,7 @@
 //! The forward pass, once for all families.
 
+use std::ops::Range;
+
 use lory_kernels::backend::{
     AttentionParams, AttentionRow, Backend, LoraGroup, LoraJob, LoraTerm,
 };
@@ -191,21 +193,22 @@ impl Decoder {
         Ok(())
     }
 
-    /// Logits of some output rows of the last forward pass, `range` of [`Batch::outputs`], as
-    /// `range.len()` × vocab values.
+    /// Logits of some output rows of the last forward pass: `range` of its [`Batch::outputs`], as
+    /// `range.len()` × vocab values. `adapters` are those of all its output rows
+    /// ([`BatchAdapters::select`]).
     pub fn logits<B: Backend>(
         &self,
         backend: &B,
         scratch: &mut Scratch<B>,
-        batch: &Batch<'_>,
-        range: std::ops::Range<usize>,
+        adapters: &BatchAdapters,
+        range: Range<usize>,
         out: &mut [f32],
     ) -> Result<()> {
         let (n, vocab) = (range.len(), self.vocab_size());
-        if n > scratch.max_logits || range.end > batch.outputs.len() || out.len() != n * vocab {
+        if n > scratch.max_logits || range.end > adapters.rows() || out.len() != n * vocab {
             let message = format!(
                 "logits of output rows {range:?} of {} ({} at a time, {} values) cannot be given",
-                batch.outputs.len(),
+                adapters.rows(),
                 scratch.max_logits,
                 out.len()
             );
@@ -214,8 +217,8 @@ impl Decoder {
         if n == 0 {
             return Ok(());
         }
-        let wanted: Vec<u32> = range.clone().map(|i| i as u32).collect();
-        let adapters = batch.adapters.select(&batch.outputs[range]);
+        let wanted: Vec<u32> = range.map(|i| i as u32).collect();
+        let adapters = adapters.select(&wanted);
         backend.gather(&scratch.hidden, self.config.n_embd, &wanted, &mut scratch.h)?;
         let mut jobs = [(&self.weights.output, &mut scratch.logits)];
         linear::forward(backend, &scratch.h, n, &mut jobs, &adapters)?;

@@ -1,0 +1,73 @@
+//! A model opened from its file: weights, tokenizer, chat template.
+
+use std::{path::Path, sync::Arc};
+
+use lory_models::{
+    adapter::BaseInfo, chat::ChatTemplate, decoder::Decoder, gguf::Gguf, tokenizer::Tokenizer,
+};
+
+use crate::{Error, Result, mapping};
+
+/// Context that is taken when nobody asks for one, unless the model was trained on less.
+const DEFAULT_CTX: u32 = 4096;
+
+/// How a model's file is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Longest sequence; `None` takes the trained context, at most 4096.
+    pub n_ctx: Option<u32>,
+    /// Maps the file instead of reading it.
+    pub mmap: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions { n_ctx: None, mmap: true }
+    }
+}
+
+/// A model on which engines can run.
+pub struct LoadedModel {
+    /// The container: metadata and tensor table.
+    pub gguf: Gguf,
+    /// The forward pass.
+    pub decoder: Decoder,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// How a conversation becomes a prompt, if the file says.
+    pub chat_template: Option<ChatTemplate>,
+    /// What adapters are checked against.
+    pub base: Arc<BaseInfo>,
+    /// Longest sequence.
+    pub n_ctx: u32,
+}
+
+impl LoadedModel {
+    /// Opens a GGUF file and all its shards.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<LoadedModel> {
+        LoadedModel::from_gguf(mapping::open_gguf(path, options.mmap)?, options)
+    }
+
+    /// A model from a container that is already parsed.
+    pub fn from_gguf(gguf: Gguf, options: &OpenOptions) -> Result<LoadedModel> {
+        let trained = lory_models::config::Config::from_metadata(gguf.metadata(), 1)?.n_ctx_train.max(1);
+        let n_ctx = match options.n_ctx {
+            Some(0) => return Err(Error::Request("a context of 0 tokens cannot hold anything: give at least 1".into())),
+            Some(n) => n,
+            None => trained.min(DEFAULT_CTX),
+        };
+        let decoder = Decoder::load(&gguf, n_ctx)?;
+        let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+        if tokenizer.vocab_size() > decoder.vocab_size() {
+            let message = format!(
+                "has {} rows for a vocabulary of {} tokens",
+                decoder.vocab_size(),
+                tokenizer.vocab_size()
+            );
+            return Err(lory_models::Error::tensor(gguf.metadata().file(), "token_embd.weight", message).into());
+        }
+        let chat_template = ChatTemplate::from_metadata(gguf.metadata())?;
+        let base = Arc::new(BaseInfo::new(&gguf, &decoder)?);
+        Ok(LoadedModel { gguf, decoder, tokenizer, chat_template, base, n_ctx })
+    }
+}

@@ -1,0 +1,151 @@
+//! One conversation: its tokens, its adapters, its requests.
+
+use std::sync::Arc;
+
+use lory_models::adapter::AdapterSet;
+
+use crate::{
+    AdapterId, Error, Generation, Request, Result,
+    engine::Shared,
+    generate::Stream,
+    lock,
+    scheduler::{SequenceId, cached_tokens},
+    sequence::Active,
+};
+
+/// What a session starts with.
+#[derive(Clone, Debug, Default)]
+pub struct SessionOptions {
+    /// Adapters and their weights; none is the base alone.
+    pub adapters: Vec<(AdapterId, f32)>,
+    /// Sessions with a higher number go first when a step has not room for all.
+    pub priority: i32,
+}
+
+/// What happens to cached keys and values when a session's adapters change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnSwitch {
+    /// They are computed again under the new adapters: the answers are those of a new session
+    /// with that adapter.
+    #[default]
+    Recompute,
+    /// They stay: instant, but what was read before was read by another adapter, and answers
+    /// differ from a new session's. [`Session::is_mixed`] tells.
+    Keep,
+}
+
+/// A conversation of one [`crate::Engine`]. It keeps the engine alive.
+pub struct Session {
+    shared: Arc<Shared>,
+    id: SequenceId,
+}
+
+impl Session {
+    pub(crate) fn new(shared: Arc<Shared>, options: &SessionOptions) -> Result<Session> {
+        let set = Arc::new(shared.adapters.set(&options.adapters)?);
+        let id = lock(&shared.scheduler).add(set, options.priority);
+        Ok(Session { shared, id })
+    }
+
+    /// The conversation so far.
+    pub fn tokens(&self) -> Vec<u32> {
+        lock(&self.shared.scheduler).get(self.id).tokens.clone()
+    }
+
+    /// How many of its tokens have their keys and values cached.
+    pub fn cached_tokens(&self) -> usize {
+        cached_tokens(&lock(&self.shared.scheduler).get(self.id).pages)
+    }
+
+    /// Whether part of the cache was computed under other adapters than the present ones.
+    pub fn is_mixed(&self) -> bool {
+        lock(&self.shared.scheduler).get(self.id).mixed
+    }
+
+    /// Changes the adapters: a change of index, whatever their size. Setting the same ones with
+    /// the same weights changes nothing.
+    pub fn set_adapters(&mut self, adapters: &[(AdapterId, f32)], on_switch: OnSwitch) -> Result<()> {
+        let set = self.shared.adapters.set(adapters)?;
+        self.switch(set, on_switch);
+        Ok(())
+    }
+
+    fn switch(&mut self, set: AdapterSet, on_switch: OnSwitch) {
+        let mut scheduler = lock(&self.shared.scheduler);
+        if *scheduler.get(self.id).adapters == set {
+            return;
+        }
+        match on_switch {
+            OnSwitch::Recompute => scheduler.forget_cache(self.id),
+            OnSwitch::Keep => {
+                let sequence = scheduler.get_mut(self.id);
+                sequence.mixed = !sequence.pages.is_empty();
+            }
+        }
+        scheduler.get_mut(self.id).adapters = Arc::new(set);
+    }
+
+    /// Forgets all tokens from position `len` on.
+    pub fn rewind(&mut self, len: usize) {
+        lock(&self.shared.scheduler).rewind(self.id, len);
+    }
+
+    /// Forgets everything but the adapters.
+    pub fn clear(&mut self) {
+        self.rewind(0);
+    }
+
+    /// Makes the conversation equal to `tokens`, keeping what is cached of their common
+    /// beginning, and returns how many tokens were kept; the rest of `tokens` is for
+    /// [`Request::tokens`].
+    pub fn rewind_to_common(&mut self, tokens: &[u32]) -> usize {
+        let mut scheduler = lock(&self.shared.scheduler);
+        let have = &scheduler.get(self.id).tokens;
+        let common = have.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        scheduler.rewind(self.id, common);
+        common
+    }
+
+    /// A second session with the same tokens, adapters and cached keys and values, which both
+    /// share until one of them goes on.
+    pub fn fork(&self) -> Session {
+        let id = lock(&self.shared.scheduler).fork(self.id);
+        Session { shared: self.shared.clone(), id }
+    }
+
+    /// Appends the request's tokens and starts to answer. One request at a time: the session is
+    /// borrowed until the generation is dropped.
+    pub fn generate(&mut self, request: Request) -> Result<Generation<'_>> {
+        let model = &self.shared.model;
+        let n_ctx = self.shared.n_ctx;
+        let vocab = model.decoder.vocab_size();
+        if let Some(bad) = request.tokens.iter().find(|t| **t as usize >= vocab) {
+            return Err(Error::Request(format!("token {bad} is outside the vocabulary of {vocab}")));
+        }
+        let mut scheduler = lock(&self.shared.scheduler);
+        let mut history = scheduler.get(self.id).tokens.clone();
+        history.extend_from_slice(&request.tokens);
+        if history.is_empty() {
+            let message = "the prompt has no token: give at least one, such as the model's BOS";
+            return Err(Error::Request(message.into()));
+        }
+        if history.len() > n_ctx {
+            let message = format!(
+                "the prompt and what is before it have {} tokens, the context holds {n_ctx}; shorten it or raise the context length",
+                history.len()
+            );
+            return Err(Error::Request(message));
+        }
+        let stream = Arc::new(Stream::default());
+        let active = Active::new(&request, &history, n_ctx, &model.tokenizer, stream.clone())?;
+        scheduler.submit(self.id, &request.tokens, active);
+        drop(scheduler);
+        Ok(Generation::new(&self.shared, stream))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        lock(&self.shared.scheduler).remove(self.id);
+    }
+}

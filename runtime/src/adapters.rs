@@ -11,7 +11,10 @@ use std::{
 
 use lory_models::adapter::{Adapter, AdapterSet, BaseInfo, gguf_lora, pack::Pack};
 
-use crate::{Error, Result, mapping};
+use crate::{
+    Error, Result,
+    mapping::{self, Loading},
+};
 
 /// One loading of one adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,13 +51,13 @@ struct State {
 /// The adapters of one engine.
 pub struct AdapterStore {
     base: Arc<BaseInfo>,
-    mmap: bool,
+    loading: Loading,
     state: RwLock<State>,
 }
 
 impl AdapterStore {
-    pub(crate) fn new(base: Arc<BaseInfo>, mmap: bool) -> Self {
-        AdapterStore { base, mmap, state: RwLock::default() }
+    pub(crate) fn new(base: Arc<BaseInfo>, loading: Loading) -> Self {
+        AdapterStore { base, loading, state: RwLock::default() }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
@@ -71,7 +74,7 @@ impl AdapterStore {
         let name = name_of(path, name)?;
         if self.knows(&name) {
             let message = format!("an adapter named `{name}` is there already; unload it or give another name");
-            return Err(Error::adapter(path, message));
+            return Err(Error::io(&path.to_string_lossy(), message));
         }
         self.replace_lora(path, Some(&name))
     }
@@ -79,7 +82,7 @@ impl AdapterStore {
     /// Loads a GGUF LoRA under `name` or its file's stem, in place of what had the name before.
     pub fn replace_lora(&self, path: &Path, name: Option<&str>) -> Result<AdapterId> {
         let name = name_of(path, name)?;
-        let gguf = mapping::open_gguf(path, self.mmap)?;
+        let gguf = mapping::open_gguf(path, self.loading)?.gguf;
         let adapter = Arc::new(gguf_lora::load(&gguf, &self.base, &name)?);
         Ok(self.insert(name, adapter, path.into()))
     }
@@ -95,12 +98,12 @@ impl AdapterStore {
     /// Opens a pack of this base. Its adapters are brought in when they are first asked for.
     /// Returns how many it has.
     pub fn open_pack(&self, path: &Path) -> Result<usize> {
-        let pack = open_pack(path, self.mmap)?;
+        let pack = open_pack(path, self.loading)?;
         pack.check_base(&self.base)?;
         let taken = pack.names().find(|name| self.knows(name)).map(str::to_owned);
         if let Some(name) = taken {
             let message = format!("has an adapter named `{name}`, which is there already");
-            return Err(Error::adapter(path, message));
+            return Err(Error::io(&path.to_string_lossy(), message));
         }
         let count = pack.names().count();
         self.write().packs.push((path.into(), Arc::new(pack)));
@@ -195,22 +198,22 @@ impl AdapterStore {
 }
 
 /// Opens a pack and its segments.
-pub fn open_pack(path: &Path, mmap: bool) -> Result<Pack> {
-    let main = mapping::open_gguf(path, mmap)?;
+pub fn open_pack(path: &Path, loading: Loading) -> Result<Pack> {
+    let main = mapping::open_gguf(path, loading)?.gguf;
     let segments = Pack::segment_paths(path)
         .iter()
-        .map(|segment| mapping::open_gguf(segment, mmap))
+        .map(|segment| Ok(mapping::open_gguf(segment, loading)?.gguf))
         .collect::<Result<Vec<_>>>()?;
     Ok(Pack::parse(main, segments)?)
 }
 
 fn name_of(path: &Path, name: Option<&str>) -> Result<String> {
     match name {
-        Some("") => Err(Error::adapter(path, "an adapter needs a name that is not empty")),
+        Some("") => Err(Error::io(&path.to_string_lossy(), "an adapter needs a name that is not empty")),
         Some(name) => Ok(name.into()),
         None => match path.file_stem() {
             Some(stem) => Ok(stem.to_string_lossy().into_owned()),
-            None => Err(Error::adapter(path, "has no file name to call the adapter by")),
+            None => Err(Error::io(&path.to_string_lossy(), "has no file name to call the adapter by")),
         },
     }
 }

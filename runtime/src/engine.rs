@@ -12,6 +12,7 @@ use lory_models::{decoder::Scratch, kv_cache::KvCache};
 
 use crate::{
     AdapterStore, Error, Result, Session, SessionOptions, lock,
+    mapping::Loading,
     model::{LoadedModel, OpenOptions},
     scheduler::{Model, Scheduler},
 };
@@ -37,13 +38,13 @@ pub struct EngineOptions {
     /// Tokens that the KV cache holds for all sessions together; `None` takes four contexts.
     /// Memory is touched only as it is used.
     pub kv_tokens: Option<usize>,
-    /// Maps the file instead of reading it. See [`crate::mapping`] for what that promises.
-    pub mmap: bool,
+    /// Whether files are mapped or read; [`crate::mapping`] says what mapping promises.
+    pub loading: Loading,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { threads: None, n_ctx: None, n_batch: 512, kv_type: KvType::F16, kv_tokens: None, mmap: true }
+        EngineOptions { threads: None, n_ctx: None, n_batch: 512, kv_type: KvType::F16, kv_tokens: None, loading: Loading::Map }
     }
 }
 
@@ -96,7 +97,7 @@ pub struct Engine {
 impl Engine {
     /// Opens a GGUF model (the first of its shards, if it is split).
     pub fn open(path: &Path, options: &EngineOptions) -> Result<Engine> {
-        let model = LoadedModel::open(path, &OpenOptions { n_ctx: options.n_ctx, mmap: options.mmap })?;
+        let model = LoadedModel::open(path, &OpenOptions { n_ctx: options.n_ctx, loading: options.loading })?;
         Engine::with_model(model, options)
     }
 
@@ -126,7 +127,7 @@ impl Engine {
         let kv_tokens = options.kv_tokens.unwrap_or(4 * n_ctx).max(1);
         let cache = KvCache::new(&backend, shape, kv_tokens.div_ceil(PAGE_LEN))?;
         let scratch = Scratch::new(&backend, &model.decoder, max_rows, LOGIT_ROWS.min(max_rows))?;
-        let adapters = AdapterStore::new(model.base.clone(), options.mmap);
+        let adapters = AdapterStore::new(model.base.clone(), options.loading);
         Ok(Engine {
             shared: Arc::new(Shared {
                 model,

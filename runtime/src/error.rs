@@ -15,6 +15,12 @@ pub enum Error {
     /// The file's contents, or a request on the model.
     #[error(transparent)]
     Model(#[from] lory_models::Error),
+    /// A sampler option out of its range, or logits that are not numbers.
+    #[error(transparent)]
+    Sampler(#[from] crate::sampler::SamplerError),
+    /// A request that cannot be carried out as it is.
+    #[error("{0}")]
+    Request(String),
 }
 
 impl Error {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Result, SamplerOptions, engine::Shared, lock};
+use crate::{Result, SamplerOptions, engine::Shared, lock, scheduler::SequenceId};
 
 /// One request to a session: tokens to append, and what to do after them.
 #[derive(Clone, Debug)]
@@ -153,13 +153,14 @@ impl Canceller {
 /// else is doing so; there is no thread in the background.
 pub struct Generation<'s> {
     shared: &'s Arc<Shared>,
+    id: SequenceId,
     stream: Arc<Stream>,
     done: bool,
 }
 
 impl<'s> Generation<'s> {
-    pub(crate) fn new(shared: &'s Arc<Shared>, stream: Arc<Stream>) -> Self {
-        Generation { shared, stream, done: false }
+    pub(crate) fn new(shared: &'s Arc<Shared>, id: SequenceId, stream: Arc<Stream>) -> Self {
+        Generation { shared, id, stream, done: false }
     }
 
     /// A handle that ends this generation from another thread.
@@ -239,6 +240,12 @@ impl Iterator for Generation<'_> {
 
 impl Drop for Generation<'_> {
     fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        // Lets a step of another thread end early enough, then takes the request out: nobody may
+        // ever run another step.
         self.cancel();
+        lock(&self.shared.scheduler).cancel(self.id);
     }
 }

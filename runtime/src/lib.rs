@@ -1,12 +1,43 @@
 //! The public Rust API of Lory: engine, sessions, adapters.
+//!
+//! ```no_run
+//! use lory_runtime::{Engine, EngineOptions, Event, Request, SessionOptions};
+//!
+//! let engine = Engine::open("model.gguf".as_ref(), &EngineOptions::default())?;
+//! let mut session = engine.session(&SessionOptions::default())?;
+//! let tokens = engine.model().encode_prompt("Once upon a time");
+//! for event in session.generate(Request { tokens, ..Request::default() })? {
+//!     if let Event::Token { text, .. } = event? {
+//!         print!("{text}");
+//!     }
+//! }
+//! # Ok::<(), lory_runtime::Error>(())
+//! ```
 
+mod adapters;
+mod engine;
 mod error;
+mod generate;
 pub mod mapping;
+mod model;
 pub mod sampler;
+mod scheduler;
+mod sequence;
+mod session;
 pub mod stop;
 
+pub use adapters::{AdapterId, AdapterInfo, AdapterStore, open_pack};
+pub use engine::{Engine, EngineOptions};
 pub use error::Error;
+pub use generate::{Canceller, Event, FinishReason, Generation, Request, Stats};
+pub use model::{LoadedModel, OpenOptions};
 pub use sampler::{Sampler, SamplerError, SamplerOptions};
+pub use session::{OnSwitch, Session, SessionOptions};
 
 /// Results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Locks, also after a panic of another holder: every state here is valid between calls.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

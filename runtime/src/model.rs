@@ -6,7 +6,10 @@ use lory_models::{
     adapter::BaseInfo, chat::ChatTemplate, decoder::Decoder, gguf::Gguf, tokenizer::Tokenizer,
 };
 
-use crate::{Error, Result, mapping};
+use crate::{
+    Error, Result,
+    mapping::{self, File, Loading, OpenGguf},
+};
 
 /// Context that is taken when nobody asks for one, unless the model was trained on less.
 const DEFAULT_CTX: u32 = 4096;
@@ -16,13 +19,13 @@ const DEFAULT_CTX: u32 = 4096;
 pub struct OpenOptions {
     /// Longest sequence; `None` takes the trained context, at most 4096.
     pub n_ctx: Option<u32>,
-    /// Maps the file instead of reading it.
-    pub mmap: bool,
+    /// Whether the file is mapped or read.
+    pub loading: Loading,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { n_ctx: None, mmap: true }
+        OpenOptions { n_ctx: None, loading: Loading::Map }
     }
 }
 
@@ -30,6 +33,8 @@ impl Default for OpenOptions {
 pub struct LoadedModel {
     /// The container: metadata and tensor table.
     pub gguf: Gguf,
+    /// The files it lies in.
+    pub files: Vec<Arc<File>>,
     /// The forward pass.
     pub decoder: Decoder,
     /// Text to tokens and back.
@@ -45,11 +50,12 @@ pub struct LoadedModel {
 impl LoadedModel {
     /// Opens a GGUF file and all its shards.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<LoadedModel> {
-        LoadedModel::from_gguf(mapping::open_gguf(path, options.mmap)?, options)
+        LoadedModel::from_gguf(mapping::open_gguf(path, options.loading)?, options)
     }
 
     /// A model from a container that is already parsed.
-    pub fn from_gguf(gguf: Gguf, options: &OpenOptions) -> Result<LoadedModel> {
+    pub fn from_gguf(open: OpenGguf, options: &OpenOptions) -> Result<LoadedModel> {
+        let OpenGguf { gguf, files } = open;
         let trained = lory_models::config::Config::from_metadata(gguf.metadata(), 1)?.n_ctx_train.max(1);
         let n_ctx = match options.n_ctx {
             Some(0) => return Err(Error::Request("a context of 0 tokens cannot hold anything: give at least 1".into())),
@@ -68,6 +74,6 @@ impl LoadedModel {
         }
         let chat_template = ChatTemplate::from_metadata(gguf.metadata())?;
         let base = Arc::new(BaseInfo::new(&gguf, &decoder)?);
-        Ok(LoadedModel { gguf, decoder, tokenizer, chat_template, base, n_ctx })
+        Ok(LoadedModel { gguf, files, decoder, tokenizer, chat_template, base, n_ctx })
     }
 }

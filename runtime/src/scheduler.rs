@@ -127,6 +127,13 @@ impl<B: Backend> Scheduler<B> {
         s.active = Some(active);
     }
 
+    /// Ends the request of a sequence, if it has one.
+    pub(crate) fn cancel(&mut self, id: SequenceId) {
+        if let Some(s) = self.sequences.get_mut(&id) {
+            s.end(Ok(FinishReason::Cancelled));
+        }
+    }
+
     /// Runs one step. `false` means that nothing was runnable.
     ///
     /// An error of the device reaches every request of the batch as its own error; the sequences

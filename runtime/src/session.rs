@@ -9,7 +9,7 @@ use crate::{
     engine::Shared,
     generate::Stream,
     lock,
-    scheduler::{SequenceId, cached_tokens},
+    scheduler::SequenceId,
     sequence::Active,
 };
 
@@ -54,7 +54,7 @@ impl Session {
 
     /// How many of its tokens have their keys and values cached.
     pub fn cached_tokens(&self) -> usize {
-        cached_tokens(&lock(&self.shared.scheduler).get(self.id).pages)
+        lock(&self.shared.scheduler).get(self.id).pages.len()
     }
 
     /// Whether part of the cache was computed under other adapters than the present ones.
@@ -72,7 +72,7 @@ impl Session {
 
     fn switch(&mut self, set: AdapterSet, on_switch: OnSwitch) {
         let mut scheduler = lock(&self.shared.scheduler);
-        if *scheduler.get(self.id).adapters == set {
+        if scheduler.get(self.id).adapters.key() == set.key() {
             return;
         }
         match on_switch {
@@ -117,6 +117,7 @@ impl Session {
     /// borrowed until the generation is dropped.
     pub fn generate(&mut self, request: Request) -> Result<Generation<'_>> {
         let model = &self.shared.model;
+        model.files.iter().try_for_each(|f| f.check_unchanged())?;
         let n_ctx = self.shared.n_ctx;
         let vocab = model.decoder.vocab_size();
         if let Some(bad) = request.tokens.iter().find(|t| **t as usize >= vocab) {
@@ -140,7 +141,7 @@ impl Session {
         let active = Active::new(&request, &history, n_ctx, &model.tokenizer, stream.clone())?;
         scheduler.submit(self.id, &request.tokens, active);
         drop(scheduler);
-        Ok(Generation::new(&self.shared, stream))
+        Ok(Generation::new(&self.shared, self.id, stream))
     }
 }
 

@@ -170,7 +170,8 @@ impl<'a> Keys<'a> {
         }
         let first = values.first().copied().unwrap_or(0);
         if let Some((i, v)) = values.iter().enumerate().find(|(_, v)| **v != first) {
-            let message = format!("differs between layers ({first} in layer 0, {v} in layer {i}): not supported");
+            let message =
+                format!("differs between layers ({first} in layer 0, {v} in layer {i}): not supported");
             return Err(self.error(name, message));
         }
         let v = u32::try_from(first).map_err(|_| self.error(name, format!("is {first}")))?;
@@ -213,12 +214,15 @@ impl Config {
         let keys = Keys::new(meta, arch.prefix());
         let n_layers = keys.count("block_count", MAX_LAYERS)?;
         if let Some(n @ 1..) = keys.opt_u32("expert_count")? {
-            return Err(keys.error("expert_count", format!("is {n}: mixture-of-experts models are not supported")));
+            return Err(
+                keys.error("expert_count", format!("is {n}: mixture-of-experts models are not supported"))
+            );
         }
         let n_embd = keys.count("embedding_length", MAX_EMBD)?;
         let n_heads = keys.per_layer_count("attention.head_count", n_layers, MAX_HEADS)?;
         let n_heads = n_heads.ok_or_else(|| keys.error("attention.head_count", "is missing"))?;
-        let n_kv_heads = keys.per_layer_count("attention.head_count_kv", n_layers, MAX_HEADS)?.unwrap_or(n_heads);
+        let n_kv_heads =
+            keys.per_layer_count("attention.head_count_kv", n_layers, MAX_HEADS)?.unwrap_or(n_heads);
         if n_heads % n_kv_heads != 0 {
             let message = format!("is {n_kv_heads}, which does not divide the {n_heads} query heads");
             return Err(keys.error("attention.head_count_kv", message));
@@ -227,7 +231,8 @@ impl Config {
             Some(n) => n,
             None if n_embd % n_heads == 0 => n_embd / n_heads,
             None => {
-                let message = format!("is {n_embd}, not a multiple of the {n_heads} heads, and no key_length is given");
+                let message =
+                    format!("is {n_embd}, not a multiple of the {n_heads} heads, and no key_length is given");
                 return Err(keys.error("embedding_length", message));
             }
         };

@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use lory_kernels::backend::{
-    AttentionParams, AttentionRow, Backend, LoraGroup, LoraJob, LoraTerm,
-};
+use lory_kernels::backend::{AttentionParams, AttentionRow, Backend, LoraGroup, LoraJob};
 
 use crate::{
     Error, Result,
@@ -269,10 +267,12 @@ impl Decoder {
             let mut z = backend.alloc(batch.tokens.len() * rank)?;
             backend.embed(table, batch.tokens, 1.0, &mut z)?;
             // The embedding's own factor (Gemma) covers what is added to it, as in llama.cpp.
-            let scaled = |term: &LoraTerm<'_>| LoraTerm { scale: term.scale * self.config.embed_scale, ..*term };
-            let rows = group.rows.iter().map(|(row, terms)| (*row, terms.iter().map(scaled).collect())).collect();
-            let group = LoraGroup { v: None, u: group.u, rows };
-            let job = LoraJob { out: &mut s.x, width: self.config.n_embd, groups: std::slice::from_ref(&group) };
+            let mut group = LoraGroup { v: None, ..group };
+            for term in group.rows.iter_mut().flat_map(|(_, terms)| terms) {
+                term.scale *= self.config.embed_scale;
+            }
+            let job =
+                LoraJob { out: &mut s.x, width: self.config.n_embd, groups: std::slice::from_ref(&group) };
             backend.lora(&z, rank, &mut [job])?;
         }
         Ok(())

@@ -3,11 +3,7 @@
 
 use std::{collections::BTreeSet, ops::Range};
 
-use lory_kernels::{
-    QuantType,
-    backend::Rope,
-    quant::dequantize_row,
-};
+use lory_kernels::{QuantType, backend::Rope, quant::dequantize_row};
 
 use crate::{
     Error, Result, Tensor,
@@ -61,7 +57,12 @@ impl Weights {
         let mut loader = Loader { gguf, used: BTreeSet::new() };
         let token_embd = loader.tensor("token_embd.weight")?;
         if token_embd.cols() != config.n_embd || token_embd.rows() == 0 {
-            let message = format!("is {} x {}, expected vocabulary x {}", token_embd.rows(), token_embd.cols(), config.n_embd);
+            let message = format!(
+                "is {} x {}, expected vocabulary x {}",
+                token_embd.rows(),
+                token_embd.cols(),
+                config.n_embd
+            );
             return Err(Error::tensor(token_embd.file(), "token_embd.weight", message));
         }
         let vocab = token_embd.rows();
@@ -251,7 +252,10 @@ impl Loader<'_> {
         match self.gguf.tensors().find(|t| !self.used.contains(&*t.name)) {
             None => Ok(()),
             Some(extra) => {
-                let message = format!("is not used by architecture `{}`; answers without it would be wrong", config.arch);
+                let message = format!(
+                    "is not used by architecture `{}`; answers without it would be wrong",
+                    config.arch
+                );
                 Err(Error::tensor(self.gguf.metadata().file(), &extra.name, message))
             }
         }

@@ -26,11 +26,8 @@ pub enum RopeScaling {
         /// Rotations below which a pair is only interpolated.
         beta_slow: f32,
     },
-    /// A divisor per pair from the tensor `rope_factors_long` or `_short`.
-    LongRope {
-        /// Whether the configured context exceeds the original one.
-        long: bool,
-    },
+    /// A divisor per pair, which the file must bring as tensors.
+    LongRope,
 }
 
 /// One position embedding of a model; frequencies follow once the file's factor tensors are read.
@@ -46,6 +43,9 @@ pub struct RopeConfig {
     pub scaling: RopeScaling,
     /// Factor on cosine and sine before YaRN's own.
     pub attn_factor: f32,
+    /// Whether the context to be run exceeds the original one: `rope_factors_long` is taken, not
+    /// `_short`. Phi-3 files carry these tensors without naming a scaling type.
+    pub beyond_original: bool,
 }
 
 impl RopeConfig {
@@ -78,7 +78,7 @@ impl RopeConfig {
                 beta_fast: keys.opt_positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 beta_slow: keys.opt_positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             },
-            Some("longrope") => RopeScaling::LongRope { long: n_ctx > original },
+            Some("longrope") => RopeScaling::LongRope,
             Some(other) => {
                 let message = format!("is `{other}`; known are none, linear, yarn, longrope");
                 return Err(keys.error("rope.scaling.type", message));
@@ -90,6 +90,7 @@ impl RopeConfig {
             base: keys.opt_positive("rope.freq_base")?.unwrap_or(10000.0),
             scaling,
             attn_factor: keys.opt_positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            beyond_original: n_ctx > original,
         })
     }
 
@@ -108,7 +109,7 @@ impl RopeConfig {
             RopeScaling::Linear { factor } => {
                 ((0..pairs).map(|i| (freq(i) / factor as f64) as f32).collect(), self.attn_factor)
             }
-            RopeScaling::LongRope { .. } => ((0..pairs).map(|i| freq(i) as f32).collect(), self.attn_factor),
+            RopeScaling::LongRope => ((0..pairs).map(|i| freq(i) as f32).collect(), self.attn_factor),
             RopeScaling::Yarn { factor, original, beta_fast, beta_slow } => {
                 let ramp = self.yarn_ramp(original, beta_fast, beta_slow);
                 let mix = |i: usize| {
@@ -142,7 +143,14 @@ mod tests {
     use super::*;
 
     fn plain(scaling: RopeScaling) -> RopeConfig {
-        RopeConfig { style: RopeStyle::Neox, n_dims: 8, base: 10000.0, scaling, attn_factor: 1.0 }
+        RopeConfig {
+            style: RopeStyle::Neox,
+            n_dims: 8,
+            base: 10000.0,
+            scaling,
+            attn_factor: 1.0,
+            beyond_original: false,
+        }
     }
 
     #[test]

@@ -223,16 +223,16 @@ impl Loader<'_> {
     }
 
     fn ropes(&mut self, c: &Config) -> Result<Vec<Rope>> {
-        let long = matches!(c.ropes[0].scaling, RopeScaling::LongRope { long: true });
-        let pairs = c.ropes[0].n_dims / 2;
-        let long_factors = self.opt_vector("rope_factors_long.weight", pairs)?;
-        let short_factors = self.opt_vector("rope_factors_short.weight", pairs)?;
+        let rope = &c.ropes[0];
+        let pairs = rope.n_dims / 2;
+        let long = self.opt_vector("rope_factors_long.weight", pairs)?;
+        let short = self.opt_vector("rope_factors_short.weight", pairs)?;
         let freqs = self.opt_vector("rope_freqs.weight", pairs)?;
-        let longrope = matches!(c.ropes[0].scaling, RopeScaling::LongRope { .. });
-        let (name, factors) = match (longrope, long) {
+        let longrope = rope.scaling == RopeScaling::LongRope || long.is_some() || short.is_some();
+        let (name, factors) = match (longrope, rope.beyond_original) {
             (false, _) => ("rope_freqs.weight", freqs),
-            (true, true) => ("rope_factors_long.weight", long_factors),
-            (true, false) => ("rope_factors_short.weight", short_factors),
+            (true, true) => ("rope_factors_long.weight", long),
+            (true, false) => ("rope_factors_short.weight", short),
         };
         if longrope && factors.is_none() {
             return Err(self.missing(name));

@@ -1,3 +1,5 @@
-//! What the integration tests share: where fixtures and optional test data lie.
+//! What the integration tests share.
 
+pub mod fixtures;
 pub mod gguf_bytes;
+pub mod runner;

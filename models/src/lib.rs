@@ -10,13 +10,12 @@ pub mod config;
 pub mod decoder;
 mod error;
 pub mod gguf;
-pub mod synth;
-mod tensor;
-pub mod tokenizer;
 pub mod kv_cache;
 pub mod linear;
 pub mod rope;
+pub mod synth;
 mod tensor;
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::Error;

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use lory_models::adapter::{Adapter, AdapterSet, BaseInfo, gguf_lora, pack::Pack};
+use lory_models::adapter::{Adapter, AdapterSet, BaseInfo, gguf_lora};
 
 use crate::{
     Error, Result,
@@ -27,11 +27,7 @@ pub struct AdapterInfo {
     pub name: String,
     /// The file it came from.
     pub origin: PathBuf,
-    /// The pack's name for it, if it came from a pack.
-    pub in_pack: bool,
-    /// Whether it has been brought in.
-    pub loaded: bool,
-    /// Bytes that belong to this adapter alone; 0 until it has been brought in.
+    /// Bytes that belong to this adapter alone.
     pub bytes: usize,
 }
 
@@ -44,7 +40,6 @@ struct Loaded {
 #[derive(Default)]
 struct State {
     loaded: BTreeMap<String, Loaded>,
-    packs: Vec<(PathBuf, Arc<Pack>)>,
     next: u64,
 }
 
@@ -73,7 +68,8 @@ impl AdapterStore {
     pub fn load_lora(&self, path: &Path, name: Option<&str>) -> Result<AdapterId> {
         let name = name_of(path, name)?;
         if self.knows(&name) {
-            let message = format!("an adapter named `{name}` is there already; unload it or give another name");
+            let message =
+                format!("an adapter named `{name}` is there already; unload it or give another name");
             return Err(Error::io(&path.to_string_lossy(), message));
         }
         self.replace_lora(path, Some(&name))
@@ -83,7 +79,7 @@ impl AdapterStore {
     pub fn replace_lora(&self, path: &Path, name: Option<&str>) -> Result<AdapterId> {
         let name = name_of(path, name)?;
         let gguf = mapping::open_gguf(path, self.loading)?.gguf;
-        let adapter = Arc::new(gguf_lora::load(&gguf, &self.base, &name)?);
+        let adapter = Arc::new(gguf_lora::load(&name, &gguf, &self.base)?);
         Ok(self.insert(name, adapter, path.into()))
     }
 
@@ -95,55 +91,23 @@ impl AdapterStore {
         id
     }
 
-    /// Opens a pack of this base. Its adapters are brought in when they are first asked for.
-    /// Returns how many it has.
-    pub fn open_pack(&self, path: &Path) -> Result<usize> {
-        let pack = open_pack(path, self.loading)?;
-        pack.check_base(&self.base)?;
-        let taken = pack.names().find(|name| self.knows(name)).map(str::to_owned);
-        if let Some(name) = taken {
-            let message = format!("has an adapter named `{name}`, which is there already");
-            return Err(Error::io(&path.to_string_lossy(), message));
-        }
-        let count = pack.names().count();
-        self.write().packs.push((path.into(), Arc::new(pack)));
-        Ok(count)
-    }
-
     fn knows(&self, name: &str) -> bool {
-        let state = self.read();
-        state.loaded.contains_key(name) || state.packs.iter().any(|(_, pack)| pack.contains(name))
+        self.read().loaded.contains_key(name)
     }
 
-    /// All names, loaded or waiting in a pack, in alphabetical order.
+    /// All names in alphabetical order.
     pub fn names(&self) -> Vec<String> {
-        let state = self.read();
-        let packed = state.packs.iter().flat_map(|(_, pack)| pack.names().map(str::to_owned));
-        let mut names: Vec<_> = state.loaded.keys().cloned().chain(packed).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
+        self.read().loaded.keys().cloned().collect()
     }
 
-    /// The adapter with this name, brought in from its pack if need be.
+    /// The adapter with this name.
     pub fn resolve(&self, name: &str) -> Result<AdapterId> {
-        let (origin, pack) = {
-            let state = self.read();
-            if let Some(loaded) = state.loaded.get(name) {
-                return Ok(loaded.id);
-            }
-            match state.packs.iter().find(|(_, pack)| pack.contains(name)) {
-                Some((origin, pack)) => (origin.clone(), pack.clone()),
-                None => return Err(self.unknown(&state, name)),
-            }
-        };
-        let adapter = pack.adapter(name)?;
-        Ok(self.insert(name.into(), adapter, origin))
+        let state = self.read();
+        state.loaded.get(name).map(|l| l.id).ok_or_else(|| self.unknown(&state, name))
     }
 
     fn unknown(&self, state: &State, name: &str) -> Error {
-        let total = state.loaded.len() + state.packs.iter().map(|(_, p)| p.names().count()).sum::<usize>();
-        let hint = match total {
+        let hint = match state.loaded.len() {
             0 => "none is loaded".to_owned(),
             n => format!("{n} are there, listed by their names"),
         };
@@ -151,7 +115,6 @@ impl AdapterStore {
     }
 
     /// Takes a name out of the store. Sessions that use the adapter keep it until they change.
-    /// An adapter of a pack can be brought in again.
     pub fn unload(&self, name: &str) -> Result<()> {
         let mut state = self.write();
         match state.loaded.remove(name) {
@@ -163,23 +126,11 @@ impl AdapterStore {
     /// What is known about a name.
     pub fn info(&self, name: &str) -> Result<AdapterInfo> {
         let state = self.read();
-        let packed = state.packs.iter().find(|(_, pack)| pack.contains(name));
-        if let Some(loaded) = state.loaded.get(name) {
-            return Ok(AdapterInfo {
+        match state.loaded.get(name) {
+            Some(loaded) => Ok(AdapterInfo {
                 name: name.into(),
                 origin: loaded.origin.clone(),
-                in_pack: packed.is_some(),
-                loaded: true,
                 bytes: loaded.adapter.bytes(),
-            });
-        }
-        match packed {
-            Some((origin, _)) => Ok(AdapterInfo {
-                name: name.into(),
-                origin: origin.clone(),
-                in_pack: true,
-                loaded: false,
-                bytes: 0,
             }),
             None => Err(self.unknown(&state, name)),
         }
@@ -195,16 +146,6 @@ impl AdapterStore {
         let entries = adapters.iter().map(find).collect::<Result<Vec<_>>>()?;
         Ok(AdapterSet::new(entries)?)
     }
-}
-
-/// Opens a pack and its segments.
-pub fn open_pack(path: &Path, loading: Loading) -> Result<Pack> {
-    let main = mapping::open_gguf(path, loading)?.gguf;
-    let segments = Pack::segment_paths(path)
-        .iter()
-        .map(|segment| Ok(mapping::open_gguf(segment, loading)?.gguf))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(Pack::parse(main, segments)?)
 }
 
 fn name_of(path: &Path, name: Option<&str>) -> Result<String> {

@@ -6,7 +6,10 @@ use std::{
 };
 
 use lory_kernels::{
-    Backend, backend::KvShape, backend::KvType, cpu::Cpu,
+    Backend,
+    backend::KvShape,
+    backend::KvType,
+    cpu::{Cpu, Isa},
 };
 use lory_models::{decoder::Scratch, kv_cache::KvCache};
 
@@ -44,7 +47,14 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { threads: None, n_ctx: None, n_batch: 512, kv_type: KvType::F16, kv_tokens: None, loading: Loading::Map }
+        EngineOptions {
+            threads: None,
+            n_ctx: None,
+            n_batch: 512,
+            kv_type: KvType::F16,
+            kv_tokens: None,
+            loading: Loading::Map,
+        }
     }
 }
 
@@ -103,11 +113,14 @@ impl Engine {
 
     /// An engine over a model that is already loaded.
     pub fn with_model(model: LoadedModel, options: &EngineOptions) -> Result<Engine> {
-        let backend = Cpu::new(options.threads).map_err(Error::Request)?;
+        let backend = Cpu::new(options.threads, Isa::from_env().map_err(Error::Request)?);
         for tensor in model.decoder.weights().matrices() {
             if !backend.supports(tensor.ty()) {
-                let error = lory_kernels::BackendError::UnsupportedType { device: backend.label(), ty: tensor.ty() };
-                return Err(lory_models::Error::tensor(tensor.file(), tensor.name(), error.to_string()).into());
+                let error =
+                    lory_kernels::BackendError::UnsupportedType { device: backend.label(), ty: tensor.ty() };
+                return Err(
+                    lory_models::Error::tensor(tensor.file(), tensor.name(), error.to_string()).into()
+                );
             }
             backend.load(tensor.matrix()).map_err(lory_models::Error::from)?;
         }

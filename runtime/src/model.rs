@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc};
 
 use lory_models::{
-    adapter::BaseInfo, chat::ChatTemplate, decoder::Decoder, gguf::Gguf, tokenizer::Tokenizer,
+    adapter::BaseInfo,
+    decoder::Decoder,
+    gguf::Gguf,
+    tokenizer::{EncodeOptions, Tokenizer},
 };
 
 use crate::{
@@ -38,9 +41,7 @@ pub struct LoadedModel {
     /// The forward pass.
     pub decoder: Decoder,
     /// Text to tokens and back.
-    pub tokenizer: Tokenizer,
-    /// How a conversation becomes a prompt, if the file says.
-    pub chat_template: Option<ChatTemplate>,
+    pub tokenizer: Arc<Tokenizer>,
     /// What adapters are checked against.
     pub base: Arc<BaseInfo>,
     /// Longest sequence.
@@ -58,22 +59,33 @@ impl LoadedModel {
         let OpenGguf { gguf, files } = open;
         let trained = lory_models::config::Config::from_metadata(gguf.metadata(), 1)?.n_ctx_train.max(1);
         let n_ctx = match options.n_ctx {
-            Some(0) => return Err(Error::Request("a context of 0 tokens cannot hold anything: give at least 1".into())),
+            Some(0) => {
+                return Err(Error::Request(
+                    "a context of 0 tokens cannot hold anything: give at least 1".into(),
+                ));
+            }
             Some(n) => n,
             None => trained.min(DEFAULT_CTX),
         };
         let decoder = Decoder::load(&gguf, n_ctx)?;
-        let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+        let tokenizer = Arc::new(Tokenizer::from_metadata(gguf.metadata())?);
         if tokenizer.vocab_size() > decoder.vocab_size() {
             let message = format!(
                 "has {} rows for a vocabulary of {} tokens",
                 decoder.vocab_size(),
                 tokenizer.vocab_size()
             );
-            return Err(lory_models::Error::tensor(gguf.metadata().file(), "token_embd.weight", message).into());
+            return Err(
+                lory_models::Error::tensor(gguf.metadata().file(), "token_embd.weight", message).into()
+            );
         }
-        let chat_template = ChatTemplate::from_metadata(gguf.metadata())?;
-        let base = Arc::new(BaseInfo::new(&gguf, &decoder)?);
-        Ok(LoadedModel { gguf, files, decoder, tokenizer, chat_template, base, n_ctx })
+        let base = Arc::new(BaseInfo::from_gguf(&gguf)?);
+        Ok(LoadedModel { gguf, files, decoder, tokenizer, base, n_ctx })
+    }
+
+    /// A prompt's tokens, with the special tokens that the model wants around a text. Control
+    /// tokens written out in `text` are read as such.
+    pub fn encode_prompt(&self, text: &str) -> Vec<u32> {
+        self.tokenizer.encode(text, EncodeOptions { add_special: true, parse_special: true })
     }
 }

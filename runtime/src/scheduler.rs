@@ -219,9 +219,10 @@ impl<B: Backend> Scheduler<B> {
     fn make_room(&mut self, needed: usize, chunks: &[Chunk], wanting: SequenceId) {
         while self.cache.free_pages() < needed {
             let busy = |id: &SequenceId| *id == wanting || chunks.iter().any(|c| c.id == *id);
-            let idle = self.sequences.iter_mut().filter(|(id, s)| {
-                s.active.is_none() && !s.mixed && !s.pages.is_empty() && !busy(id)
-            });
+            let idle = self
+                .sequences
+                .iter_mut()
+                .filter(|(id, s)| s.active.is_none() && !s.mixed && !s.pages.is_empty() && !busy(id));
             let Some((_, victim)) = idle.min_by_key(|(_, s)| s.last_used) else { return };
             self.cache.release(&mut victim.pages);
         }
@@ -249,7 +250,8 @@ impl<B: Backend> Scheduler<B> {
             slots.extend_from_slice(&chunk.slots);
         }
         let adapters = BatchAdapters::new(&sets);
-        let batch = Batch { tokens: &tokens, rows: &rows, slots: &slots, adapters: &adapters, outputs: &outputs };
+        let batch =
+            Batch { tokens: &tokens, rows: &rows, slots: &slots, adapters: &adapters, outputs: &outputs };
         model.decoder.forward(model.backend, &mut self.cache, &mut self.scratch, &batch)?;
 
         // The vocabulary may be padded in the file: padding is never a choice.

@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use lory_models::{
     adapter::AdapterSet,
     kv_cache::Pages,
-    tokenizer::{Detokenizer, Tokenizer},
+    tokenizer::{DecodeOptions, Detokenizer, EncodeOptions, Tokenizer},
 };
 
 use crate::{
-    Error, Event, FinishReason, Request, Result, Sampler,
+    Error, Event, FinishReason, Request, Result, Sampler, SamplerOptions,
     generate::{Stats, Stream},
+    sampler::DryBreakers,
     stop::StopMatcher,
 };
 
@@ -40,13 +41,16 @@ impl Active {
         request: &Request,
         history: &[u32],
         n_ctx: usize,
-        tokenizer: &Tokenizer,
+        tokenizer: &Arc<Tokenizer>,
         stream: Arc<Stream>,
     ) -> Result<Active> {
-        let mut sampler = Sampler::new(&request.sampler, tokenizer)?;
+        let mut sampler = Sampler::with_breakers(&request.sampler, breakers(&request.sampler, tokenizer))?;
         for token in history {
             sampler.accept(*token);
         }
+        // After nothing but control tokens such as BOS, the answer is the beginning of a text.
+        let continuation = history.iter().any(|t| !tokenizer.is_control(*t));
+        let decode = DecodeOptions { special: false, continuation };
         Ok(Active {
             stream,
             arrival: 0,
@@ -57,11 +61,21 @@ impl Active {
             max_new_tokens: request.max_new_tokens,
             sampler,
             stop: StopMatcher::new(&request.stop),
-            detokenizer: tokenizer.detokenizer(),
+            detokenizer: Detokenizer::new(tokenizer.clone(), decode),
             n_ctx,
             end: None,
         })
     }
+}
+
+/// Which tokens end a repetition; found only if the sampler looks for repetitions.
+fn breakers(options: &SamplerOptions, tokenizer: &Tokenizer) -> DryBreakers {
+    if options.dry.multiplier == 0.0 {
+        return DryBreakers::default();
+    }
+    let piece = |id| tokenizer.token_bytes(id).unwrap_or_default().into_owned();
+    let encode = |text: &str| tokenizer.encode(text, EncodeOptions::default());
+    DryBreakers::new(&options.dry.sequence_breakers, tokenizer.vocab_size() as u32, piece, encode)
 }
 
 /// A sequence of tokens, part of which has its keys and values cached.
@@ -98,9 +112,9 @@ impl Sequence {
     /// Whether the logits after the token at `position` are needed.
     pub(crate) fn wants_logits(&self, position: usize) -> bool {
         let last = position + 1 == self.tokens.len();
-        self.active.as_ref().is_some_and(|a| {
-            (last && a.max_new_tokens > 0) || (a.prompt_logits && position < a.prompt_end)
-        })
+        self.active
+            .as_ref()
+            .is_some_and(|a| (last && a.max_new_tokens > 0) || (a.prompt_logits && position < a.prompt_end))
     }
 
     /// Ends the request, if there is one.

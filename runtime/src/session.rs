@@ -5,12 +5,8 @@ use std::sync::Arc;
 use lory_models::adapter::AdapterSet;
 
 use crate::{
-    AdapterId, Error, Generation, Request, Result,
-    engine::Shared,
-    generate::Stream,
-    lock,
-    scheduler::SequenceId,
-    sequence::Active,
+    AdapterId, Error, Generation, Request, Result, engine::Shared, generate::Stream, lock,
+    scheduler::SequenceId, sequence::Active,
 };
 
 /// What a session starts with.

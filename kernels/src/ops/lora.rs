@@ -36,9 +36,13 @@ pub fn apply(
     y0: &[f32],
     y: &mut [f32],
 ) -> Result<(), FormatError> {
-    let basis = group.v.zip(group.u);
-    let z = basis.map(|(v, _)| matvec(v, x)).transpose()?;
-    if let (Some(z), Some((_, u))) = (&z, basis)
+    let z = match (group.v, group.u) {
+        (Some(v), Some(_)) => Some(matvec(v, x)?),
+        // The input was shrunk already: an embedding's look-up.
+        (None, Some(_)) => Some(x.to_vec()),
+        (_, None) => None,
+    };
+    if let (Some(z), Some(u)) = (&z, group.u)
         && terms.iter().any(|t| t.delta_scale.is_none())
     {
         let mut sum = vec![0f32; u.cols()];
@@ -52,7 +56,7 @@ pub fn apply(
         }
     }
     for term in terms {
-        if let (Some(z), Some((_, u)), Some(g)) = (&z, basis, term.delta_scale) {
+        if let (Some(z), Some(u), Some(g)) = (&z, group.u, term.delta_scale) {
             let delta = matvec(u, &core(term.core, z)?)?;
             for ((y, g), delta) in y.iter_mut().zip(line(g)?).zip(delta) {
                 *y = (term.scale * g).mul_add(delta, *y);

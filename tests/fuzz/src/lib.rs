@@ -1,0 +1,195 @@
+//! What the fuzz targets do with their input. The same functions run over the committed seeds
+//! and findings in the ordinary test suite (`tests/tests/fuzz_seeds.rs`).
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, OnceLock},
+};
+
+use lory_models::{
+    adapter::{BaseInfo, gguf_lora, synthetic_base},
+    gguf::{Array, Gguf, Metadata, Value, Writer},
+    tokenizer::{DecodeOptions, Detokenizer, EncodeOptions, Tokenizer},
+};
+
+/// One GGUF file: parsed, every tensor touched at both ends; what was accepted is written out,
+/// and what was written reads back as the same.
+pub fn gguf(data: &[u8]) {
+    let Ok(file) = parse(data) else { return };
+    for info in file.tensors() {
+        let tensor = file.tensor(&info.name).expect("an accepted tensor is there");
+        let bytes = tensor.matrix().bytes();
+        assert_eq!(bytes.len(), info.byte_range().len());
+        std::hint::black_box((bytes.first(), bytes.last()));
+    }
+    let again = rewrite(&file);
+    let read = parse(&again).expect("what was written is sound");
+    assert_eq!(file.tensors().len(), read.tensors().len());
+    assert_eq!(again, rewrite(&read));
+}
+
+/// One GGUF file as a LoRA adapter of a small model, and as a base model's description.
+pub fn adapter(data: &[u8]) {
+    static BASE: OnceLock<BaseInfo> = OnceLock::new();
+    let Ok(file) = parse(data) else { return };
+    let base = BASE.get_or_init(|| synthetic_base(2, 32, 16, 64, 40));
+    if let Ok(adapter) = gguf_lora::load("fuzz", &file, base) {
+        for (site, _) in adapter.cores() {
+            assert!(adapter.core(*site).is_some());
+        }
+    }
+    std::hint::black_box(BaseInfo::from_gguf(&file).is_ok());
+}
+
+/// A vocabulary and a text, see [`TokenizerInput`].
+pub fn tokenizer(data: &[u8]) {
+    let Some(input) = TokenizerInput::read(data) else { return };
+    let Ok(tokenizer) = tokenizer_of(data) else { return };
+    let tokenizer = Arc::new(tokenizer);
+    for (add_special, parse_special) in [(false, false), (true, true)] {
+        let ids = tokenizer.encode(&input.text, EncodeOptions { add_special, parse_special });
+        assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
+        let options = DecodeOptions { special: parse_special, continuation: false };
+        let whole = tokenizer.decode_with(&ids, options);
+        let mut stream = Detokenizer::new(tokenizer.clone(), options);
+        let mut pieces: String = ids.iter().map(|&id| stream.push(id)).collect();
+        pieces += &stream.finish();
+        assert_eq!(whole, pieces);
+        if input.lossless() && !add_special {
+            assert_eq!(whole, input.text);
+        }
+    }
+    // Ids that no encoder gave, past the end included.
+    let ids: Vec<u32> = input.text.bytes().map(u32::from).chain([u32::MAX]).collect();
+    std::hint::black_box(tokenizer.decode(&ids));
+}
+
+/// The tokenizer of an input's vocabulary, which a seed must have.
+pub fn tokenizer_of(data: &[u8]) -> Result<Tokenizer, String> {
+    let input = TokenizerInput::read(data).ok_or("too short")?;
+    let metadata = input.metadata().ok_or("no vocabulary")?;
+    Tokenizer::from_metadata(&metadata).map_err(|e| e.to_string())
+}
+
+fn parse(data: &[u8]) -> lory_models::Result<Gguf> {
+    Gguf::parse(vec![("fuzz.gguf".into(), Arc::new(data.to_vec()))])
+}
+
+fn rewrite(file: &Gguf) -> Vec<u8> {
+    let mut w = Writer::new();
+    for (key, value) in file.metadata().iter() {
+        match value {
+            Value::U32(alignment) if key == "general.alignment" => w.set_alignment(*alignment),
+            _ => w.set(key, value.clone()),
+        };
+    }
+    for t in file.tensors() {
+        w.tensor(&t.name, t.ty, &t.dims);
+    }
+    let mut out = w.start(Vec::new()).expect("accepted declarations can be written");
+    for t in file.tensors() {
+        let tensor = file.tensor(&t.name).expect("an accepted tensor is there");
+        out.tensor(&t.name, tensor.matrix().bytes()).expect("its data has its size");
+    }
+    out.finish().expect("every tensor was written")
+}
+
+/// The tokenizer target's input: flags (1 byte), pre-tokenizer (1), length of the text (2,
+/// little-endian), the text, and the vocabulary: a GGUF file, or records that end with 0xff.
+///
+/// A record is a merge (first byte 0xfe) or a token (first byte its type, second its score).
+/// Mutations of records reach deeper than those of a GGUF file, where most break the container.
+struct TokenizerInput<'a> {
+    flags: u8,
+    pre: u8,
+    text: String,
+    vocab: &'a [u8],
+}
+
+const GGUF_FILE: u8 = 1;
+const SENTENCEPIECE: u8 = 2;
+const ALL_BYTES: u8 = 4;
+/// Tokens that merges need and the records lack are added, so that mutated merges are accepted.
+const COMPLETE: u8 = 8;
+const PRE: [&str; 8] =
+    ["gpt-2", "llama-bpe", "qwen2", "smollm", "tekken", "deepseek-llm", "falcon", "default"];
+
+impl<'a> TokenizerInput<'a> {
+    fn read(data: &'a [u8]) -> Option<Self> {
+        let (&[flags, pre, a, b], rest) = data.split_first_chunk::<4>()?;
+        let (text, vocab) = rest.split_at_checked(u16::from_le_bytes([a, b]).into())?;
+        Some(TokenizerInput { flags, pre, text: String::from_utf8_lossy(text).into(), vocab })
+    }
+
+    fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Whether decoding must give the text back: byte-level, every byte a token, nothing special.
+    fn lossless(&self) -> bool {
+        let normal = |r: &[u8]| r.first().is_none_or(|&t| t == 1 || t == 0xfe);
+        self.is(ALL_BYTES)
+            && !self.is(GGUF_FILE | SENTENCEPIECE)
+            && self.vocab.split(|&b| b == 0xff).all(normal)
+    }
+
+    fn metadata(&self) -> Option<Metadata> {
+        if self.is(GGUF_FILE) {
+            return parse(self.vocab).ok().map(|g| g.metadata().clone());
+        }
+        let (mut tokens, mut types, mut scores, mut merges) = (vec![], vec![], vec![], vec![]);
+        if self.is(ALL_BYTES) {
+            for byte in 0..=255u8 {
+                tokens.push(if self.is(SENTENCEPIECE) {
+                    format!("<0x{byte:02X}>")
+                } else {
+                    byte_char(byte).into()
+                });
+                types.push(if self.is(SENTENCEPIECE) { 6 } else { 1 });
+                scores.push(0.0);
+            }
+        }
+        for record in self.vocab.split(|&b| b == 0xff) {
+            match record {
+                [0xfe, merge @ ..] => merges.push(String::from_utf8_lossy(merge).into_owned()),
+                [ty, score, token @ ..] => {
+                    tokens.push(String::from_utf8_lossy(token).into_owned());
+                    types.push(i32::from(*ty));
+                    scores.push(f32::from(*score as i8) / 4.0);
+                }
+                _ => {}
+            }
+        }
+        if self.is(COMPLETE) {
+            let mut known: HashSet<String> = tokens.iter().cloned().collect();
+            for (left, right) in merges.iter().filter_map(|m| m.split_once(' ')) {
+                for token in [left.to_string(), right.to_string(), format!("{left}{right}")] {
+                    if known.insert(token.clone()) {
+                        tokens.push(token);
+                        types.push(1);
+                        scores.push(0.0);
+                    }
+                }
+            }
+        }
+        let mut m = Metadata::new("fuzz.gguf".into());
+        let mut set = |key: &str, value: Value| m.insert(&format!("tokenizer.ggml.{key}"), value).ok();
+        set("model", if self.is(SENTENCEPIECE) { "llama" } else { "gpt2" }.into())?;
+        set("pre", PRE[self.pre as usize % PRE.len()].into())?;
+        set("bos_token_id", u32::from(self.flags >> 4).into())?;
+        set("eos_token_id", u32::from(self.pre >> 3).into())?;
+        set("unknown_token_id", u32::from(self.flags >> 5).into())?;
+        set("tokens", tokens.into())?;
+        set("token_type", Value::Array(Array::I32(types)))?;
+        set("scores", scores.into())?;
+        set("merges", merges.into())?;
+        Some(m)
+    }
+}
+
+/// GPT-2's printable stand-in for a byte.
+fn byte_char(byte: u8) -> char {
+    let printable = |b: u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let before = (0..byte).filter(|&b| !printable(b)).count() as u32;
+    if printable(byte) { byte.into() } else { char::from_u32(256 + before).unwrap_or('?') }
+}

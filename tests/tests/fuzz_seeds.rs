@@ -1,0 +1,205 @@
+//! The fuzz targets' seeds, and every input that once broke something, run on stable Rust.
+//!
+//! `tests/fuzz/seeds` is generated here:
+//! `cargo test -p lory-tests --test fuzz_seeds -- --ignored` writes it anew.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use lory_kernels::QuantType;
+use lory_models::gguf::{Array, Value, Writer};
+use lory_tests::gguf_bytes::{GgufBytes, array, string};
+
+#[path = "../fuzz/src/lib.rs"]
+mod targets;
+
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(name)
+}
+
+/// Path under `seeds/` and contents.
+fn seeds() -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    let mut add = |name: &str, bytes: Vec<u8>| assert!(all.insert(name.into(), bytes).is_none());
+    add("gguf/empty", GgufBytes::new().bytes());
+    add("gguf/version2", GgufBytes::new().version(2).key("k", 7, &[1]).bytes());
+    add("gguf/values", every_value());
+    add("gguf/tensors", tensors(32));
+    add("gguf/aligned", tensors(8));
+    let shard = GgufBytes::new().key("split.no", 2, &[0, 0]).key("split.count", 2, &[1, 0]);
+    add("gguf/shard", shard.key("split.tensors.count", 5, &[0; 4]).bytes());
+
+    add("adapter/lora", lora("blk.0.attn_q", 32, 32, 1.0, QuantType::F32));
+    add("adapter/half", lora("blk.1.ffn_down", 64, 32, 16.0, QuantType::F16));
+    add("adapter/embedding", lora("token_embd", 32, 40, 0.0, QuantType::F32));
+    add("adapter/quantized", lora("blk.0.ffn_up", 32, 64, 8.0, QuantType::Q8_0));
+    add("adapter/base", base());
+
+    let tokens: &[(u8, &str)] =
+        &[(3, "<s>"), (1, "he"), (1, "ll"), (1, "hell"), (1, "Ġw"), (4, "<user>"), (6, "<0x41>")];
+    let merges = ["h e", "l l", "Ġ w", "he ll"];
+    for (i, pre) in (0..8u8).zip(["gpt2", "llama", "qwen", "smollm", "tekken", "llm", "falcon", "default"]) {
+        add(
+            &format!("tokenizer/bpe-{pre}"),
+            vocabulary(12, i, "hello wörld's 123\n\n  <s>", tokens, &merges),
+        );
+    }
+    add(
+        "tokenizer/plain",
+        vocabulary(4, 1, "hello 日本 🦙", &[(1, "he"), (1, "hell"), (1, "ll"), (1, "Ġw")], &merges),
+    );
+    add(
+        "tokenizer/spm",
+        vocabulary(6, 0, "hello  world <user>x", &[(2, "<unk>"), (1, "▁he"), (4, "<user>")], &[]),
+    );
+    add("tokenizer/spm-no-bytes", vocabulary(2, 0, "hello", &[(2, "<unk>"), (1, "l"), (1, "he")], &[]));
+    let file = GgufBytes::new()
+        .key("tokenizer.ggml.model", 8, &string("llama"))
+        .key("tokenizer.ggml.tokens", 9, &array(8, 3, &["<unk>", "a", "b"].map(string).concat()))
+        .key("tokenizer.ggml.scores", 9, &array(6, 3, &[0; 12]))
+        .key("tokenizer.ggml.token_type", 9, &array(5, 3, &[2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]))
+        .key("tokenizer.ggml.bos_token_id", 4, &[1, 0, 0, 0])
+        .key("tokenizer.ggml.eos_token_id", 4, &[2, 0, 0, 0]);
+    add("tokenizer/file", [&[1, 0, 4, 0][..], b"abba", &file.bytes()].concat());
+    all
+}
+
+fn every_value() -> Vec<u8> {
+    let mut w = Writer::new();
+    w.set("a", 1u8).set("b", -1i8).set("c", 1u16).set("d", -1i16).set("e", 1u32).set("f", -1i32);
+    w.set("g", 1u64).set("h", -1i64).set("i", 1.5f32).set("j", -1.5f64).set("k", true).set("l", "text");
+    w.set("m", vec![1u32, 2]).set("n", vec![1.0f32]).set("o", vec![true]).set("p", vec!["x".to_string()]);
+    w.set("q", Value::Array(Array::I64(vec![-1]))).set("r", Value::Array(Array::F64(vec![0.5])));
+    w.start(Vec::new()).unwrap().finish().unwrap()
+}
+
+fn write(mut w: Writer, tensors: &[(&str, QuantType, &[usize])]) -> Vec<u8> {
+    tensors.iter().for_each(|(name, ty, dims)| {
+        w.tensor(name, *ty, dims);
+    });
+    let mut out = w.start(Vec::new()).unwrap();
+    for (name, ty, dims) in tensors {
+        let bytes = ty.bytes_for(dims.iter().product()).unwrap();
+        out.tensor(name, &vec![0; bytes]).unwrap();
+    }
+    out.finish().unwrap()
+}
+
+fn tensors(alignment: u32) -> Vec<u8> {
+    let mut w = Writer::new();
+    w.set_alignment(alignment);
+    write(
+        w,
+        &[
+            ("a", QuantType::F32, &[3]),
+            ("b", QuantType::Q4_0, &[32, 2]),
+            ("c", QuantType::Q6_K, &[256]),
+            ("d", QuantType::I8, &[1, 2, 3, 4]),
+        ],
+    )
+}
+
+fn lora(target: &str, inputs: usize, outputs: usize, alpha: f32, ty: QuantType) -> Vec<u8> {
+    let mut w = Writer::new();
+    w.set("general.architecture", "llama").set("general.type", "adapter").set("adapter.type", "lora");
+    w.set("adapter.lora.alpha", alpha);
+    let rank = if ty == QuantType::Q8_0 { 32 } else { 2 };
+    // Embeddings keep A turned, as llama.cpp has it.
+    let a: [usize; 2] = if target == "token_embd" { [rank, outputs] } else { [inputs, rank] };
+    let b: [usize; 2] = if target == "token_embd" { [rank, inputs] } else { [rank, outputs] };
+    write(w, &[(&format!("{target}.weight.lora_a"), ty, &a), (&format!("{target}.weight.lora_b"), ty, &b)])
+}
+
+/// A base model's shapes, without data worth mentioning.
+fn base() -> Vec<u8> {
+    let mut w = Writer::new();
+    w.set("general.architecture", "llama").set("llama.block_count", 1u32).set("llama.embedding_length", 8u32);
+    let t = QuantType::F32;
+    write(
+        w,
+        &[
+            ("token_embd.weight", t, &[8, 4]),
+            ("blk.0.attn_q.weight", t, &[8, 8]),
+            ("blk.0.attn_k.weight", t, &[8, 4]),
+            ("blk.0.attn_v.weight", t, &[8, 4]),
+            ("blk.0.attn_output.weight", t, &[8, 8]),
+            ("blk.0.ffn_gate.weight", t, &[8, 16]),
+            ("blk.0.ffn_up.weight", t, &[8, 16]),
+            ("blk.0.ffn_down.weight", t, &[16, 8]),
+        ],
+    )
+}
+
+fn vocabulary(flags: u8, pre: u8, text: &str, tokens: &[(u8, &str)], merges: &[&str]) -> Vec<u8> {
+    let mut out = vec![flags, pre];
+    out.extend((text.len() as u16).to_le_bytes());
+    out.extend(text.as_bytes());
+    for (i, (ty, token)) in tokens.iter().enumerate() {
+        out.extend([&[*ty, i as u8], token.as_bytes(), &[0xff]].concat());
+    }
+    merges.iter().for_each(|m| out.extend([&[0xfe], m.as_bytes(), &[0xff]].concat()));
+    out
+}
+
+fn run(target: &str, data: &[u8]) {
+    match target {
+        "gguf" => targets::gguf(data),
+        "adapter" => targets::adapter(data),
+        "tokenizer" => targets::tokenizer(data),
+        other => panic!("no target {other}"),
+    }
+}
+
+#[test]
+fn committed_seeds_are_the_generated_ones_and_run() {
+    for (path, bytes) in seeds() {
+        let committed = fs::read(folder("seeds").join(&path)).unwrap_or_default();
+        assert!(committed == bytes, "tests/fuzz/seeds/{path} is out of date");
+        run(path.split('/').next().unwrap(), &bytes);
+    }
+}
+
+/// Seeds that are broken by mistake would fuzz nothing but the first check.
+#[test]
+fn seeds_reach_what_they_are_meant_for() {
+    use lory_models::{adapter, gguf::Gguf};
+    let all = seeds();
+    let open = |path: &str| {
+        let bytes = std::sync::Arc::new(all[path].clone());
+        Gguf::parse(vec![(path.into(), bytes)]).unwrap_or_else(|e| panic!("{e}"))
+    };
+    for path in all.keys().filter(|p| !p.starts_with("tokenizer/")) {
+        open(path);
+    }
+    for name in ["lora", "half", "embedding", "quantized"] {
+        let base = adapter::synthetic_base(2, 32, 16, 64, 40);
+        let path = format!("adapter/{name}");
+        adapter::gguf_lora::load(name, &open(&path), &base).unwrap_or_else(|e| panic!("{e}"));
+    }
+    adapter::BaseInfo::from_gguf(&open("adapter/base")).unwrap();
+    for (path, bytes) in all.iter().filter(|(p, _)| p.starts_with("tokenizer/")) {
+        targets::tokenizer_of(bytes).unwrap_or_else(|e| panic!("{path}: {e}"));
+    }
+}
+
+/// Inputs that once crashed a target: `findings/<target>/<what it was>`.
+#[test]
+fn findings_stay_fixed() {
+    for target in ["gguf", "adapter", "tokenizer"] {
+        let Ok(entries) = fs::read_dir(folder("findings").join(target)) else { continue };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            println!("{}", path.display());
+            run(target, &fs::read(path).unwrap());
+        }
+    }
+}
+
+#[test]
+#[ignore = "writes tests/fuzz/seeds"]
+fn write_seeds() {
+    for (path, bytes) in seeds() {
+        let path = folder("seeds").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+}

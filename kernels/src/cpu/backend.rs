@@ -1,12 +1,13 @@
 //! [`Cpu`]: all cores, the best instruction set.
 
+use super::matmul::{Product, matmul};
 use super::{Isa, ThreadPool, physical_cores};
 use crate::QuantType;
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LoraJob, MatmulJob, Rope,
 };
 use crate::ops::{Reference, ReferenceKv};
-use crate::quant::QMatrix;
+use crate::quant::{FormatError, QMatrix};
 
 /// The processor: vector kernels of one instruction set on a pool of threads.
 pub struct Cpu {
@@ -33,6 +34,13 @@ impl Cpu {
     /// The instruction set.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+}
+
+fn failed(error: FormatError) -> BackendError {
+    match error {
+        FormatError::Unsupported { ty } => BackendError::UnsupportedType { device: "cpu".into(), ty },
+        other => BackendError::Device { device: "cpu".into(), message: other.to_string() },
     }
 }
 
@@ -90,7 +98,9 @@ impl Backend for Cpu {
         rows: usize,
         jobs: &mut [MatmulJob<'_, Vec<f32>>],
     ) -> Result<(), BackendError> {
-        self.reference.matmul(x, rows, jobs)
+        let mut products: Vec<_> =
+            jobs.iter_mut().map(|job| Product { weight: job.weight, out: job.out.as_mut_slice() }).collect();
+        matmul(self.isa, &self.pool, x, rows, &mut products).map_err(failed)
     }
 
     fn lora(

@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use super::portable;
+use super::simd::{Op, Simd};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+
 /// Instruction sets with kernels of their own, from the least to the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
@@ -102,9 +107,55 @@ impl Isa {
         })
     }
 
+    /// Carries out `op` with this level's instructions.
+    pub(crate) fn run<O: Op>(self, op: O) -> O::Out {
+        match self.0 {
+            // SAFETY: an `Isa` of this level exists only where its features were detected.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { avx2::run(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2Vnni => unsafe { avx2::run_vnni(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::run(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni | Level::Avx512Bf16 => unsafe { avx512::run_vnni(op) },
+            _ => portable::run(op),
+        }
+    }
+
+    /// See [`Simd::TILE_ROWS`].
+    pub(crate) fn tile_rows(self) -> usize {
+        self.run(Traits).0
+    }
+
+    /// See [`Simd::TILE_PANELS`].
+    pub(crate) fn tile_panels(self) -> usize {
+        self.run(Traits).1
+    }
+
+    /// See [`Simd::WIDE_IS_SIGNED`].
+    pub(crate) fn wide_is_signed(self) -> bool {
+        self.run(Traits).2
+    }
+
     /// Which level it proves.
     pub fn level(self) -> Level {
         self.0
+    }
+}
+
+/// The constants of a level.
+struct Traits;
+
+impl Op for Traits {
+    type Out = (usize, usize, bool);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Self::Out {
+        (S::TILE_ROWS, S::TILE_PANELS, S::WIDE_IS_SIGNED)
     }
 }
 

@@ -1,9 +1,22 @@
 //! The processor as a [`Backend`](crate::Backend).
 
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod backend;
+mod float_matmul;
+mod int_matmul;
+mod int_tile;
 mod isa;
+mod matmul;
 mod memory;
+mod panel;
 mod pool;
+mod portable;
+mod simd;
+mod unpack;
 
 pub use backend::{Cpu, CpuKv};
 pub use isa::{Isa, Level};

@@ -4,8 +4,9 @@
 //! bits. Integer sums are exact, so only the floating-point chain over the groups has an order, and it
 //! is that of the groups.
 
+use super::Q8Block;
 use super::block::{Block, IntBlock, Parts};
-use super::{MAX_LEN, Q8Block};
+use crate::ops::sum;
 
 /// Integer formats, `w` · `x` with `x` in [`Q8Block`]s:
 ///
@@ -50,26 +51,23 @@ pub fn dot_int<B: IntBlock>(w: &[B], x: &[Q8Block]) -> f32 {
     acc
 }
 
-/// Float formats: `acc = fma(w[k], x[k], acc)` from the first to the last.
+/// Float formats: the sum in the order of [`sum::dot`], 16 partial sums along the columns.
 ///
-/// Error: at most `n · 2⁻²⁴ / (1 − n · 2⁻²⁴) · Σ |w[k] · x[k]|` (one rounding per step).
+/// Error: at most `(n/16 + 5) · 2⁻²⁴ · Σ |w[k] · x[k]|`, n the length rounded up to 16, to first
+/// order.
 ///
 /// # Panics
-/// If `x` has fewer than `w.len() · LEN` values.
+/// If `x` has fewer than `w.len()` values.
 pub fn dot_float<B: Block>(w: &[B], x: &[f32]) -> f32 {
-    const { assert!(B::LEN <= MAX_LEN) };
-    let mut buffer = [0f32; MAX_LEN];
-    let weights = &mut buffer[..B::LEN];
-    let x = &x[..w.len() * B::LEN];
-    let mut acc = 0f32;
-    for (block, x) in w.iter().zip(x.chunks_exact(B::LEN)) {
-        block.dequantize(weights);
-        acc = dot_f32(weights, x, acc);
+    const { assert!(B::LEN == 1) };
+    let x = &x[..w.len()];
+    let mut lanes = [0f32; sum::LANES];
+    for (w, x) in w.chunks(sum::LANES).zip(x.chunks(sum::LANES)) {
+        for (lane, (w, x)) in lanes.iter_mut().zip(w.iter().zip(x)) {
+            let mut weight = [0.0];
+            w.dequantize(&mut weight);
+            *lane = weight[0].mul_add(*x, *lane);
+        }
     }
-    acc
-}
-
-/// Continues a sequential sum: `acc + Σ w[k] · x[k]`.
-pub(super) fn dot_f32(w: &[f32], x: &[f32], acc: f32) -> f32 {
-    w.iter().zip(x).fold(acc, |acc, (w, x)| w.mul_add(*x, acc))
+    sum::fold(lanes)
 }

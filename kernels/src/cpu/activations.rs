@@ -1,0 +1,196 @@
+//! Activation rows quantized for the integer tiles.
+
+// Tiles index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
+use super::simd::{Op, Simd};
+use super::{Isa, ThreadPool};
+use crate::quant::Q8Block;
+
+/// How rows are dealt to tiles: as evenly as the largest tile allows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tiles {
+    rows: usize,
+    count: usize,
+}
+
+impl Tiles {
+    /// Tiles of at most `largest` rows.
+    pub fn new(rows: usize, largest: usize) -> Tiles {
+        Tiles { rows, count: rows.div_ceil(largest) }
+    }
+
+    /// Number of tiles.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// First row of tile `t`; of `count` it is the number of rows.
+    pub fn start(&self, t: usize) -> usize {
+        t * (self.rows / self.count) + t.min(self.rows % self.count)
+    }
+}
+
+/// Rows of [`Q8Block`]s, interleaved within each tile of `m` rows: `q[k / 4][row]` are four codes,
+/// `scales[k / 32][row]`, `sums[k / 16][row]`. A tile's step then reads its
+/// operands from consecutive addresses. Tile `t` starts at `start(t) · columns / n`.
+pub(crate) struct Activations {
+    pub tiles: Tiles,
+    pub columns: usize,
+    pub q: Vec<[i8; 4]>,
+    pub scales: Vec<f32>,
+    pub sums: Vec<i32>,
+}
+
+/// A pointer that tasks share, each for a part of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(pub *mut T);
+// SAFETY: whoever dereferences it states why its part is nobody else's.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Elements `start..start + len`.
+    ///
+    /// # Safety
+    /// They exist, and nobody else uses them at the same time.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+impl Activations {
+    /// Quantizes `rows` lines of `columns`, which are a multiple of 32, for tiles of at most `largest` rows.
+    pub fn new(isa: Isa, pool: &ThreadPool, x: &[f32], columns: usize, rows: usize, largest: usize) -> Self {
+        let x = &x[..rows * columns];
+        let tiles = Tiles::new(rows, largest);
+        let mut out = Activations {
+            tiles,
+            columns,
+            q: vec![[0; 4]; rows * columns / 4],
+            scales: vec![0.0; rows * columns / 32],
+            sums: vec![0; rows * columns / 16],
+        };
+        let parts =
+            (Shared(out.q.as_mut_ptr()), Shared(out.scales.as_mut_ptr()), Shared(out.sums.as_mut_ptr()));
+        // Below some thousand values a task costs more than it saves.
+        let step = if rows * columns < 16_384 { tiles.count() } else { 1 };
+        pool.run(tiles.count().div_ceil(step.max(1)), &|task| {
+            let parts = &parts;
+            for t in task * step..((task + 1) * step).min(tiles.count()) {
+                let (start, end) = (tiles.start(t), tiles.start(t + 1));
+                let n = (end - start) * columns;
+                // SAFETY: tiles are disjoint ranges of rows, and each is visited once.
+                let (q, scales, sums) = unsafe {
+                    (
+                        parts.0.slice(start * columns / 4, n / 4),
+                        parts.1.slice(start * columns / 32, n / 32),
+                        parts.2.slice(start * columns / 16, n / 16),
+                    )
+                };
+                isa.run(Quantize {
+                    x: &x[start * columns..end * columns],
+                    rows: end - start,
+                    q,
+                    scales,
+                    sums,
+                });
+            }
+        });
+        out
+    }
+
+    /// What a tile's accumulators start from, or what minima are multiplied with, per group of
+    /// `group` columns and row: `−zero · Σ q` as integers, or `−(scale · Σ q)` as the bits of floats.
+    pub fn offsets(&self, group: usize, offset: Offset) -> Vec<i32> {
+        let halves = group / 16;
+        let mut out = vec![0; self.sums.len() / halves];
+        for t in 0..self.tiles.count() {
+            let (start, end) = (self.tiles.start(t), self.tiles.start(t + 1));
+            let (m, per_row) = (end - start, self.columns / 16);
+            let sums = &self.sums[start * per_row..end * per_row];
+            let scales = &self.scales[start * per_row / 2..];
+            let out = &mut out[start * per_row / halves..];
+            for (g, sums) in sums.chunks_exact(m * halves).enumerate() {
+                for r in 0..m {
+                    let sum: i32 = (0..halves).map(|h| sums[h * m + r]).sum();
+                    out[g * m + r] = match offset {
+                        Offset::Zero(zero) => -zero * sum,
+                        Offset::Min => (-(scales[g * group / 32 * m + r] * sum as f32)).to_bits() as i32,
+                    };
+                }
+            }
+        }
+        out
+    }
+}
+
+/// See [`Activations::offsets`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offset {
+    /// The format's code of weight 0.
+    Zero(i32),
+    /// The format has minima.
+    Min,
+}
+
+/// One tile by [`Q8Block::quantize`], with vectors.
+struct Quantize<'a> {
+    x: &'a [f32],
+    rows: usize,
+    q: &'a mut [[i8; 4]],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+}
+
+impl Op for Quantize<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let m = self.rows;
+        let columns = self.x.len() / m;
+        let mut bits = [0; 64];
+        for (r, x) in self.x.chunks_exact(columns).enumerate() {
+            let (blocks, _) = x.as_chunks::<{ Q8Block::LEN }>();
+            for (b, x) in blocks.iter().enumerate() {
+                let (halves, _) = x.as_chunks::<16>();
+                let (low, high) = (s.load(&halves[0]), s.load(&halves[1]));
+                let magnitude = s.splat_i(0x7fff_ffff);
+                let largest = s.max_i(s.and(s.bits(low), magnitude), s.and(s.bits(high), magnitude));
+                s.store_i(largest, &mut bits);
+                let mut amax = 0;
+                for word in bits.as_chunks::<4>().0 {
+                    amax = amax.max(u32::from_ne_bytes(*word));
+                }
+                let amax = f32::from_bits(amax);
+                let scale = amax / 127.0;
+                let usable = amax.is_finite() && scale >= f32::MIN_POSITIVE;
+                let mut q = [[0i8; 16]; 2];
+                if usable {
+                    let inverse = s.splat(127.0 / amax);
+                    s.store_i8(s.mul(low, inverse), &mut q[0]);
+                    s.store_i8(s.mul(high, inverse), &mut q[1]);
+                }
+                self.scales[b * m + r] = match (amax.is_finite(), usable) {
+                    (false, _) => f32::NAN,
+                    (true, false) => 0.0,
+                    (true, true) => scale,
+                };
+                for (h, q) in q.iter().enumerate() {
+                    let mut sum = 0;
+                    for q in q {
+                        sum += i32::from(*q);
+                    }
+                    self.sums[(2 * b + h) * m + r] = sum;
+                    for (i, four) in q.as_chunks::<4>().0.iter().enumerate() {
+                        self.q[(8 * b + 4 * h + i) * m + r] = *four;
+                    }
+                }
+            }
+        }
+    }
+}

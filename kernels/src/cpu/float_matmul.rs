@@ -1,0 +1,312 @@
+//! Products with float formats: lanes run along the columns.
+
+// Tiles index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::Isa;
+use super::activations::Shared;
+use super::simd::{FLOAT_WEIGHTS, Op, Simd};
+use crate::quant::{BF16, Block, F16, F32, FormatError, QMatrix, QuantType, dequantize_row};
+
+/// Columns at a time: those of six activation rows (12 KiB) stay in the first-level cache.
+const COLUMNS: usize = 512;
+/// Weight rows of a strip.
+pub(crate) const STRIP: usize = 16;
+/// Activation rows of a task at most; a task keeps 48 KiB of accumulators and 32 KiB of weights.
+pub(crate) const ROW_BLOCK: usize = 48;
+/// From so many activation rows on, weights are widened once instead of at every use.
+const WIDEN_FROM: usize = 8;
+
+/// A float format read 16 weights at a time.
+trait FloatBlock: Block {
+    /// # Safety
+    /// 16 weights are readable.
+    unsafe fn load<S: Simd>(s: S, weights: *const u8) -> S::F;
+}
+
+impl FloatBlock for F32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, weights: *const u8) -> S::F {
+        // SAFETY: readable by the caller's promise; as bytes, since a mapped file aligns them to whatever it likes.
+        s.load(&unsafe { weights.cast::<[f32; 16]>().read_unaligned() })
+    }
+}
+
+impl FloatBlock for F16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, weights: *const u8) -> S::F {
+        // SAFETY: readable by the caller's promise; pairs of bytes have align 1.
+        s.load_f16(unsafe { &*weights.cast() })
+    }
+}
+
+impl FloatBlock for BF16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, weights: *const u8) -> S::F {
+        // SAFETY: readable by the caller's promise; pairs of bytes have align 1.
+        s.load_bf16(unsafe { &*weights.cast() })
+    }
+}
+
+/// Adds the products of some columns to `acc[row · STRIP + weight]`, in the order of [`crate::ops::sum::dot`].
+///
+/// A tile of 4 weights × 6 rows does 24 multiply-adds on 10 loads.
+struct Sweep<'a, B> {
+    weights: *const u8,
+    weight_stride: usize,
+    n_weights: usize,
+    x: &'a [f32],
+    x_stride: usize,
+    n_rows: usize,
+    columns: usize,
+    first: bool,
+    acc: *mut [f32; 16],
+    block: PhantomData<B>,
+}
+
+impl<B: FloatBlock> Op for Sweep<'_, B> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut row = 0;
+        while row < self.n_rows {
+            let left = self.n_rows - row;
+            // SAFETY: `rows` and `tile` stay within the rows that are left.
+            unsafe {
+                match left.min(S::FLOAT_ROWS) {
+                    6 => self.rows::<S, 6>(s, row),
+                    4 | 5 => self.rows::<S, 4>(s, row),
+                    2 | 3 => self.rows::<S, 2>(s, row),
+                    _ => self.rows::<S, 1>(s, row),
+                }
+            }
+            row += match left.min(S::FLOAT_ROWS) {
+                6 => 6,
+                4 | 5 => 4,
+                2 | 3 => 2,
+                _ => 1,
+            };
+        }
+    }
+}
+
+impl<B: FloatBlock> Sweep<'_, B> {
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const M: usize>(&self, s: S, row: usize) {
+        let mut weight = 0;
+        while weight + FLOAT_WEIGHTS <= self.n_weights {
+            // SAFETY: so many rows and weights are left.
+            unsafe { self.tile::<S, FLOAT_WEIGHTS, M>(s, weight, row) };
+            weight += FLOAT_WEIGHTS;
+        }
+        while weight < self.n_weights {
+            // SAFETY: one weight is left.
+            unsafe { self.tile::<S, 1, M>(s, weight, row) };
+            weight += 1;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const W: usize, const M: usize>(&self, s: S, weight: usize, row: usize) {
+        let mut acc = [[s.splat(0.0); W]; M];
+        // SAFETY: the caller's accumulators cover all rows and STRIP weights.
+        let at = |m: usize, w: usize| unsafe { self.acc.add((row + m) * STRIP + weight + w) };
+        if !self.first {
+            for m in 0..M {
+                for w in 0..W {
+                    // SAFETY: written by the sweep over the first columns.
+                    acc[m][w] = s.load(unsafe { &*at(m, w) });
+                }
+            }
+        }
+        // The last tile of rows may end with the slice, so its end is checked once.
+        let x = &self.x[row * self.x_stride..][..(M - 1) * self.x_stride + self.columns];
+        let weights = self.weights.wrapping_add(weight * self.weight_stride);
+        for k in (0..self.columns).step_by(16) {
+            let mut w_k = [s.splat(0.0); W];
+            for w in 0..W {
+                // SAFETY: `columns` is a multiple of 16, and so many weights are readable in each row.
+                w_k[w] = unsafe { B::load(s, weights.add(w * self.weight_stride + k * size_of::<B>())) };
+            }
+            for m in 0..M {
+                // SAFETY: `x` above has these 16.
+                let x_k = s.load(unsafe { &*x.as_ptr().add(m * self.x_stride + k).cast::<[f32; 16]>() });
+                for w in 0..W {
+                    acc[m][w] = s.fma(w_k[w], x_k, acc[m][w]);
+                }
+            }
+        }
+        for m in 0..M {
+            for w in 0..W {
+                // SAFETY: the caller's accumulators.
+                s.store(acc[m][w], unsafe { &mut *at(m, w) });
+            }
+        }
+    }
+}
+
+/// Widens 16 weights at a time.
+struct Widen<'a, B> {
+    weights: &'a [u8],
+    out: &'a mut [f32],
+    block: PhantomData<B>,
+}
+
+impl<B: FloatBlock> Op for Widen<'_, B> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let weights = self.weights.chunks_exact(16 * size_of::<B>());
+        for (weights, out) in weights.zip(self.out.as_chunks_mut::<16>().0) {
+            // SAFETY: the chunk holds 16 weights.
+            s.store(unsafe { B::load(s, weights.as_ptr()) }, out);
+        }
+    }
+}
+
+struct Fold<'a> {
+    lanes: &'a [f32; 16],
+}
+
+impl Op for Fold<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        s.fold(s.load(self.lanes))
+    }
+}
+
+/// Some weight rows times some activation rows.
+pub(crate) struct FloatStrip<'a> {
+    /// The weights, of a float type or one that only `dequantize_row` reads.
+    pub weight: QMatrix<'a>,
+    /// At most [`STRIP`].
+    pub rows: Range<usize>,
+    /// Lines of `x_stride`, which is `weight.cols()` rounded up to 16, zeros behind the columns.
+    pub x: &'a [f32],
+    /// See `x`.
+    pub x_stride: usize,
+    /// At most [`ROW_BLOCK`].
+    pub x_rows: Range<usize>,
+}
+
+impl FloatStrip<'_> {
+    /// Computes and writes `out[row · weight.rows() + n]`.
+    ///
+    /// # Safety
+    /// `out` holds all rows of `x`, and no one else uses the outputs of these rows.
+    pub unsafe fn run(&self, isa: Isa, out: Shared<f32>) -> Result<(), FormatError> {
+        assert!(self.rows.len() <= STRIP && self.x_rows.len() <= ROW_BLOCK);
+        assert!(self.x_stride.is_multiple_of(16) && self.x_stride >= self.weight.cols());
+        let mut acc = [const { MaybeUninit::<[f32; 16]>::uninit() }; STRIP * ROW_BLOCK];
+        let mut wide = MaybeUninit::<[[f32; COLUMNS]; STRIP]>::uninit();
+        for column in (0..self.weight.cols()).step_by(COLUMNS) {
+            let acc: *mut [f32; 16] = acc.as_mut_ptr().cast();
+            // SAFETY: accumulators for all rows; they are written at column 0 before they are read.
+            unsafe { self.chunk(isa, column, acc, &mut wide)? };
+        }
+        for (i, row) in self.x_rows.clone().enumerate() {
+            for (w, n) in self.rows.clone().enumerate() {
+                let sum = if self.weight.cols() > 0 {
+                    // SAFETY: the sweeps have written it.
+                    isa.run(Fold { lanes: unsafe { acc[i * STRIP + w].assume_init_ref() } })
+                } else {
+                    0.0
+                };
+                // SAFETY: this output is this strip's alone.
+                unsafe { *out.0.add(row * self.weight.rows() + n) = sum };
+            }
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// `acc` has room for [`STRIP`] × the rows, and was written if `column` is not 0.
+    unsafe fn chunk(
+        &self,
+        isa: Isa,
+        column: usize,
+        acc: *mut [f32; 16],
+        wide: &mut MaybeUninit<[[f32; COLUMNS]; STRIP]>,
+    ) -> Result<(), FormatError> {
+        let ty = self.weight.ty();
+        let columns = COLUMNS.min(self.weight.cols() - column);
+        let bytes = column / ty.block_len() * ty.block_bytes()
+            ..(column + columns) / ty.block_len() * ty.block_bytes();
+        let padded = columns.next_multiple_of(16);
+        let direct = columns == padded
+            && match ty {
+                QuantType::F32 => true,
+                QuantType::F16 | QuantType::BF16 => self.x_rows.len() < WIDEN_FROM,
+                _ => false,
+            };
+        if direct {
+            let (weights, stride) =
+                (self.weight.row(self.rows.start)[bytes.start..].as_ptr(), self.weight.row_bytes());
+            // SAFETY: the rows' own `columns` weights; the caller vouches for `acc`.
+            unsafe {
+                match ty {
+                    QuantType::F16 => self.sweep::<F16>(isa, weights, stride, column, padded, acc),
+                    QuantType::BF16 => self.sweep::<BF16>(isa, weights, stride, column, padded, acc),
+                    _ => self.sweep::<F32>(isa, weights, stride, column, padded, acc),
+                }
+            }
+            return Ok(());
+        }
+        for (i, row) in self.rows.clone().enumerate() {
+            let line: *mut [f32; COLUMNS] = wide.as_mut_ptr().cast();
+            // SAFETY: line `i` of STRIP; zeroed before it becomes a slice.
+            let line = unsafe {
+                line.add(i).write_bytes(0, 1);
+                &mut *line.add(i)
+            };
+            let (weights, out) = (&self.weight.row(row)[bytes.clone()], &mut line[..columns]);
+            match ty {
+                QuantType::F16 if columns == padded => {
+                    isa.run(Widen::<F16> { weights, out, block: PhantomData })
+                }
+                QuantType::BF16 if columns == padded => {
+                    isa.run(Widen::<BF16> { weights, out, block: PhantomData });
+                }
+                _ => dequantize_row(ty, weights, out)?,
+            }
+        }
+        // SAFETY: `wide` holds the weights, and zeros behind them; the caller vouches for `acc`.
+        unsafe {
+            self.sweep::<F32>(isa, wide.as_ptr().cast(), COLUMNS * size_of::<f32>(), column, padded, acc)
+        };
+        Ok(())
+    }
+
+    /// # Safety
+    /// `columns` weights of B are readable in each of the strip's rows; `acc` as for `chunk`.
+    unsafe fn sweep<B: FloatBlock>(
+        &self,
+        isa: Isa,
+        weights: *const u8,
+        weight_stride: usize,
+        column: usize,
+        columns: usize,
+        acc: *mut [f32; 16],
+    ) {
+        isa.run(Sweep::<B> {
+            weights,
+            weight_stride,
+            n_weights: self.rows.len(),
+            x: &self.x[self.x_rows.start * self.x_stride + column..],
+            x_stride: self.x_stride,
+            n_rows: self.x_rows.len(),
+            columns,
+            first: column == 0,
+            acc,
+            block: PhantomData,
+        });
+    }
+}

@@ -1,0 +1,170 @@
+//! The integer micro-kernel: panels of 16 weight rows × a few activation rows.
+
+// Tiles index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
+use super::activations::Activations;
+use super::panel::{Panel, ROWS};
+use super::simd::{Op, Simd};
+
+/// All tiles of activations `tiles` over the columns that `panels` hold.
+///
+/// For each output the order is the canonical one of [`crate::quant::dot`]: lanes are weight rows, so
+/// a lane's chain over the groups is that of the scalar product, and the integer sums are exact
+/// in any order.
+///
+/// Per step of four columns a tile of P panels × M rows loads P vectors of codes and M broadcast
+/// words for P·M products; with 2 × 6 the vector unit and not the load ports is the limit. Per group it converts, scales
+/// and adds 2 more vectors per product chain, so 8 products in 10 (formats with minima 8 in 11, groups of 16
+/// 4 in 6) are the ceiling.
+pub(crate) struct Sweep<'a, const STEPS: usize, const MIN: bool, const WIDE: bool> {
+    /// As many as the level's tile has.
+    pub panels: *const Panel,
+    /// The first column that the panels hold.
+    pub column: usize,
+    /// How many.
+    pub columns: usize,
+    /// The right-hand side.
+    pub x: &'a Activations,
+    /// From [`Activations::offsets`].
+    pub offsets: &'a [i32],
+    /// Which tiles of it.
+    pub tiles: std::ops::Range<usize>,
+    /// `[row − first row][panel][16]`: read unless `column` is 0, and written.
+    pub acc: *mut [f32; ROWS],
+}
+
+/// A tile's operands.
+struct Tile {
+    panels: *const Panel,
+    groups: usize,
+    q: *const [i8; 4],
+    scales: *const f32,
+    offsets: *const i32,
+    first: bool,
+    acc: *mut [f32; ROWS],
+}
+
+impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Op for Sweep<'_, STEPS, MIN, WIDE> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if S::TILE_PANELS == 2 { self.sweep::<S, 2>(s) } else { self.sweep::<S, 1>(s) }
+    }
+}
+
+impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Sweep<'_, STEPS, MIN, WIDE> {
+    #[inline(always)]
+    fn sweep<S: Simd, const P: usize>(self, s: S) {
+        let per_row = self.x.columns;
+        let group = 4 * STEPS;
+        let first_row = self.x.tiles.start(self.tiles.start);
+        for t in self.tiles.clone() {
+            let (start, m) = (self.x.tiles.start(t), self.x.tiles.start(t + 1) - self.x.tiles.start(t));
+            let at = |unit: usize| start * per_row / unit + self.column / unit * m;
+            let tile = Tile {
+                panels: self.panels,
+                groups: self.columns / group,
+                q: self.x.q[at(4)..][..self.columns / 4 * m].as_ptr(),
+                scales: self.x.scales[at(32)..][..self.columns / 32 * m].as_ptr(),
+                offsets: self.offsets[at(group)..][..self.columns / group * m].as_ptr(),
+                first: self.column == 0,
+                // SAFETY: the caller's accumulators hold all rows of the tiles.
+                acc: unsafe { self.acc.add((start - first_row) * P) },
+            };
+            // SAFETY: the slices above have the lengths that the tile reads; the panels hold `columns`.
+            unsafe {
+                match m {
+                    1 => tile.run::<S, P, 1, STEPS, MIN, WIDE>(s),
+                    2 => tile.run::<S, P, 2, STEPS, MIN, WIDE>(s),
+                    3 if S::TILE_ROWS >= 3 => tile.run::<S, P, 3, STEPS, MIN, WIDE>(s),
+                    4 if S::TILE_ROWS >= 4 => tile.run::<S, P, 4, STEPS, MIN, WIDE>(s),
+                    5 if S::TILE_ROWS >= 5 => tile.run::<S, P, 5, STEPS, MIN, WIDE>(s),
+                    6 if S::TILE_ROWS >= 6 => tile.run::<S, P, 6, STEPS, MIN, WIDE>(s),
+                    _ => unreachable!("tiles have at most {} rows", S::TILE_ROWS),
+                }
+            }
+        }
+    }
+}
+
+impl Tile {
+    /// # Safety
+    /// P panels with `groups` groups; operands of M rows and as many groups; P · M accumulators.
+    #[inline(always)]
+    unsafe fn run<
+        S: Simd,
+        const P: usize,
+        const M: usize,
+        const STEPS: usize,
+        const MIN: bool,
+        const WIDE: bool,
+    >(
+        self,
+        s: S,
+    ) {
+        let mut acc = [[s.splat(0.0); P]; M];
+        if !self.first {
+            for m in 0..M {
+                for p in 0..P {
+                    // SAFETY: P · M accumulators.
+                    acc[m][p] = s.load(unsafe { &*self.acc.add(m * P + p) });
+                }
+            }
+        }
+        let (mut q, mut scales, mut offsets) = (self.q, self.scales, self.offsets);
+        for g in 0..self.groups {
+            let mut sums = [[s.splat_i(0); P]; M];
+            if !MIN {
+                for m in 0..M {
+                    // SAFETY: M offsets per group.
+                    sums[m] = [s.splat_i(unsafe { *offsets.add(m) }); P];
+                }
+            }
+            for step in 0..STEPS {
+                let mut codes = [s.splat_i(0); P];
+                for p in 0..P {
+                    // SAFETY: P panels, and this group is within them.
+                    codes[p] = s.load_i(unsafe { &(&(*self.panels.add(p)).codes)[g * STEPS + step] });
+                }
+                for m in 0..M {
+                    // SAFETY: M words per step.
+                    let q = unsafe { &*q.add(step * M + m) };
+                    for p in 0..P {
+                        sums[m][p] = s.dot4::<WIDE>(sums[m][p], codes[p], q);
+                    }
+                }
+            }
+            for p in 0..P {
+                // SAFETY: as for the codes.
+                let scale = s.load(unsafe { &(&(*self.panels.add(p)).scales)[g] });
+                for m in 0..M {
+                    // SAFETY: M scales per 32 columns.
+                    let x = s.splat(unsafe { *scales.add(m) });
+                    acc[m][p] = s.fma(s.to_f(sums[m][p]), s.mul(scale, x), acc[m][p]);
+                }
+                if MIN {
+                    // SAFETY: as for the codes.
+                    let min = s.load(unsafe { &(&(*self.panels.add(p)).mins)[g] });
+                    for m in 0..M {
+                        // SAFETY: M offsets per group.
+                        let offset = f32::from_bits(unsafe { *offsets.add(m) } as u32);
+                        acc[m][p] = s.fma(min, s.splat(offset), acc[m][p]);
+                    }
+                }
+            }
+            q = q.wrapping_add(STEPS * M);
+            offsets = offsets.wrapping_add(M);
+            if STEPS == 8 || g % 2 == 1 {
+                scales = scales.wrapping_add(M);
+            }
+        }
+        for m in 0..M {
+            for p in 0..P {
+                // SAFETY: P · M accumulators.
+                s.store(acc[m][p], unsafe { &mut *self.acc.add(m * P + p) });
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The few vector operations that all kernels are written in.
+//!
+//! A vector is 16 floats or 64 bytes of integers at every level: one register of AVX-512, two of
+//! AVX2, an array elsewhere. Kernels are generic over [`Simd`] and thereby compute the same bits
+//! everywhere; only [`Simd::dot4`] differs in how, and its sums are exact integers.
+
+/// A level of instructions. A value exists only where the processor has it, so its methods
+/// are safe to call (the values are made in `run` of each level's file).
+pub(crate) trait Simd: Copy {
+    /// 16 floats.
+    type F: Copy;
+    /// 64 bytes: 16 integers of 32 bits, or four lanes of 16 bytes.
+    type I: Copy;
+
+    /// Activation rows and panels of 16 weight rows in one integer tile: as many accumulators as
+    /// fit the registers beside the operands.
+    const TILE_ROWS: usize;
+    /// See [`Simd::TILE_ROWS`].
+    const TILE_PANELS: usize;
+    /// Activation rows in one float tile of [`FLOAT_WEIGHTS`] weight rows.
+    const FLOAT_ROWS: usize;
+    /// Whether [`Simd::dot4`] takes codes above 127 as `code - 128`.
+    const WIDE_IS_SIGNED: bool;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// 16 floats.
+    fn load(self, x: &[f32; 16]) -> Self::F;
+    /// The reverse.
+    fn store(self, x: Self::F, out: &mut [f32; 16]);
+    /// 16 half-precision floats.
+    fn load_f16(self, x: &[[u8; 2]; 16]) -> Self::F;
+    /// Rounds to half precision, ties to even.
+    fn store_f16(self, x: Self::F, out: &mut [[u8; 2]; 16]);
+    /// 16 bfloat16.
+    fn load_bf16(self, x: &[[u8; 2]; 16]) -> Self::F;
+    /// 16 signed bytes.
+    fn load_i8(self, x: &[i8; 16]) -> Self::F;
+    /// Rounds to integers, ties to even, and saturates to bytes.
+    fn store_i8(self, x: Self::F, out: &mut [i8; 16]);
+
+    /// a + b.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a − b.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a · b.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a / b.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a · b + c, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }`.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a > b { x } else { y }`, lane by lane.
+    fn select_gt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, x: Self::F) -> Self::F;
+    /// `n` is integral and in −126 ..= 127: 2ⁿ.
+    fn exp2(self, n: Self::F) -> Self::F;
+    /// The sum in the order of [`crate::ops::sum::fold`].
+    fn fold(self, x: Self::F) -> f32;
+    /// The largest lane.
+    fn largest(self, x: Self::F) -> f32;
+
+    /// 64 bytes.
+    fn load_i(self, x: &[u8; 64]) -> Self::I;
+    /// The reverse.
+    fn store_i(self, x: Self::I, out: &mut [u8; 64]);
+    /// All lanes `x`.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// 16 numbers of 16 bits, each `offset` bytes behind one of the pointers, zero-extended.
+    ///
+    /// # Safety
+    /// Two bytes are readable there.
+    unsafe fn gather_u16(self, rows: &[*const u8; 16], offset: usize) -> Self::I;
+    /// 16 bytes from each pointer, one lane after the other.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load_lanes(self, rows: [*const u8; 4]) -> Self::I;
+    /// Transposes 4 × 4 words of 32 bits within each lane.
+    fn transpose4(self, x: [Self::I; 4]) -> [Self::I; 4];
+    /// The bits of floats.
+    fn bits(self, x: Self::F) -> Self::I;
+    /// a & b.
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    /// a | b.
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// a ^ b.
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I;
+    /// 32-bit lanes, zeros enter.
+    fn shl<const N: u32>(self, x: Self::I) -> Self::I;
+    /// 32-bit lanes, zeros enter.
+    fn shr<const N: u32>(self, x: Self::I) -> Self::I;
+    /// 32-bit lanes, the sign enters.
+    fn sra<const N: u32>(self, x: Self::I) -> Self::I;
+    /// a − b in 32-bit lanes.
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Low 32 bits of the products of 32-bit lanes.
+    fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The larger of signed 32-bit lanes.
+    fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// `table[byte]`; every byte is below 16.
+    fn lookup(self, table: &[u8; 16], bytes: Self::I) -> Self::I;
+    /// Exact up to 2²⁴.
+    fn to_f(self, x: Self::I) -> Self::F;
+    /// The low half of each 32-bit lane, a half-precision float.
+    fn f16_low(self, x: Self::I) -> Self::F;
+    /// `acc[l] + Σ codes[4l + j] · q[j]` over j < 4 with unsigned codes and `q` in −127 ..= 127.
+    ///
+    /// Codes are at most 63, or `WIDE` is set; then a level with [`Simd::WIDE_IS_SIGNED`]
+    /// takes `codes − 128`.
+    fn dot4<const WIDE: bool>(self, acc: Self::I, codes: Self::I, q: &[i8; 4]) -> Self::I;
+
+    /// Fetches a line of cache ahead of its use.
+    fn prefetch(self, address: *const u8);
+}
+
+/// Weight rows of a float tile.
+pub(crate) const FLOAT_WEIGHTS: usize = 4;
+
+/// A computation that is generic over the level.
+///
+/// `run` and everything that it calls must be `#[inline(always)]`: it is compiled into each
+/// level's entry and only there has the level's instructions.
+pub(crate) trait Op {
+    /// What it gives.
+    type Out;
+    /// Carries it out.
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// [`crate::ops::exp::exp`], the same operations in the same order.
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    use crate::ops::exp::{HIGH, LN2, LOW, TAYLOR};
+    let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
+    let r = s.fma(n, s.splat(-LN2[1]), s.fma(n, s.splat(-LN2[0]), x));
+    let mut p = s.splat(TAYLOR[0]);
+    for c in &TAYLOR[1..] {
+        p = s.fma(p, r, s.splat(*c));
+    }
+    let y = s.mul(p, s.exp2(n));
+    let y = s.select_gt(x, s.splat(HIGH), s.splat(f32::INFINITY), y);
+    s.select_gt(s.splat(LOW), x, s.splat(0.0), y)
+}
+
+/// [`crate::ops::exp::sigmoid`].
+#[inline(always)]
+pub(crate) fn sigmoid<S: Simd>(s: S, x: S::F) -> S::F {
+    let one = s.splat(1.0);
+    s.div(one, s.add(one, exp(s, s.sub(s.splat(-0.0), x))))
+}
+
+/// [`crate::ops::exp::tanh`].
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    s.fma(s.splat(2.0), sigmoid(s, s.add(x, x)), s.splat(-1.0))
+}

@@ -1,0 +1,206 @@
+//! Every operation of every backend against the reference.
+
+use lory_kernels::backend::{Backend, MatmulJob};
+use lory_kernels::cpu::{Cpu, Isa, Level};
+use lory_kernels::quant::format::{FORMATS, quantize_row};
+use lory_kernels::{QMatrix, QuantType, Reference};
+
+/// Deterministic noise (a multiplicative generator, the upper bits of each state).
+struct Noise(u64);
+
+impl Noise {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        self.bits() as usize % n
+    }
+
+    /// In −1 .. 1.
+    fn value(&mut self) -> f32 {
+        self.bits() as f32 / (1u64 << 30) as f32 - 1.0
+    }
+
+    fn values(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.value()).collect()
+    }
+}
+
+/// The levels of this machine; one that is missing is printed, and an error if `LORY_REQUIRE_ISA` names it.
+fn levels() -> Vec<Isa> {
+    let required = std::env::var("LORY_REQUIRE_ISA").unwrap_or_default();
+    let required: Vec<_> = required.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    for name in &required {
+        assert!(Level::ALL.iter().any(|l| l.name() == *name), "LORY_REQUIRE_ISA names no level: {name}");
+    }
+    let at = |level: Level| {
+        let isa = Isa::at(level);
+        if isa.is_none() {
+            println!("skipped: this machine has no {level}");
+            assert!(!required.contains(&level.name()), "LORY_REQUIRE_ISA asks for {level}");
+        }
+        isa
+    };
+    Level::ALL.into_iter().filter_map(at).collect()
+}
+
+/// Equal bits, or both not a number.
+fn assert_same(got: &[f32], want: &[f32], what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let same = g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan();
+        assert!(same, "{what}: at {i} of {}: got {g:e}, want {w:e}", got.len());
+    }
+}
+
+fn matmul<B: Backend<Buffer = Vec<f32>>>(
+    b: &B,
+    w: &[QMatrix<'_>],
+    x: &Vec<f32>,
+    rows: usize,
+) -> Vec<Vec<f32>> {
+    let mut out: Vec<_> = w.iter().map(|w| vec![f32::NAN; rows * w.rows()]).collect();
+    let mut jobs: Vec<_> =
+        w.iter().zip(&mut out).map(|(weight, out)| MatmulJob { weight: *weight, out }).collect();
+    b.matmul(x, rows, &mut jobs).unwrap();
+    out
+}
+
+fn quantized(ty: QuantType, values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; ty.bytes_for(values.len()).unwrap()];
+    quantize_row(ty, values, &mut bytes).unwrap();
+    bytes
+}
+
+/// Blocks of any bits, but with scales (the half-precision fields) that are numbers.
+fn arbitrary(ty: QuantType, n: usize, noise: &mut Noise) -> Vec<u8> {
+    let mut bytes = quantized(ty, &noise.values(n));
+    let fresh: Vec<u8> = bytes.iter().map(|_| noise.bits() as u8).collect();
+    let halves: &[usize] = match ty {
+        QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4_K | QuantType::Q5_K => &[0, 2],
+        QuantType::Q2_K => &[80, 82],
+        QuantType::Q3_K => &[108],
+        QuantType::Q6_K => &[208],
+        _ => &[0],
+    };
+    for (bytes, fresh) in bytes.chunks_mut(ty.block_bytes()).zip(fresh.chunks(ty.block_bytes())) {
+        for i in 0..bytes.len() {
+            if !halves.iter().any(|h| i == *h || i == h + 1) {
+                bytes[i] = fresh[i];
+            }
+        }
+    }
+    bytes
+}
+
+fn is_float(ty: QuantType) -> bool {
+    ty.block_len() == 1
+}
+
+#[test]
+fn products_have_the_bits_of_the_reference() {
+    let cpus: Vec<Cpu> =
+        levels().into_iter().flat_map(|isa| [1, 3].map(|n| Cpu::new(Some(n), isa))).collect();
+    let mut noise = Noise(1);
+    for format in FORMATS {
+        let ty = format.ty;
+        let step = if is_float(ty) { 1 } else { ty.block_len() };
+        // (weight rows, columns, rows)
+        let mut shapes = vec![
+            (1, step, 1),
+            (16, 2 * step, 7),
+            (17, 3 * step, 13),
+            (100, 256, 5),
+            (33, 1024 + 3 * step, 6),
+            (5, 512, 70),
+            (48, 1536, 2),
+        ];
+        if is_float(ty) {
+            shapes.extend([(3, 15, 2), (20, 17, 9), (7, 529, 50), (4, 33, 100)]);
+        }
+        for _ in 0..4 {
+            let columns = step * (1 + noise.below(1600 / step));
+            shapes.push((1 + noise.below(70), columns, 1 + noise.below(40)));
+        }
+        for (n, k, rows) in shapes {
+            let x = noise.values(rows * k);
+            let bytes = if is_float(ty) {
+                quantized(ty, &noise.values(n * k))
+            } else {
+                arbitrary(ty, n * k, &mut noise)
+            };
+            let w = QMatrix::new(ty, n, k, &bytes).unwrap();
+            let want = matmul(&Reference, &[w], &x, rows);
+            for cpu in &cpus {
+                let got = matmul(cpu, &[w], &x, rows);
+                assert_same(&got[0], &want[0], &format!("{ty} {n} x {k}, {rows} rows, {}", cpu.label()));
+            }
+        }
+    }
+}
+
+#[test]
+fn several_products_of_one_input() {
+    let mut noise = Noise(2);
+    let (k, rows) = (512, 9);
+    let x = noise.values(rows * k);
+    let types = [QuantType::Q4_K, QuantType::Q6_K, QuantType::F16, QuantType::Q8_0, QuantType::Q4_K];
+    let bytes: Vec<_> = types.iter().map(|ty| quantized(*ty, &noise.values(40 * k))).collect();
+    let w: Vec<_> = types.iter().zip(&bytes).map(|(ty, b)| QMatrix::new(*ty, 40, k, b).unwrap()).collect();
+    let want = matmul(&Reference, &w, &x, rows);
+    for isa in levels() {
+        for threads in [1, 2, 8] {
+            let cpu = Cpu::new(Some(threads), isa);
+            for (got, want) in matmul(&cpu, &w, &x, rows).iter().zip(&want) {
+                assert_same(got, want, &cpu.label());
+            }
+        }
+    }
+}
+
+#[test]
+fn adversarial_values() {
+    let (n, k, rows) = (18, 768, 4);
+    let mut noise = Noise(3);
+    let outlier = |noise: &mut Noise| {
+        let mut x = noise.values(rows * k);
+        x.chunks_mut(32).enumerate().for_each(|(i, block)| block[i % 32] = 1e6);
+        x
+    };
+    let inputs: Vec<(&str, Vec<f32>)> = vec![
+        ("zeros", vec![0.0; rows * k]),
+        ("all equal", vec![-0.7; rows * k]),
+        ("denormal", vec![1e-41; rows * k]),
+        ("tiny", noise.values(rows * k).iter().map(|v| v * 1e-36).collect()),
+        ("largest", (0..rows * k).map(|i| if i % 3 == 0 { f32::MAX } else { -f32::MAX }).collect()),
+        ("outliers", outlier(&mut noise)),
+        ("alternating", (0..rows * k).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect()),
+        ("not a number", (0..rows * k).map(|i| if i == 700 { f32::NAN } else { 1.0 }).collect()),
+        ("infinite", (0..rows * k).map(|i| if i == 5 { f32::INFINITY } else { 1.0 }).collect()),
+    ];
+    let cpus: Vec<Cpu> = levels().into_iter().map(|isa| Cpu::new(Some(1), isa)).collect();
+    for format in FORMATS {
+        let ty = format.ty;
+        let weights: Vec<Vec<u8>> = vec![
+            quantized(ty, &vec![1.0; n * k]),
+            // Every bit set: the largest codes with the largest scales of their fields, or not a number.
+            vec![0xff; ty.bytes_for(n * k).unwrap()],
+            // The same with a finite half (0x7bff) wherever one may lie.
+            [0xff, 0x7b].repeat(ty.bytes_for(n * k).unwrap() / 2),
+            vec![0x80; ty.bytes_for(n * k).unwrap()],
+            vec![0; ty.bytes_for(n * k).unwrap()],
+        ];
+        for bytes in &weights {
+            let w = QMatrix::new(ty, n, k, bytes).unwrap();
+            for (name, x) in &inputs {
+                let want = matmul(&Reference, &[w], x, rows);
+                for cpu in &cpus {
+                    let got = matmul(cpu, &[w], x, rows);
+                    assert_same(&got[0], &want[0], &format!("{ty}, {name}, {}", cpu.label()));
+                }
+            }
+        }
+    }
+}

@@ -96,7 +96,7 @@ fn check_kind(m: &Metadata) -> Result<()> {
     }
     match m.str("adapter.type")? {
         "lora" => Ok(()),
-        "lora.basis" => {
+        super::pack::ADAPTER_TYPE => {
             Err(m.error("adapter.type", "is a pack of many adapters: open it as a pack and name one of them"))
         }
         other => Err(m.error("adapter.type", format!("is `{other}`, expected `lora`"))),

@@ -1,5 +1,6 @@
 //! Hashes of content: XXH3, 128 bits. They tell files apart, they do not resist forgery.
 
+use lory_kernels::QuantType;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::Tensor;
@@ -25,8 +26,12 @@ impl Hasher {
     }
 
     pub(super) fn tensor(&mut self, t: &Tensor) -> &mut Self {
-        self.number(u64::from(t.ty() as u32)).number(t.rows() as u64).number(t.cols() as u64);
-        self.bytes(t.matrix().bytes())
+        self.stored(t.ty(), t.rows(), t.cols(), t.matrix().bytes())
+    }
+
+    /// A matrix as it is stored.
+    pub(super) fn stored(&mut self, ty: QuantType, rows: usize, cols: usize, bytes: &[u8]) -> &mut Self {
+        self.number(u64::from(ty as u32)).number(rows as u64).number(cols as u64).bytes(bytes)
     }
 
     pub(super) fn finish(&self) -> u128 {

@@ -16,6 +16,8 @@ mod core;
 mod finite;
 pub mod gguf_lora;
 mod hash;
+pub mod pack;
+mod publish;
 mod set;
 mod site;
 
@@ -26,6 +28,7 @@ pub use self::{
     batch::BatchAdapters,
     builder::AdapterBuilder,
     core::{Basis, Core, CoreMatrix, Delta, Factors, MAX_RANK},
+    publish::{Existing, publish},
     set::{AdapterKey, AdapterSet},
     site::{Projection, Site, SiteShape, SiteShapes},
 };

@@ -1,0 +1,58 @@
+//! Segments beside a pack: `NAME.gguf` grows by `NAME.seg-0001.gguf`, `NAME.seg-0002.gguf` …
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Most segments of one pack; merge before.
+pub const SEGMENT_LIMIT: u32 = 9999;
+
+/// The file name of a pack's segment `number`.
+pub fn segment_file_name(pack: &Path, number: u32) -> PathBuf {
+    let stem = pack.file_stem().unwrap_or_default().to_string_lossy();
+    pack.with_file_name(format!("{stem}.seg-{number:04}.gguf"))
+}
+
+/// The number of a segment of `pack`, if `candidate` is the name of one.
+pub fn segment_number(pack: &Path, candidate: &Path) -> Option<u32> {
+    let stem = pack.file_stem()?.to_str()?;
+    let rest = candidate.file_name()?.to_str()?.strip_prefix(stem)?.strip_prefix(".seg-")?;
+    let digits = rest.strip_suffix(".gguf")?;
+    let number: u32 = digits.parse().ok().filter(|n| (1..=SEGMENT_LIMIT).contains(n))?;
+    (segment_file_name(pack, number).file_name() == candidate.file_name()).then_some(number)
+}
+
+/// The segments beside `pack`, in ascending order.
+///
+/// Open them **before** the pack itself, and start again if one is gone: a merge replaces the pack
+/// first and deletes the segments it took in afterwards, so segments that were opened first and a
+/// pack that was opened last always fit together.
+pub fn segment_files(pack: &Path) -> io::Result<Vec<PathBuf>> {
+    let folder = pack.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if let Some(number) = segment_number(pack, &path) {
+            found.push((number, path));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segment_names_go_both_ways() {
+        let pack = Path::new("dir/my.pack.gguf");
+        let name = segment_file_name(pack, 7);
+        assert_eq!(name, Path::new("dir/my.pack.seg-0007.gguf"));
+        assert_eq!(segment_number(pack, &name), Some(7));
+        for other in ["my.pack.seg-7.gguf", "my.pack.seg-0000.gguf", "my.seg-0001.gguf", "my.pack.gguf"] {
+            assert_eq!(segment_number(pack, Path::new(other)), None, "{other}");
+        }
+    }
+}

@@ -266,10 +266,10 @@ mod tests {
             |s| s.bytes().map(u32::from).collect(),
         );
         let tails = |id: u32| breakers.tails.get(&id).cloned().unwrap_or_default();
-        assert_eq!(tails(1), [vec![]]);
-        assert_eq!(tails(2), [vec![]]);
+        assert_eq!(tails(1), [Vec::<u32>::new()]);
+        assert_eq!(tails(2), [Vec::<u32>::new()]);
         assert_eq!(tails(3), [vec![u32::from(b'o')]]);
-        assert_eq!(tails(5), [vec![]]);
+        assert_eq!(tails(5), [Vec::<u32>::new()]);
         assert_eq!(tails(6), [vec![u32::from(b'o'); 2]]);
         assert!(tails(0).is_empty() && tails(4).is_empty());
     }

@@ -6,6 +6,7 @@
 
 pub mod adapter;
 pub mod arch;
+pub mod chat;
 pub mod config;
 pub mod decoder;
 mod error;

@@ -59,7 +59,7 @@ pub struct Tokenizer {
 
 #[derive(Debug)]
 enum Model {
-    Spm(spm::Spm),
+    Spm(Box<spm::Spm>),
     Bpe(Box<bpe::Bpe>),
 }
 
@@ -85,7 +85,7 @@ impl Tokenizer {
         check_charsmap(meta)?;
         let (vocab, by_text) = Vocab::read(meta, sentencepiece)?;
         let model = if sentencepiece {
-            Model::Spm(spm::Spm::new(&vocab, &by_text))
+            Model::Spm(Box::new(spm::Spm::new(&vocab, &by_text)))
         } else {
             Model::Bpe(Box::new(bpe::Bpe::new(meta, &vocab, &by_text)?))
         };

@@ -12,6 +12,8 @@ mod detokenizer;
 mod pre;
 mod special;
 mod spm;
+#[cfg(test)]
+mod tests;
 mod vocab;
 
 use std::borrow::Cow;

@@ -147,6 +147,7 @@ impl Tokenizer {
 
     fn encode_spm(&self, spm: &spm::Spm, text: &str, parse_special: bool, out: &mut Vec<u32>) {
         let mut after_special = true;
+        let mut scratch = spm::Scratch::default();
         self.specials.split(text, parse_special, |fragment| match fragment {
             Fragment::Token(id) => {
                 out.push(id);
@@ -155,7 +156,7 @@ impl Tokenizer {
             Fragment::Text(text) => {
                 let prefix = if self.add_space_prefix && after_special { spm::SPACE } else { "" };
                 let escaped = format!("{prefix}{}", text.replace(' ', spm::SPACE));
-                spm.encode(&escaped, out);
+                spm.encode(&escaped, &mut scratch, out);
                 after_special = false;
             }
         });

@@ -113,6 +113,21 @@ fn spm_merges_by_score_and_falls_back_to_bytes() {
 }
 
 #[test]
+fn spm_merges_across_words_where_a_piece_does() {
+    let Value::Array(Array::String(mut tokens)) = spm().0[1].1.clone() else { panic!() };
+    tokens.push("b▁a".into());
+    let Value::Array(Array::F32(mut scores)) = spm().0[3].1.clone() else { panic!() };
+    scores.push(-0.5);
+    let across =
+        spm().set(TOKENS, Value::Array(Array::String(tokens))).set(SCORES, Value::Array(Array::F32(scores)));
+    let t = across.without(TYPES).set("tokenizer.ggml.add_space_prefix", Value::Bool(false)).build();
+    // `▁a` (-2) first, then `b▁a` (-0.5): the piece spans two words.
+    assert_eq!(t.encode("b a", PLAIN), [270]);
+    let within = spm().set("tokenizer.ggml.add_space_prefix", Value::Bool(false)).build();
+    assert_eq!(within.encode("b a  ab", PLAIN), [261, 262, 259, 264]);
+}
+
+#[test]
 fn spm_prefixes_a_space_after_each_special_token() {
     let t = spm().build();
     // User-defined: found without `parse_special`.

@@ -20,10 +20,8 @@ use crate::ops::sum;
 ///
 /// A group of 16 takes one half of an activation block, one of 32 a whole one.
 ///
-/// Error against the product of the dequantized weights with the unquantized `x`, in exact arithmetic:
-/// at most `Σ |w[k]| · act_scale · (½ + 2⁻¹⁶)` from the activations, and
-/// `(3 · groups + 4) · 2⁻²⁴ · Σ (|scale[g] · act_scale · i| + |min[g] · act_scale · Σ q|)` and
-/// `2⁻²³ · Σ |x[k]| · (|scale · (code − ZERO)| + |min|)` from rounding in the sum and in the weights.
+/// [`super::exact_row`] gives the product of the dequantized weights with unquantized
+/// activations, and derives the bound on the distance to it.
 ///
 /// # Panics
 /// If `x` has fewer than `w.len() · LEN / 32` blocks.

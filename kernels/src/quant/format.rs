@@ -1,6 +1,8 @@
 //! The table of formats with code of their own, and rows of bytes by it.
 
+use super::bound::{Exact, exact_float, exact_int};
 use super::cast::{blocks_of, blocks_of_mut};
+use super::dot::dot_f32;
 use super::{
     BF16, Block, F16, F32, IQ4_NL, IQ4_XS, IntBlock, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K,
     Q8_0, Q8Block, QuantType, dot_float, dot_int, quantize_activations,
@@ -20,13 +22,19 @@ pub enum FormatError {
         bytes: usize,
     },
     /// A format that this build cannot read or write.
-    #[error(
-        "no code for {ty} in this build; convert the file to another type, or build with the feature `ggml`"
-    )]
+    #[error("no code for {ty} in this build: {}", hint(*ty))]
     Unsupported {
         /// The weight format.
         ty: QuantType,
     },
+}
+
+fn hint(ty: QuantType) -> &'static str {
+    if ty.ggml_reads() {
+        "build with the feature `ggml`, or convert the file to another type"
+    } else {
+        "it is not a format of weights; convert the tensor to another type"
+    }
 }
 
 /// A product of one weight row with one activation row, by what it wants of the activations.
@@ -49,6 +57,8 @@ pub struct Format {
     pub quantize: fn(&[f32], &mut [u8]),
     /// The canonical product (see [`super::dot`]).
     pub dot: Dot,
+    /// The product in 64 bits, with the error bound of `dot`.
+    pub exact: fn(&[u8], &[f32]) -> Exact,
 }
 
 /// All formats with code of their own.
@@ -77,6 +87,7 @@ impl Format {
             dequantize: dequantize::<B>,
             quantize: quantize::<B>,
             dot: Dot::Int(|bytes, x| dot_int(blocks_of::<B>(bytes).unwrap_or_default(), x)),
+            exact: |bytes, x| exact_int(blocks_of::<B>(bytes).unwrap_or_default(), x),
         }
     }
 
@@ -86,6 +97,7 @@ impl Format {
             dequantize: dequantize::<B>,
             quantize: quantize::<B>,
             dot: Dot::Float(|bytes, x| dot_float(blocks_of::<B>(bytes).unwrap_or_default(), x)),
+            exact: |bytes, x| exact_float(blocks_of::<B>(bytes).unwrap_or_default(), x),
         }
     }
 }
@@ -114,6 +126,11 @@ impl QuantType {
     pub fn is_native(self) -> bool {
         self.format().is_some()
     }
+
+    /// Whether this build can read rows of the format: with code of its own, or through ggml.
+    pub fn is_readable(self) -> bool {
+        self.is_native() || cfg!(feature = "ggml") && self.ggml_reads()
+    }
 }
 
 fn check(ty: QuantType, weights: usize, bytes: usize) -> Result<(), FormatError> {
@@ -125,77 +142,69 @@ fn check(ty: QuantType, weights: usize, bytes: usize) -> Result<(), FormatError>
 }
 
 /// Writes the weights of one row, or of several whole ones, to `out`.
+///
+/// # Errors
+/// If `bytes` and `out` do not hold the same number of weights, or for a format that is not
+/// [`QuantType::is_readable`].
 pub fn dequantize_row(ty: QuantType, bytes: &[u8], out: &mut [f32]) -> Result<(), FormatError> {
     check(ty, out.len(), bytes.len())?;
-    let format = ty.format().ok_or(FormatError::Unsupported { ty })?;
-    (format.dequantize)(bytes, out);
-    Ok(())
+    if let Some(format) = ty.format() {
+        (format.dequantize)(bytes, out);
+        return Ok(());
+    }
+    #[cfg(feature = "ggml")]
+    if super::ggml::dequantize(ty, bytes, out) {
+        return Ok(());
+    }
+    Err(FormatError::Unsupported { ty })
 }
 
 /// Quantizes one row, or several whole ones, to `out`.
+///
+/// # Errors
+/// As [`dequantize_row`].
 pub fn quantize_row(ty: QuantType, x: &[f32], out: &mut [u8]) -> Result<(), FormatError> {
     check(ty, x.len(), out.len())?;
-    let format = ty.format().ok_or(FormatError::Unsupported { ty })?;
-    (format.quantize)(x, out);
-    Ok(())
+    if let Some(format) = ty.format() {
+        (format.quantize)(x, out);
+        return Ok(());
+    }
+    #[cfg(feature = "ggml")]
+    if super::ggml::quantize(ty, x, out) {
+        return Ok(());
+    }
+    Err(FormatError::Unsupported { ty })
 }
 
 /// The canonical product of one weight row with `x`, which integer formats quantize on the way.
+///
+/// A format that is read through ggml is dequantized and multiplied as floats.
+///
+/// # Errors
+/// As [`dequantize_row`].
 pub fn dot_row(ty: QuantType, bytes: &[u8], x: &[f32]) -> Result<f32, FormatError> {
     check(ty, x.len(), bytes.len())?;
-    let format = ty.format().ok_or(FormatError::Unsupported { ty })?;
-    match format.dot {
-        Dot::Float(dot) => Ok(dot(bytes, x)),
-        Dot::Int(dot) => {
+    match ty.format().map(|format| format.dot) {
+        Some(Dot::Float(dot)) => Ok(dot(bytes, x)),
+        Some(Dot::Int(dot)) => {
             let mut blocks = vec![Q8Block::default(); x.len() / Q8Block::LEN];
             quantize_activations(x, &mut blocks);
             Ok(dot(bytes, &blocks))
         }
+        None => {
+            let mut weights = vec![0.0; x.len()];
+            dequantize_row(ty, bytes, &mut weights)?;
+            Ok(dot_f32(&weights, x, 0.0))
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Values in −1 .. 1 from a xorshift generator.
-    fn noise(seed: u64, n: usize) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
-
-    #[test]
-    fn rows_survive_quantization() {
-        // Root mean square error of the format on uniform noise, relative to the noise's own: about
-        // one step over √12, and a step is 2 / 2^bits.
-        let bits = |ty| match ty {
-            QuantType::F32 => 24.0,
-            QuantType::F16 => 11.0,
-            QuantType::BF16 => 8.0,
-            QuantType::Q2_K => 2.0,
-            QuantType::Q3_K => 3.0,
-            QuantType::Q5_0 | QuantType::Q5_1 | QuantType::Q5_K => 5.0,
-            QuantType::Q6_K => 6.0,
-            QuantType::Q8_0 => 8.0,
-            _ => 4.0,
-        };
-        let x = noise(1, 1024);
-        for format in FORMATS {
-            let mut bytes = vec![0; format.ty.bytes_for(x.len()).unwrap()];
-            quantize_row(format.ty, &x, &mut bytes).unwrap();
-            let mut back = vec![0.0; x.len()];
-            dequantize_row(format.ty, &bytes, &mut back).unwrap();
-            let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|v| f64::from(v).powi(2)).sum::<f64>();
-            let error =
-                squares(&mut x.iter().zip(&back).map(|(a, b)| a - b)) / squares(&mut x.iter().copied());
-            let step = 2f64.powf(-bits(format.ty));
-            assert!(error.sqrt() < 1.3 * step, "{}: {} of {step}", format.ty, error.sqrt());
-        }
-    }
+/// What [`dot_row`] approximates, and the bound on its error; native formats only.
+///
+/// # Errors
+/// As [`dequantize_row`].
+pub fn exact_row(ty: QuantType, bytes: &[u8], x: &[f32]) -> Result<Exact, FormatError> {
+    check(ty, x.len(), bytes.len())?;
+    let format = ty.format().ok_or(FormatError::Unsupported { ty })?;
+    Ok((format.exact)(bytes, x))
 }

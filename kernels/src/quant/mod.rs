@@ -7,10 +7,13 @@
 
 pub mod activation;
 mod block;
+mod bound;
 mod cast;
 pub mod dot;
 mod float;
 pub mod format;
+#[cfg(feature = "ggml")]
+mod ggml;
 mod half;
 mod iq4_nl;
 mod iq4_xs;
@@ -28,14 +31,17 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod search;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use activation::{Q8Block, quantize_activations};
 pub use block::{Block, IntBlock, MAX_GROUPS, MAX_LEN, Parts};
+pub use bound::Exact;
 pub use cast::{blocks_of, blocks_of_mut};
 pub use dot::{dot_float, dot_int};
 pub use float::{BF16, F16, F32};
-pub use format::{Dot, Format, FormatError, dequantize_row, dot_row, quantize_row};
+pub use format::{Dot, FORMATS, Format, FormatError, dequantize_row, dot_row, exact_row, quantize_row};
 pub use half::Half;
 pub use iq4_nl::{IQ4_NL, VALUES as IQ4_VALUES};
 pub use iq4_xs::IQ4_XS;

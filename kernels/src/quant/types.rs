@@ -39,6 +39,7 @@ pub enum QuantType {
     MXFP4 = 39,
     NVFP4 = 40,
     Q1_0 = 41,
+    Q2_0 = 42,
 }
 
 /// One line of the table: type, name, weights per block, bytes per block.
@@ -80,6 +81,7 @@ const TABLE: &[Row] = &[
     (T::MXFP4, "MXFP4", 32, 17),
     (T::NVFP4, "NVFP4", 64, 36),
     (T::Q1_0, "Q1_0", 128, 18),
+    (T::Q2_0, "Q2_0", 64, 18),
 ];
 
 impl QuantType {
@@ -117,6 +119,26 @@ impl QuantType {
     /// Bytes per block.
     pub fn block_bytes(self) -> usize {
         self.row().3
+    }
+
+    /// Whether this is a weight format that runs through ggml where the feature `ggml` is built in.
+    pub fn ggml_reads(self) -> bool {
+        matches!(
+            self,
+            T::IQ1_S
+                | T::IQ1_M
+                | T::IQ2_XXS
+                | T::IQ2_XS
+                | T::IQ2_S
+                | T::IQ3_XXS
+                | T::IQ3_S
+                | T::TQ1_0
+                | T::TQ2_0
+                | T::MXFP4
+                | T::NVFP4
+                | T::Q1_0
+                | T::Q2_0
+        )
     }
 
     /// Bytes of `n` weights; `None` if `n` is not whole blocks or the product overflows.

@@ -344,10 +344,9 @@ fn the_canonical_order_is_pinned() {
     let bits = |ty| dot_row(ty, &quantized(ty, &w), &x).unwrap().to_bits();
     let got: Vec<_> = FORMATS.iter().map(|format| (format.ty, bits(format.ty))).collect();
     assert_eq!(got, PINNED);
-    // Two groups by hand: 3·(−2) + 5·127 of scale 2⁻¹·1, then 1·127 of scale 2⁻².
-    let mut w = [0f32; 64];
+    // Two groups by hand: 3·(−2) + 5·127 with scale ½, then 1·1 with scale ¼; the 127s make
+    // the activations' scale 1.
     let mut x = [0f32; 64];
-    (w[0], w[1], w[32]) = (1.5, 2.5, 0.25);
     (x[0], x[1], x[40], x[32]) = (-2.0, 127.0, 127.0, 1.0);
     let block = |d: f32, q: [(usize, i8); 2]| {
         let mut qs = [0i8; 32];

@@ -192,12 +192,12 @@ fn our_quantizers_are_as_good_as_ggml_s() {
                 format.ty,
                 ours / theirs
             );
-            if ours > 1.1 * theirs {
+            if ours > 1.03 * theirs {
                 worse.push(format!("{}, {name}: {ours:e} against {theirs:e}", format.ty));
             }
         }
     }
-    assert!(worse.is_empty(), "worse than 1.1 times ggml's error:\n{}", worse.join("\n"));
+    assert!(worse.is_empty(), "worse than 1.03 times ggml's error:\n{}", worse.join("\n"));
 }
 
 #[test]
@@ -238,10 +238,10 @@ fn other_formats_run_through_ggml() {
         let bytes = quantized(ty, &w);
         let weights = dequantized(ty, &bytes);
         assert_same(ty, "normal", &weights, &ggml_dequantized(ty, &bytes));
-        // One bit per weight still explains most of a normal distribution's power.
+        // Ternary formats are made for ternary weights, and on others leave this much.
         let error = rmse(&w, &weights) / rmse(&w, &vec![0.0; N]);
         println!("{ty:8} relative error {error:.3}");
-        assert!(error < 0.75, "{ty}: {error}");
+        assert!(error < 0.8, "{ty}: {error}");
 
         // An odd address reads the same.
         let mut shifted = vec![0u8];
@@ -260,8 +260,10 @@ fn other_formats_run_through_ggml() {
 
 #[test]
 fn other_formats_take_hostile_rows() {
-    for (name, mut x) in rows() {
+    for (name, x) in rows() {
         for bad in [None, Some(f32::NAN), Some(f32::INFINITY), Some(f32::MIN)] {
+            // One block of 256 each: ggml's searches for these formats are slow.
+            let mut x = x[256..512].to_vec();
             if let Some(bad) = bad {
                 x.iter_mut().step_by(100).for_each(|v| *v = bad);
             }

@@ -80,8 +80,13 @@ pub(super) fn table_scale(x: &[f32]) -> f32 {
 
 /// Rounds scales to integers `−n .. n` times one half-precision factor.
 pub(super) fn signed_scales<const G: usize>(wanted: &[f32; G], n: i16) -> (Half, [i8; G]) {
+    signed_scales_to(wanted, n, f32::from(n))
+}
+
+/// [`signed_scales`] with the extreme one at `−target`.
+fn signed_scales_to<const G: usize>(wanted: &[f32; G], n: i16, target: f32) -> (Half, [i8; G]) {
     let n = f32::from(n);
-    let d = Half::saturating(extreme(wanted) / -n);
+    let d = Half::saturating(extreme(wanted) / -target);
     let inverse = inverse(d.to_f32());
     (d, wanted.map(|s| (s * inverse).round_ties_even().clamp(-n, n - 1.0) as i8))
 }
@@ -95,15 +100,43 @@ pub(super) struct Symmetric {
 }
 
 /// Fits codes `0 .. 2n` with zero `n`, and scales `−s .. s`.
+///
+/// The factor on the scales is itself rounded, to half precision, so several are tried; and
+/// for each, the integers beside every rounded scale.
 pub(super) fn symmetric_super_block(x: &[f32; 256], n: u8, s: i16) -> Symmetric {
     let zero = f32::from(n);
     let wanted: [f32; 16] = std::array::from_fn(|g| symmetric_scale(&x[g * 16..][..16], zero));
-    let (d, scales) = signed_scales(&wanted, s);
+    let code = |v: f32, inverse: f32| (v * inverse).round_ties_even().clamp(-zero, zero - 1.0);
+    let error = |x: &[f32], scale: f32| -> f32 {
+        let inverse = inverse(scale);
+        x.iter().map(|v| (scale * code(*v, inverse) - v).powi(2)).sum()
+    };
+    let (mut d, mut scales, mut best) = (Half::default(), [0; 16], f32::INFINITY);
+    for less in 0..4 {
+        let (candidate, mut rounded) = signed_scales_to(&wanted, s, f32::from(s - less));
+        let factor = candidate.to_f32();
+        let mut total = 0.0;
+        for (scale, x) in rounded.iter_mut().zip(x.chunks_exact(16)) {
+            let beside = [-1, 1].map(|i| (i16::from(*scale) + i).clamp(-s, s - 1) as i8);
+            let (e, best) = least(*scale, beside.into_iter(), |sc| error(x, factor * f32::from(sc)));
+            *scale = best;
+            total += e;
+        }
+        if total < best {
+            (d, scales, best) = (candidate, rounded, total);
+        }
+    }
     let inverses = scales.map(|sc| inverse(d.to_f32() * f32::from(sc)));
-    let codes = std::array::from_fn(|k| {
-        ((x[k] * inverses[k / 16]).round_ties_even() + zero).clamp(0.0, 2.0 * zero - 1.0) as u8
-    });
+    let codes = std::array::from_fn(|k| (code(x[k], inverses[k / 16]) + zero) as u8);
     Symmetric { d, scales, codes }
+}
+
+/// Of `start` and `others` the one of smallest error, the first of equals, after its error.
+fn least<T: Copy>(start: T, others: impl Iterator<Item = T>, error: impl Fn(T) -> f32) -> (f32, T) {
+    others.fold((error(start), start), |best, candidate| {
+        let e = error(candidate);
+        if e < best.0 { (e, candidate) } else { best }
+    })
 }
 
 /// `G` groups with unsigned scales and minima: Q2_K, Q4_K and Q5_K.
@@ -116,17 +149,27 @@ pub(super) struct Affine<const G: usize> {
 }
 
 /// Fits codes `0 ..= n` with scales and minima `0 ..= s`.
+///
+/// A group's scale and minimum are rounded together: the best of the integers around both.
 pub(super) fn affine_super_block<const G: usize>(x: &[f32; 256], n: u8, s: u8) -> Affine<G> {
-    let len = 256 / G;
-    let fits: [(f32, f32); G] = std::array::from_fn(|g| affine_fit(&x[g * len..][..len], f32::from(n)));
-    let (d, scales) = unsigned_scales(&fits.map(|fit| fit.0), s);
-    let (dmin, mins) = unsigned_scales(&fits.map(|fit| fit.1), s);
+    let (len, top) = (256 / G, f32::from(n));
+    let fits: [(f32, f32); G] = std::array::from_fn(|g| affine_fit(&x[g * len..][..len], top));
+    let (d, mut scales) = unsigned_scales(&fits.map(|fit| fit.0), s);
+    let (dmin, mut mins) = unsigned_scales(&fits.map(|fit| fit.1), s);
+    let (scale_of, min_of) = (|sc: u8| d.to_f32() * f32::from(sc), |m: u8| dmin.to_f32() * f32::from(m));
     let mut codes = [0; 256];
-    for (g, codes) in codes.chunks_exact_mut(len).enumerate() {
-        let inverse = inverse(d.to_f32() * f32::from(scales[g]));
-        let min = dmin.to_f32() * f32::from(mins[g]);
-        for (code, x) in codes.iter_mut().zip(&x[g * len..]) {
-            *code = ((x + min) * inverse).round_ties_even().clamp(0.0, f32::from(n)) as u8;
+    for (g, (codes, x)) in codes.chunks_exact_mut(len).zip(x.chunks_exact(len)).enumerate() {
+        let beside = |v: u8| [v, v.saturating_sub(1), (v + 1).min(s)];
+        let around = beside(scales[g]).into_iter().flat_map(|sc| beside(mins[g]).map(|m| (sc, m)));
+        let (_, best) = least((scales[g], mins[g]), around, |(sc, m)| {
+            let (scale, low) = (scale_of(sc), -min_of(m));
+            let inverse = inverse(scale);
+            x.iter().map(|v| (scale * code(*v, low, inverse, top) + low - v).powi(2)).sum()
+        });
+        (scales[g], mins[g]) = best;
+        let (inverse, low) = (inverse(scale_of(best.0)), -min_of(best.1));
+        for (code_out, x) in codes.iter_mut().zip(x) {
+            *code_out = code(*x, low, inverse, top) as u8;
         }
     }
     Affine { d, dmin, scales, mins, codes }

@@ -168,27 +168,27 @@ fn errors_of_normal_weights_stay_at_the_formats_level() {
     // A few percent above what the quantizers reach on this data: a worse search fails here. (The comparison with ggml's is in the tests crate.)
     let limits = [
         (QuantType::F32, 0.0),
-        (QuantType::F16, 2.2e-4),
-        (QuantType::BF16, 1.8e-3),
-        (QuantType::Q8_0, 5.5e-3),
-        (QuantType::Q4_0, 8.8e-2),
-        (QuantType::Q4_1, 8.0e-2),
-        (QuantType::Q5_0, 4.4e-2),
-        (QuantType::Q5_1, 3.9e-2),
-        (QuantType::Q2_K, 2.8e-1),
-        (QuantType::Q3_K, 1.5e-1),
-        (QuantType::Q4_K, 7.3e-2),
-        (QuantType::Q5_K, 3.7e-2),
-        (QuantType::Q6_K, 1.8e-2),
-        (QuantType::IQ4_NL, 7.6e-2),
-        (QuantType::IQ4_XS, 7.7e-2),
+        (QuantType::F16, 2.1e-4),
+        (QuantType::BF16, 1.7e-3),
+        (QuantType::Q8_0, 5.4e-3),
+        (QuantType::Q4_0, 8.6e-2),
+        (QuantType::Q4_1, 7.9e-2),
+        (QuantType::Q5_0, 4.3e-2),
+        (QuantType::Q5_1, 3.8e-2),
+        (QuantType::Q2_K, 2.7e-1),
+        (QuantType::Q3_K, 1.44e-1),
+        (QuantType::Q4_K, 7.1e-2),
+        (QuantType::Q5_K, 3.5e-2),
+        (QuantType::Q6_K, 1.7e-2),
+        (QuantType::IQ4_NL, 7.4e-2),
+        (QuantType::IQ4_XS, 7.5e-2),
     ];
     assert_eq!(limits.len(), FORMATS.len());
     let x = Random::new(5).normals(16 * N);
     for (ty, limit) in limits {
         let error = relative_error(&x, &round_trip(ty, &x));
         println!("{ty}: {error:.2e}");
-        assert!(error <= limit, "{ty}: {error:.2e} above {limit:.1e}");
+        assert!(error <= limit, "{ty}: {error:.2e} above {limit:.2e}");
     }
 }
 
@@ -326,11 +326,11 @@ const PINNED: [(QuantType, u32); 15] = [
     (QuantType::Q4_1, 0x4195d135),
     (QuantType::Q5_0, 0x41a33c23),
     (QuantType::Q5_1, 0x419e590f),
-    (QuantType::Q2_K, 0x41bc3e30),
-    (QuantType::Q3_K, 0x419becad),
-    (QuantType::Q4_K, 0x416bed3d),
-    (QuantType::Q5_K, 0x419e19ae),
-    (QuantType::Q6_K, 0x41a136ac),
+    (QuantType::Q2_K, 0x41d6ca11),
+    (QuantType::Q3_K, 0x41965f32),
+    (QuantType::Q4_K, 0x4182dce7),
+    (QuantType::Q5_K, 0x41a1c35e),
+    (QuantType::Q6_K, 0x41a0a482),
     (QuantType::IQ4_NL, 0x41823ed3),
     (QuantType::IQ4_XS, 0x4190a961),
 ];

@@ -2,6 +2,7 @@
 
 use super::block::{Block, IntBlock, Parts};
 use super::{MAX_LEN, Q8Block};
+use crate::ops::sum;
 
 /// The product of a row's dequantized weights with unquantized activations, summed in 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,18 +59,19 @@ pub(super) fn exact_int<B: IntBlock>(w: &[B], x: &[f32]) -> Exact {
     Exact { value, bound }
 }
 
-/// For [`super::dot_float`]: `n` fused steps, each with one rounding.
+/// For [`super::dot_float`]: each product passes through at most `⌈n / 16⌉` fused steps of its lane
+/// and four additions of lanes, one rounding each.
 pub(super) fn exact_float<B: Block>(w: &[B], x: &[f32]) -> Exact {
-    let mut weights = [0f32; MAX_LEN];
+    const { assert!(B::LEN == 1) };
+    let mut weight = [0f32];
     let (mut value, mut magnitude) = (0f64, 0f64);
-    for (block, x) in w.iter().zip(x.chunks_exact(B::LEN)) {
-        block.dequantize(&mut weights);
-        for (w, x) in weights[..B::LEN].iter().zip(x) {
-            let product = f64::from(*w) * f64::from(*x);
-            value += product;
-            magnitude += product.abs();
-        }
+    for (block, x) in w.iter().zip(x) {
+        block.dequantize(&mut weight);
+        let product = f64::from(weight[0]) * f64::from(*x);
+        value += product;
+        magnitude += product.abs();
     }
-    let n = (w.len() * B::LEN) as f64;
-    Exact { value, bound: n * U / (1.0 - n * U) * magnitude + n * UNDERFLOW }
+    let roundings = (w.len().div_ceil(sum::LANES) + 4) as f64;
+    let relative = roundings * U / (1.0 - roundings * U);
+    Exact { value, bound: relative * magnitude + w.len() as f64 * UNDERFLOW }
 }

@@ -2,11 +2,11 @@
 
 use super::bound::{Exact, exact_float, exact_int};
 use super::cast::{blocks_of, blocks_of_mut};
-use super::dot::dot_f32;
 use super::{
     BF16, Block, F16, F32, IQ4_NL, IQ4_XS, IntBlock, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K,
     Q8_0, Q8Block, QuantType, dot_float, dot_int, quantize_activations,
 };
+use crate::ops::sum;
 
 /// A row that does not fit its format, or a format without code here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -194,7 +194,7 @@ pub fn dot_row(ty: QuantType, bytes: &[u8], x: &[f32]) -> Result<f32, FormatErro
         None => {
             let mut weights = vec![0.0; x.len()];
             dequantize_row(ty, bytes, &mut weights)?;
-            Ok(dot_f32(&weights, x, 0.0))
+            Ok(sum::dot(&weights, x))
         }
     }
 }

@@ -17,6 +17,7 @@ mod finite;
 pub mod gguf_lora;
 mod hash;
 pub mod pack;
+pub mod peft;
 mod publish;
 mod set;
 mod site;

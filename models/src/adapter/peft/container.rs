@@ -266,7 +266,7 @@ mod tests {
                 "`t` stands twice",
             ),
             ("[1]".into(), "invalid type"),
-            ("{".into(), "EOF"),
+            ("{ ".into(), "EOF"),
             (format!("{{\"t\":{}", "[".repeat(10_000)), "not valid"),
         ];
         for (header, word) in cases {

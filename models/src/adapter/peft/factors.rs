@@ -194,7 +194,7 @@ impl<'v, 'a> Module<'v, 'a> {
     ) -> Result<Factors> {
         let rows = range.len();
         let heads = permuted.and_then(|p| p.of(site));
-        if let Some(heads) = heads.filter(|h| *h == 0 || rows % (2 * h) != 0) {
+        if let Some(heads) = heads.filter(|h| *h == 0 || !rows.is_multiple_of(2 * h)) {
             let file = self.parts.values().next().map_or("", |v| v.file);
             let message = format!("{site} of the base has {rows} rows, which are not {heads} even heads");
             return Err(Error::WrongBase { file: file.into(), message });

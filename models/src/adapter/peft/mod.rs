@@ -88,7 +88,7 @@ impl PeftAdapter {
             sites.extend(module.factors(&config, &places, base, permuted)?);
         }
         if sites.is_empty() {
-            return Err(Error::container(&file, "holds no weights of an adapter"));
+            return Err(Error::container(&file, "holds no weights that add anything to the base"));
         }
         let invocation = config.invocation;
         Ok(PeftAdapter { name: name.into(), file, sites, invocation, copies, bytes: weights })

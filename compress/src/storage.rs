@@ -22,33 +22,39 @@ impl Default for Storage {
 }
 
 /// The format in which rows of `cols` numbers can be stored: blocks do not cross rows, so rows of partial
-/// blocks fall back to F16 (U and the cores have rows of r numbers; V has rows of d_in).
+/// blocks are stored as F16. As the pack format has it.
 pub fn row_type(wanted: QuantType, cols: usize) -> QuantType {
     if wanted.bytes_for(cols).is_some() { wanted } else { QuantType::F16 }
 }
 
-/// Bytes of `rows` × `cols` numbers in the format that they are stored in.
-pub fn matrix_bytes(wanted: QuantType, rows: usize, cols: usize) -> usize {
-    row_type(wanted, cols).bytes_for(cols).unwrap_or(4 * cols) * rows
+/// Format of U, whose rows have r numbers, and the rank it is padded to: up to whole blocks where that takes
+/// fewer bytes than F16 does. As the pack format has it.
+pub fn plan_rank(wanted: QuantType, rank: usize) -> (QuantType, usize) {
+    let padded = rank.next_multiple_of(wanted.block_len());
+    match wanted.bytes_for(padded) {
+        Some(bytes) if padded == rank || bytes < 2 * rank => (wanted, padded),
+        _ => (QuantType::F16, rank),
+    }
+}
+
+fn matrix_bytes(ty: QuantType, rows: usize, cols: usize) -> usize {
+    row_type(ty, cols).bytes_for(cols).unwrap_or(4 * cols) * rows
 }
 
 impl Storage {
     /// Bytes of one cluster's U and V at a module of d_out × d_in.
     pub fn basis_bytes(self, (d_out, d_in): (usize, usize), rank: usize) -> usize {
-        matrix_bytes(self.basis, d_out, rank) + matrix_bytes(self.basis, rank, d_in)
+        let (u_type, padded) = plan_rank(self.basis, rank);
+        matrix_bytes(u_type, d_out, padded) + matrix_bytes(self.basis, padded, d_in)
     }
 
     /// Bytes of one adapter's core at a module.
     pub fn core_bytes(self, method: Method, rank: usize) -> usize {
+        let (_, padded) = plan_rank(self.basis, rank);
         match method {
-            Method::Full => matrix_bytes(self.core, rank, rank),
-            Method::Diag => matrix_bytes(self.core, 1, rank),
+            Method::Full => matrix_bytes(self.core, padded, padded),
+            Method::Diag => matrix_bytes(self.core, 1, padded),
         }
-    }
-
-    /// Bytes of private factors of one adapter at a module.
-    pub fn private_bytes(self, (d_out, d_in): (usize, usize), rank: usize) -> usize {
-        self.basis_bytes((d_out, d_in), rank)
     }
 }
 
@@ -126,12 +132,15 @@ mod tests {
     }
 
     #[test]
-    fn partial_blocks_fall_back_to_halves() {
+    fn partial_blocks_are_padded_or_stored_as_halves() {
         assert_eq!(row_type(QuantType::Q8_0, 16), QuantType::F16);
         assert_eq!(row_type(QuantType::Q8_0, 64), QuantType::Q8_0);
+        assert_eq!(plan_rank(QuantType::Q8_0, 16), (QuantType::F16, 16));
+        assert_eq!(plan_rank(QuantType::Q8_0, 24), (QuantType::Q8_0, 32));
         let s = Storage::default();
         assert_eq!(s.basis_bytes((8, 64), 16), 8 * 16 * 2 + 16 * 68);
         assert_eq!(s.core_bytes(Method::Full, 32), 32 * 34);
         assert_eq!(s.core_bytes(Method::Diag, 32), 34);
+        assert_eq!(s.core_bytes(Method::Full, 24), 32 * 34);
     }
 }

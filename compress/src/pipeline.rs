@@ -1,0 +1,326 @@
+//! From a collection to a pack: clusters, ranks, bases and cores, then one atomic file.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use faer::Mat;
+use lory_models::adapter::Site;
+use rayon::prelude::*;
+
+use crate::allocate::leading_energy;
+use crate::baseline::Single;
+use crate::cluster::Clustering;
+use crate::collection::Collection;
+use crate::diag::jd_diag;
+use crate::factors::Stack;
+use crate::frozen::{Frozen, Method};
+use crate::full::{Full, FullOptions, jd_full_shared};
+use crate::options::Options;
+use crate::plan::Plan;
+use crate::progress::{Progress, check};
+use crate::report::{ModuleReport, Report, Run};
+use crate::storage::{Storage, Stored, plan_rank};
+use crate::{Error, Result, modules, output, plan};
+
+/// Compresses `collection` and writes the pack at `path`, whole or not at all.
+///
+/// An interrupted run leaves nothing behind and is simply started again: everything it does is determined
+/// by the adapters and the options.
+///
+/// # Errors
+/// Options that make no sense, files that changed or cannot be written, [`Error::Interrupted`].
+pub fn compress(
+    collection: &Collection,
+    options: &Options,
+    path: &Path,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<Report> {
+    let start = Instant::now();
+    let mut run = Run::new(collection, options);
+    let compressed = solve(collection, options, path, &mut run, progress, cancel)?;
+    progress.stage("writing the pack", collection.len());
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    output::write_pack(collection, options, &compressed, path, folder, progress, cancel)?;
+    run.seconds.write = start.elapsed().as_secs_f64() - run.seconds.total();
+    let pack_bytes = std::fs::metadata(path).map_err(Error::io(path))?.len();
+    Ok(Report::new(collection, options, &compressed, run, pack_bytes))
+}
+
+/// Everything that goes into a pack, the bases on disk.
+pub(crate) struct Compressed {
+    pub plan: Plan,
+    /// In the order of [`Compressed::modules`] and, inside, of clusters.
+    pub modules: Vec<ModuleResult>,
+    /// Per adapter and site (in the order of modules), what represents it there.
+    pub cores: Vec<Vec<Option<AdapterCore>>>,
+    /// Adapters that keep their own factors, and the mean err² that made them.
+    pub private: Vec<Option<f64>>,
+    spool: std::sync::Mutex<Spool>,
+}
+
+/// One site's bases.
+pub(crate) struct ModuleResult {
+    pub site: Site,
+    pub report: ModuleReport,
+    pub bases: Vec<Option<BasisPlace>>,
+    pub singles: Vec<(usize, Single)>,
+}
+
+/// One cluster's U and V at a site, in the spool.
+#[derive(Clone, Debug)]
+pub(crate) struct BasisPlace {
+    /// r before padding.
+    pub rank: usize,
+    u: Place,
+    v: Place,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    offset: u64,
+    shape: Stored,
+}
+
+/// What represents one adapter at one site.
+#[derive(Clone, Debug)]
+pub(crate) struct AdapterCore {
+    /// r × r row-major, or r.
+    pub numbers: Vec<f32>,
+    /// The adapter's norm there, which scales its normalised core.
+    pub scale: f32,
+    pub err2: f64,
+}
+
+/// Quantised bases wait here, module by module, until they are written cluster by cluster.
+struct Spool {
+    file: File,
+    len: u64,
+}
+
+impl Spool {
+    fn put(&mut self, mut stored: Stored) -> Result<Place> {
+        let bytes = std::mem::take(&mut stored.bytes);
+        self.file.seek(SeekFrom::Start(self.len))?;
+        self.file.write_all(&bytes)?;
+        let place = Place { offset: self.len, shape: stored };
+        self.len += bytes.len() as u64;
+        Ok(place)
+    }
+
+    fn get(&mut self, place: &Place) -> Result<Mat<f32>> {
+        let mut stored = place.shape.clone();
+        let len = stored.ty.bytes_for(stored.cols).unwrap_or(0) * stored.rows;
+        stored.bytes = vec![0; len];
+        self.file.seek(SeekFrom::Start(place.offset))?;
+        self.file.read_exact(&mut stored.bytes)?;
+        Ok(stored.read()?)
+    }
+}
+
+impl Compressed {
+    /// U (d_out × r) and V (r × d_in) of a basis, without padding, as readers will see them.
+    pub(crate) fn basis(&self, place: &BasisPlace) -> Result<(Mat<f32>, Mat<f32>)> {
+        let mut spool = self.spool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (u, v) = (spool.get(&place.u)?, spool.get(&place.v)?);
+        let r = place.rank;
+        Ok((u.as_ref().subcols(0, r).to_owned(), v.as_ref().subrows(0, r).to_owned()))
+    }
+}
+
+fn solve(
+    collection: &Collection,
+    options: &Options,
+    path: &Path,
+    run: &mut Run,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<Compressed> {
+    options.check()?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let spool = Spool { file: tempfile::tempfile_in(folder).map_err(Error::io(folder))?, len: 0 };
+    let spool = std::sync::Mutex::new(spool);
+    let clock = Instant::now();
+    let plan = plan::plan(collection, options, progress, cancel)?;
+    run.seconds.plan = clock.elapsed().as_secs_f64();
+    let clock = Instant::now();
+    let groups = plan.groups(options.share_v);
+    progress.stage("compressing modules", groups.len());
+    let solved = modules::for_each(collection, &groups, progress, cancel, |sites, stacks| {
+        solve_group(sites, &stacks, &plan, options, &spool, cancel)
+    })?;
+    run.seconds.compress = clock.elapsed().as_secs_f64();
+    let mut modules: Vec<ModuleResult> = Vec::new();
+    let mut cores = vec![vec![None; plan.sites.len()]; collection.len()];
+    for (module, members) in solved.into_iter().flatten() {
+        let column = plan.sites.binary_search(&module.site).unwrap_or(0);
+        for (member, core) in members {
+            cores[member][column] = Some(core);
+        }
+        modules.push(module);
+    }
+    modules.sort_by_key(|m| m.site);
+    run.curves(collection, options, &plan, progress, cancel)?;
+    let private = cores.iter().map(|row| above(row, options.max_error)).collect();
+    Ok(Compressed { plan, modules, cores, private, spool })
+}
+
+/// The adapter's mean err², if it is above the limit.
+fn above(cores: &[Option<AdapterCore>], limit: Option<f64>) -> Option<f64> {
+    let known: Vec<f64> = cores.iter().flatten().map(|c| c.err2).collect();
+    let mean = known.iter().sum::<f64>() / known.len().max(1) as f64;
+    limit.filter(|l| mean > *l).map(|_| mean)
+}
+
+type Members = Vec<(usize, AdapterCore)>;
+
+/// One group of sites (most have one), all clusters.
+fn solve_group(
+    sites: &[Site],
+    stacks: &[Stack],
+    plan: &Plan,
+    options: &Options,
+    spool: &std::sync::Mutex<Spool>,
+    cancel: &AtomicBool,
+) -> Result<Vec<(ModuleResult, Members)>> {
+    let clustering = &plan.clustering;
+    let one = |c: usize| {
+        check(cancel)?;
+        let parts: Vec<Stack> = stacks.iter().map(|s| s.select(&clustering.positions(s, c))).collect();
+        solve_cluster(&parts, plan.rank(sites), options)
+    };
+    let clusters: Vec<Vec<Option<ClusterSite>>> =
+        (0..clustering.clusters).into_par_iter().map(one).collect::<Result<_>>()?;
+    let mut per_cluster: Vec<_> = clusters.into_iter().map(Vec::into_iter).collect();
+    let mut results = Vec::with_capacity(sites.len());
+    for (site, stack) in sites.iter().zip(stacks) {
+        let shape = (stack.left.nrows(), stack.right.nrows());
+        let mut module = ModuleResult {
+            site: *site,
+            report: ModuleReport::new(*site, shape, stack.len()),
+            bases: Vec::with_capacity(clustering.clusters),
+            singles: singles(stack, shape, options.storage),
+        };
+        let mut members = Vec::new();
+        for of_cluster in &mut per_cluster {
+            let Some(found) = of_cluster.next().flatten() else {
+                module.bases.push(None);
+                continue;
+            };
+            module.report.add_cluster(found.rank, &found.energy, shape, found.members.len(), options);
+            members.extend(found.members);
+            let mut spool = spool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (u, v) = (spool.put(found.u)?, spool.put(found.v)?);
+            module.bases.push(Some(BasisPlace { rank: found.rank, u, v }));
+        }
+        module.report.set_errors(members.iter().map(|(_, core)| core.err2).collect());
+        results.push((module, members));
+    }
+    Ok(results)
+}
+
+fn singles(stack: &Stack, (d_out, d_in): (usize, usize), storage: Storage) -> Vec<(usize, Single)> {
+    let ty = storage.basis;
+    let bits = ty.block_bytes() as f64 / ty.block_len() as f64;
+    let rank_bytes = (d_out + d_in) as f64 * bits;
+    let spectra = stack.spectra().into_iter().map(|spectrum| Single { spectrum, rank_bytes });
+    stack.members.iter().copied().zip(spectra).collect()
+}
+
+/// One cluster at one site, ready to be written.
+struct ClusterSite {
+    rank: usize,
+    u: Stored,
+    v: Stored,
+    members: Members,
+    /// Energy of the leading r × r blocks before quantisation, r from 0.
+    energy: Vec<f64>,
+}
+
+/// One cluster at the sites of a group; `None` where it has no adapter.
+fn solve_cluster(parts: &[Stack], rank: usize, options: &Options) -> Result<Vec<Option<ClusterSite>>> {
+    let present: Vec<&Stack> = parts.iter().filter(|s| !s.is_empty()).collect();
+    if present.is_empty() {
+        return Ok(parts.iter().map(|_| None).collect());
+    }
+    // More columns than the cluster's factors have would be empty.
+    let useful = present.iter().map(|s| s.left.ncols().min(s.left.nrows().max(s.right.nrows()))).max();
+    let rank = rank.min(useful.unwrap_or(rank)).max(1);
+    let full = jd_full_shared(&present, FullOptions::new(rank, options.seed));
+    let mut bases = full.u.iter();
+    let mut results = Vec::with_capacity(parts.len());
+    for stack in parts {
+        let basis = if stack.is_empty() { None } else { bases.next() };
+        results.push(basis.map(|u| finish(stack, u, &full, rank, options)).transpose()?);
+    }
+    Ok(results)
+}
+
+/// Quantises a basis, and fits the cores to what readers will see.
+fn finish(stack: &Stack, u: &Mat<f32>, full: &Full, rank: usize, options: &Options) -> Result<ClusterSite> {
+    let exact = Frozen::new(u.clone(), full.v.clone(), Method::Full);
+    let energy = leading_energy(&exact.projections(stack));
+    let diag = match options.method {
+        Method::Full => None,
+        Method::Diag => {
+            let own = Full { u: vec![u.clone()], v: full.v.clone(), objective: Vec::new() };
+            jd_diag(stack, &own, rank, options.seed)
+        }
+    };
+    let (u, v) = diag.as_ref().map_or((u, &full.v), |d| (&d.u, &d.v));
+    let (u_type, padded) = plan_rank(options.storage.basis, rank);
+    let at = |m: &Mat<f32>, i: usize, j: usize| if j < m.ncols() { m[(i, j)] } else { 0.0 };
+    let u = Stored::new(u_type, stack.left.nrows(), padded, |i, j| at(u, i, j))?;
+    let v = Stored::new(options.storage.basis, padded, stack.right.nrows(), |i, j| at(v, j, i))?;
+    let seen_u = u.read()?.as_ref().subcols(0, rank).to_owned();
+    let seen_v = v.read()?.as_ref().subrows(0, rank).transpose().to_owned();
+    let frozen = Frozen::new(seen_u, seen_v, options.method);
+    let mut members = Vec::with_capacity(stack.len());
+    for (entry, projection) in frozen.projections(stack).iter().enumerate() {
+        let core = stored_core(&frozen.core(projection), padded, options.storage)?;
+        let err2 = frozen.error2(projection, &core).max(0.0);
+        let numbers = (0..core.nrows()).flat_map(|i| (0..core.ncols()).map(move |j| (i, j)));
+        let numbers = numbers.map(|p| core[p] as f32).collect();
+        let scale = stack.norms[entry] as f32;
+        members.push((stack.members[entry], AdapterCore { numbers, scale, err2 }));
+    }
+    Ok(ClusterSite { rank, u, v, members, energy })
+}
+
+/// A core as readers will see it, without padding: rows of `padded` numbers are what is quantised.
+pub(crate) fn stored_core(core: &Mat<f64>, padded: usize, storage: Storage) -> Result<Mat<f64>> {
+    let (r, c) = core.shape();
+    let seen = if c == 1 {
+        let row = Stored::new(storage.core, 1, padded, |_, j| if j < r { core[(j, 0)] as f32 } else { 0.0 })?;
+        row.read()?.transpose().to_owned()
+    } else {
+        let at = |i: usize, j: usize| if j < c { core[(i, j)] as f32 } else { 0.0 };
+        Stored::new(storage.core, r, padded, at)?.read()?
+    };
+    Ok(Mat::from_fn(r, c, |i, j| f64::from(seen[(i, j)])))
+}
+
+/// Mean err² of one stack at rank `rank` with these clusters, by real bases without quantisation.
+pub(crate) fn mean_error(stack: &Stack, clustering: &Clustering, rank: usize, options: &Options) -> f64 {
+    let lost: f64 = (0..clustering.clusters)
+        .into_par_iter()
+        .map(|c| {
+            let part = stack.select(&clustering.positions(stack, c));
+            if part.is_empty() {
+                return 0.0;
+            }
+            let full = jd_full_shared(&[&part], FullOptions::new(rank, options.seed));
+            let kept = match options.method {
+                Method::Full => full.objective.last().copied().unwrap_or(0.0),
+                Method::Diag => part.len() as f64 - jd_diag(&part, &full, rank, options.seed).map_or(0.0, |d| d.error),
+            };
+            part.len() as f64 - kept
+        })
+        .collect::<Vec<f64>>()
+        .iter()
+        .sum();
+    (lost / stack.len().max(1) as f64).max(0.0)
+}

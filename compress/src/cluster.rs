@@ -114,9 +114,12 @@ fn total(losses: &[Vec<f64>], assignment: &[usize]) -> f64 {
     losses.iter().zip(assignment).map(|(l, &c)| l[c]).sum()
 }
 
-/// Runs a function on every module's stack; see [`cluster`].
-pub type Visit<'a, E> =
-    dyn Fn(&(dyn Fn(&Stack) -> Vec<(usize, Vec<f64>)> + Sync)) -> Result<Vec<Vec<(usize, Vec<f64>)>>, E> + 'a;
+/// Numbers of some adapters, each with its index.
+pub type PerAdapter = Vec<(usize, Vec<f64>)>;
+/// What is to be done with one module's stack.
+pub type Work<'a> = dyn Fn(&Stack) -> PerAdapter + Sync + 'a;
+/// Does it to every module's stack; see [`cluster`].
+pub type Visit<'a, E> = dyn Fn(&Work<'_>) -> Result<Vec<PerAdapter>, E> + 'a;
 
 /// Per adapter, two descriptions on one common basis per module, each laid end to end and normalised: the
 /// cores, and the subspaces that the cores span on both sides.
@@ -339,9 +342,7 @@ mod tests {
     }
 
     fn run(stacks: &[Stack], n: usize, k: usize) -> Clustering {
-        let visit = |f: &(dyn Fn(&Stack) -> Vec<(usize, Vec<f64>)> + Sync)| {
-            Ok::<_, ()>(stacks.iter().map(f).collect())
-        };
+        let visit = |work: &Work<'_>| Ok::<_, ()>(stacks.iter().map(work).collect());
         let options = ClusterOptions { clusters: k, rank: 3, rounds: 8, seed: 1 };
         cluster(n, options, &visit).unwrap()
     }

@@ -324,7 +324,10 @@ impl Collection {
                 let mut file = File::open(path).map_err(Error::io(path))?;
                 let meta = file.metadata().map_err(Error::io(path))?;
                 if meta.len() != *size || meta.modified().ok() != *modified {
-                    return Err(Error::Request(format!("{}: changed while it was compressed", path.display())));
+                    return Err(Error::Request(format!(
+                        "{}: changed while it was compressed",
+                        path.display()
+                    )));
                 }
                 file.seek(SeekFrom::Start(region.offset)).map_err(Error::io(path))?;
                 file.read_exact(&mut bytes).map_err(Error::io(path))?;

@@ -15,9 +15,11 @@ mod factors;
 mod frozen;
 mod full;
 mod linalg;
+mod lora_file;
 mod modules;
 mod options;
 mod output;
+mod packs;
 mod pipeline;
 mod plan;
 mod plot;
@@ -25,19 +27,25 @@ mod progress;
 mod report;
 mod rng;
 mod storage;
+mod synthetic;
 
 pub use allocate::{Allocation, Goal, ModuleCurve, allocate, leading_energy};
 pub use baseline::{Single, svd_at_equal_bytes};
-pub use cluster::{ClusterOptions, Clustering, Visit, cluster};
+pub use cluster::{ClusterOptions, Clustering, PerAdapter, Visit, Work, cluster};
 pub use collection::{Collection, Entry, Extras, Loaded, SiteEntry, Source, SourceKind};
 pub use diag::{Diag, jd_diag};
 pub use error::{Error, Result};
 pub use factors::{Factors, Stack};
 pub use frozen::{Frozen, Method};
 pub use full::{Full, FullOptions, jd_full, jd_full_shared};
+pub use lora_file::{extract, plain_factors, write_gguf_lora};
 pub use options::Options;
+pub use packs::{
+    AddOptions, Added, ReadFile, add, merge_segments, open_gguf, open_pack, read_file, remove, rename,
+};
 pub use pipeline::compress;
 pub use progress::{Progress, Silent};
 pub use report::{AdapterReport, Errors, ModuleReport, Report, Seconds, peak_memory};
 pub use rng::Rng;
 pub use storage::{Storage, Stored, plan_rank, read_matrix, row_type};
+pub use synthetic::{Kind, Synthetic};

@@ -5,11 +5,11 @@ use std::sync::atomic::AtomicBool;
 use lory_models::adapter::Site;
 use rayon::prelude::*;
 
+use crate::Result;
 use crate::collection::Collection;
 use crate::factors::Stack;
 use crate::progress::{Progress, check};
 use crate::rng::Rng;
-use crate::Result;
 
 /// Bytes of stacks that are in memory at once, unless a single one is larger.
 const BATCH_BYTES: usize = 512 << 20;

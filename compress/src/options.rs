@@ -73,7 +73,7 @@ impl Options {
         if self.auto.is_some() && (self.rank.is_some() || self.clusters.is_some()) {
             return fail("--auto chooses ranks and clusters; give either it or them");
         }
-        if self.max_error.is_some_and(|e| !(e > 0.0)) {
+        if self.max_error.is_some_and(|e| e.is_nan() || e <= 0.0) {
             return fail("the largest error must be above 0");
         }
         Ok(())

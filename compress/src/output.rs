@@ -119,13 +119,34 @@ fn new_adapter(
     let private = compressed.private.get(adapter).copied().flatten().is_some();
     let cluster = compressed.plan.clustering.assignment.get(adapter).copied().unwrap_or(0);
     let number = numbering(compressed).get(cluster).copied().flatten();
+    let cores = new_cores(collection, adapter, |site| {
+        let column = compressed.plan.sites.binary_search(&site).ok()?;
+        let core = compressed.cores.get(adapter)?.get(column)?.as_ref()?;
+        (!private).then(|| shared_core(core, options.method))
+    })?;
+    Ok(NewAdapter {
+        name: entry.name.clone(),
+        cluster: if private { None } else { number },
+        meta: meta(entry),
+        invocation: entry.invocation.clone(),
+        cores,
+        types: storage_types(options.storage.core),
+    })
+}
+
+/// Everything an adapter does, by site: on the shared basis where `shared` gives a core, else by itself.
+pub(crate) fn new_cores(
+    collection: &Collection,
+    adapter: usize,
+    shared: impl Fn(Site) -> Option<NewCore>,
+) -> Result<Vec<(Site, NewCore)>> {
+    let Some(entry) = collection.entries.get(adapter) else { return Ok(Vec::new()) };
+    let all = sites(entry);
     let mut cores: Vec<(Site, NewCore)> = Vec::new();
-    for site in sites(entry) {
-        let column = compressed.plan.sites.binary_search(&site).ok();
-        let found = column.and_then(|c| compressed.cores.get(adapter)?.get(c)?.as_ref());
-        let mut core = match found {
-            Some(core) if !private => shared_core(core, options.method),
-            _ => match collection.factors(adapter, site)? {
+    for &site in &all {
+        let mut core = match shared(site) {
+            Some(core) => core,
+            None => match collection.factors(adapter, site)? {
                 // A delta that is zero needs nothing.
                 Some(f) if f.norm2() > 0.0 => private_core(site, f)?,
                 _ => NewCore::shared(NewMatrix::None, 0, 1.0, None),
@@ -133,23 +154,21 @@ fn new_adapter(
         };
         add_extras(&mut core, entry.extras.get(&site));
         let empty = matches!(core.matrix, NewMatrix::None) && !entry.extras.contains_key(&site);
-        if !empty || (cores.is_empty() && sites(entry).last() == Some(&site)) {
+        // An adapter that does nothing at all still needs one place to say so.
+        if !empty || (cores.is_empty() && all.last() == Some(&site)) {
             cores.push((site, core));
         }
     }
-    Ok(NewAdapter {
-        name: entry.name.clone(),
-        cluster: if private { None } else { number },
-        meta: AdapterMeta {
-            source: entry.source.path.to_string_lossy().into_owned(),
-            source_hash: entry.source_hash.clone(),
-            kind: entry.kind.clone(),
-            ..AdapterMeta::default()
-        },
-        invocation: entry.invocation.clone(),
-        cores,
-        types: storage_types(options.storage.core),
-    })
+    Ok(cores)
+}
+
+pub(crate) fn meta(entry: &Entry) -> AdapterMeta {
+    AdapterMeta {
+        source: entry.source.path.to_string_lossy().into_owned(),
+        source_hash: entry.source_hash.clone(),
+        kind: entry.kind.clone(),
+        ..AdapterMeta::default()
+    }
 }
 
 pub(crate) fn storage_types(core: QuantType) -> StorageTypes {
@@ -187,7 +206,11 @@ pub(crate) fn private_core(site: Site, f: Factors) -> Result<NewCore> {
     let scale = norm as f32;
     // ‖BA − scale·B'A'‖² as the norm of one product of twice the rank.
     let both = Factors {
-        b: Mat::from_fn(b.nrows(), 2 * rank, |i, j| if j < rank { f.b[(i, j)] } else { -scale * b[(i, j - rank)] }),
+        b: Mat::from_fn(
+            b.nrows(),
+            2 * rank,
+            |i, j| if j < rank { f.b[(i, j)] } else { -scale * b[(i, j - rank)] },
+        ),
         a: Mat::from_fn(2 * rank, a.ncols(), |i, j| if i < rank { f.a[(i, j)] } else { a[(i - rank, j)] }),
     };
     let err2 = both.norm2() / (norm * norm);

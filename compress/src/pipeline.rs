@@ -315,7 +315,9 @@ pub(crate) fn mean_error(stack: &Stack, clustering: &Clustering, rank: usize, op
             let full = jd_full_shared(&[&part], FullOptions::new(rank, options.seed));
             let kept = match options.method {
                 Method::Full => full.objective.last().copied().unwrap_or(0.0),
-                Method::Diag => part.len() as f64 - jd_diag(&part, &full, rank, options.seed).map_or(0.0, |d| d.error),
+                Method::Diag => {
+                    part.len() as f64 - jd_diag(&part, &full, rank, options.seed).map_or(0.0, |d| d.error)
+                }
             };
             part.len() as f64 - kept
         })

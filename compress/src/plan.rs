@@ -6,9 +6,8 @@ use lory_models::adapter::{Projection, Site};
 use rayon::prelude::*;
 
 use crate::allocate::{Allocation, Goal, ModuleCurve, allocate, leading_energy};
-use crate::cluster::{ClusterOptions, Clustering, cluster};
+use crate::cluster::{ClusterOptions, Clustering, Work, cluster};
 use crate::collection::Collection;
-use crate::factors::Stack;
 use crate::frozen::{Frozen, Method};
 use crate::full::{FullOptions, jd_full};
 use crate::options::{CLUSTER_ERROR, CLUSTER_RANK, Options, SINGLE_BASIS, single_basis_rank};
@@ -49,7 +48,9 @@ impl Plan {
         let mut groups: Vec<Vec<Site>> = Vec::new();
         for &site in &self.sites {
             match groups.last_mut() {
-                Some(last) if share_v && last.first().is_some_and(|f| input(*f) == input(site)) => last.push(site),
+                Some(last) if share_v && last.first().is_some_and(|f| input(*f) == input(site)) => {
+                    last.push(site)
+                }
                 _ => groups.push(vec![site]),
             }
         }
@@ -119,7 +120,7 @@ fn cluster_on(
     cancel: &AtomicBool,
 ) -> Result<Clustering> {
     // The rounds that are needed are not known; bars grow stage by stage instead.
-    let visit = |work: &(dyn Fn(&Stack) -> Vec<(usize, Vec<f64>)> + Sync)| {
+    let visit = |work: &Work<'_>| {
         progress.stage(&format!("clustering ({} bases)", settings.clusters), sample.len());
         modules::for_each(collection, sample, progress, cancel, |_, stacks| {
             Ok(stacks.first().map(work).unwrap_or_default())

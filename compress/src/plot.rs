@@ -22,7 +22,12 @@ pub(crate) fn svg(title: &str, x_name: &str, y_name: &str, log_x: bool, lines: &
     let points = || lines.iter().flat_map(|l| l.points.iter());
     let low = points().map(|p| scale(p.0)).fold(f64::INFINITY, f64::min);
     let high = points().map(|p| scale(p.0)).fold(f64::NEG_INFINITY, f64::max);
-    let (low, high) = if high > low { (low, high) } else { (low.min(0.0), low.max(0.0) + 1.0) };
+    let (low, high) = match high > low {
+        true => (low, high),
+        // One point, or none: any range that holds it.
+        false if low.is_finite() => (low - 0.5, low + 0.5),
+        false => (0.0, 1.0),
+    };
     let top = nice(points().map(|p| p.1).fold(0.0, f64::max));
     let px = |x: f64| LEFT + (scale(x) - low) / (high - low) * (WIDTH - LEFT - RIGHT);
     let py = |y: f64| HEIGHT - BOTTOM - y / top * (HEIGHT - TOP - BOTTOM);
@@ -49,7 +54,8 @@ pub(crate) fn svg(title: &str, x_name: &str, y_name: &str, log_x: bool, lines: &
     text(&mut out, 8.0, TOP - 2.0, "start", y_name);
     for (i, line) in lines.iter().enumerate() {
         let colour = COLOURS[i % COLOURS.len()];
-        let path: Vec<String> = line.points.iter().map(|p| format!("{:.1},{:.1}", px(p.0), py(p.1))).collect();
+        let path: Vec<String> =
+            line.points.iter().map(|p| format!("{:.1},{:.1}", px(p.0), py(p.1))).collect();
         let _ = writeln!(
             out,
             "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\" points=\"{}\"/>",
@@ -57,7 +63,11 @@ pub(crate) fn svg(title: &str, x_name: &str, y_name: &str, log_x: bool, lines: &
         );
         let y = TOP + 14.0 * i as f64 + 8.0;
         let x = WIDTH - RIGHT + 10.0;
-        let _ = writeln!(out, "<rect x=\"{x}\" y=\"{:.1}\" width=\"12\" height=\"3\" fill=\"{colour}\"/>", y - 4.0);
+        let _ = writeln!(
+            out,
+            "<rect x=\"{x}\" y=\"{:.1}\" width=\"12\" height=\"3\" fill=\"{colour}\"/>",
+            y - 4.0
+        );
         text(&mut out, x + 18.0, y, "start", line.name);
     }
     out.push_str("</svg>\n");
@@ -71,7 +81,7 @@ fn text(out: &mut String, x: f64, y: f64, anchor: &str, words: &str) {
 
 /// The next of 1, 2, 5 times a power of ten.
 fn nice(value: f64) -> f64 {
-    if !(value > 0.0) {
+    if value.is_nan() || value <= 0.0 {
         return 1.0;
     }
     let power = 10f64.powf(value.log10().floor());
@@ -80,7 +90,7 @@ fn nice(value: f64) -> f64 {
 
 fn short(x: f64) -> String {
     match x {
-        x if x == 0.0 => "0".into(),
+        0.0 => "0".into(),
         x if x >= 10.0 => format!("{x:.0}"),
         x if x >= 1.0 => format!("{x:.1}"),
         x => format!("{x:.3}"),
@@ -93,7 +103,10 @@ mod tests {
 
     #[test]
     fn points_stay_inside_and_names_are_escaped() {
-        let lines = [Line { name: "a<b", points: vec![(1.0, 0.2), (64.0, 0.9)] }, Line { name: "none", points: vec![] }];
+        let lines = [
+            Line { name: "a<b", points: vec![(1.0, 0.2), (64.0, 0.9)] },
+            Line { name: "none", points: vec![] },
+        ];
         let plot = svg("t & t", "rank", "err²", true, &lines);
         assert!(plot.contains("a&lt;b") && plot.contains("t &amp; t"));
         assert!(plot.contains("points=\"60.0,"), "{plot}");

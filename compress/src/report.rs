@@ -222,7 +222,8 @@ impl Run {
         let rank = plan.rank(&[middle]);
         let stack = collection.stack(middle)?;
         let ranks = [rank.div_ceil(8), rank.div_ceil(4), rank.div_ceil(2), rank, 2 * rank, 4 * rank];
-        let counts: Vec<usize> = [16, 8, 4, 2, 1].iter().map(|d| stack.len() / d).filter(|n| *n > 0).collect();
+        let counts: Vec<usize> =
+            [16, 8, 4, 2, 1].iter().map(|d| stack.len() / d).filter(|n| *n > 0).collect();
         progress.stage("measuring curves", ranks.len() + counts.len());
         for r in ranks {
             check(cancel)?;
@@ -344,7 +345,8 @@ impl Report {
         ];
         for (name, bytes) in files {
             let path = folder.join(name);
-            publish(&path, Existing::Replace, |f| std::io::Write::write_all(f, &bytes)).map_err(Error::io(&path))?;
+            publish(&path, Existing::Replace, |f| std::io::Write::write_all(f, &bytes))
+                .map_err(Error::io(&path))?;
         }
         Ok(())
     }
@@ -357,10 +359,12 @@ impl Report {
         names
             .into_iter()
             .map(|name| {
-                let of: Vec<&ModuleReport> = self.modules.iter().filter(|m| projection(&m.site) == name).collect();
+                let of: Vec<&ModuleReport> =
+                    self.modules.iter().filter(|m| projection(&m.site) == name).collect();
                 let length = of.iter().map(|m| m.spectrum.len()).max().unwrap_or(0);
                 let mean = |r: usize| {
-                    let at = |m: &&ModuleReport| m.spectrum.get(r).or(m.spectrum.last()).copied().unwrap_or(0.0);
+                    let at =
+                        |m: &&ModuleReport| m.spectrum.get(r).or(m.spectrum.last()).copied().unwrap_or(0.0);
                     of.iter().map(at).sum::<f64>() / of.len().max(1) as f64
                 };
                 Line { name, points: (0..length).map(|r| (r as f64, mean(r))).collect() }
@@ -378,12 +382,15 @@ impl Report {
             "{} adapters of `{}`; {} cores, {} bases, formats {} (bases) and {} (cores), seed {}.\n",
             self.adapters, self.base, self.method, self.clusters, self.formats.0, self.formats.1, self.seed
         );
-        let _ = writeln!(o, "err² is ‖ΔW − U C Vᵀ‖²_F / ‖ΔW‖²_F, squared and relative, quantisation included.\n");
+        let _ =
+            writeln!(o, "err² is ‖ΔW − U C Vᵀ‖²_F / ‖ΔW‖²_F, squared and relative, quantisation included.\n");
         let _ = writeln!(o, "| | mean | p95 | worst |\n|---|---|---|---|");
-        for (name, e) in [("err² as packed", self.err2), ("err² with all adapters shared", self.shared_err2)] {
+        for (name, e) in [("err² as packed", self.err2), ("err² with all adapters shared", self.shared_err2)]
+        {
             let _ = writeln!(o, "| {name} | {:.4} | {:.4} | {:.4} |", e.mean, e.p95, e.worst);
         }
-        let _ = writeln!(o, "| per-adapter SVD in the same bytes | {:.4} | | |\n", self.svd_err2_at_equal_bytes);
+        let _ =
+            writeln!(o, "| per-adapter SVD in the same bytes | {:.4} | | |\n", self.svd_err2_at_equal_bytes);
         let _ = writeln!(o, "| | |\n|---|---|");
         let _ = writeln!(o, "| bytes before | {} |", mb(self.bytes_before));
         let saved = 100.0 * (1.0 - self.bytes_after as f64 / self.bytes_before.max(1) as f64);
@@ -413,7 +420,16 @@ impl Report {
             let _ = writeln!(
                 o,
                 "| {} | {}×{} | {} | {} | {:.4} | {:.4} | {:.4} | {} | {} |",
-                m.site, m.d_out, m.d_in, m.adapters, m.rank, m.err2.mean, m.err2.p95, m.err2.worst, m.basis_bytes, m.core_bytes
+                m.site,
+                m.d_out,
+                m.d_in,
+                m.adapters,
+                m.rank,
+                m.err2.mean,
+                m.err2.p95,
+                m.err2.worst,
+                m.basis_bytes,
+                m.core_bytes
             );
         }
         let _ = writeln!(o, "\n## Adapters\n");

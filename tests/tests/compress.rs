@@ -1,0 +1,395 @@
+//! Collections become packs: end to end on a tiny base, with and without llama.cpp beside.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use lory_compress::{
+    AddOptions, Collection, Error, Kind, Method, Options, Report, Silent, Source, Storage, Synthetic, add,
+    compress, extract, merge_segments, open_gguf, open_pack, plain_factors, read_file, remove, rename,
+};
+use lory_kernels::QuantType;
+use lory_kernels::backend::KvType;
+use lory_kernels::ops::Reference;
+use lory_models::adapter::pack::Pack;
+use lory_models::adapter::{Adapter, AdapterSet, BaseInfo, gguf_lora};
+use lory_models::decoder::Decoder;
+use lory_models::gguf::Gguf;
+use lory_tests::fixtures::{self, fixture, gguf};
+use lory_tests::runner::Runner;
+use tempfile::TempDir;
+
+const GO_ON: AtomicBool = AtomicBool::new(false);
+
+struct Base {
+    gguf: Gguf,
+    info: BaseInfo,
+}
+
+fn base() -> Base {
+    let gguf = gguf(&fixture("models/llama.gguf"));
+    let info = BaseInfo::from_gguf(&gguf).expect("a base");
+    Base { gguf, info }
+}
+
+fn synth(folder: &Path, base: &Base, n: usize, rank: usize, kind: Kind, seed: u64) {
+    let synthetic = Synthetic::new(n, rank, kind, seed);
+    synthetic.write(&base.info, folder, &Silent, &GO_ON).expect("adapters");
+}
+
+fn collect(base: &Base, paths: &[PathBuf], scratch: &Path) -> Result<Collection, Error> {
+    let sources = Source::find(paths)?;
+    Collection::open(base.info.clone(), &base.gguf, &sources, scratch, &Silent, &GO_ON)
+}
+
+/// A folder with `n` adapters and their pack.
+fn packed(n: usize, kind: Kind, options: &Options) -> (TempDir, Base, Report, PathBuf) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let base = base();
+    let adapters = dir.path().join("adapters");
+    synth(&adapters, &base, n, 4, kind, 1);
+    let collection = collect(&base, &[adapters], dir.path()).expect("a collection");
+    let path = dir.path().join("pack.gguf");
+    let report = compress(&collection, options, &path, &Silent, &GO_ON).unwrap_or_else(|e| panic!("{e}"));
+    (dir, base, report, path)
+}
+
+fn open(path: &Path) -> Pack {
+    open_pack(path, &read_file).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn logits(base: &Base, adapter: Option<Arc<Adapter>>) -> Vec<f32> {
+    let f = fixtures::model("llama");
+    let decoder = Decoder::load(&base.gguf, f.n_ctx).expect("a decoder");
+    let set = AdapterSet::new(adapter.map(|a| (a, 1.0)).into_iter().collect()).expect("a set");
+    Runner::new(&Reference, &decoder, 32, KvType::F32).with_adapters(set).logits(&f.tokens)
+}
+
+#[test]
+fn two_hundred_adapters_answer_alike_from_the_pack_and_extracted() {
+    let options = Options { rank: Some(8), clusters: Some(4), ..Options::default() };
+    let (dir, base, report, path) = packed(200, Kind::Shared, &options);
+    assert_eq!((report.adapters, report.clusters), (200, 4));
+    assert!(report.cluster_sizes.iter().all(|n| *n > 0));
+    assert!(report.bytes_after < report.bytes_before, "{} {}", report.bytes_after, report.bytes_before);
+    assert!(
+        report.err2.mean < report.svd_err2_at_equal_bytes,
+        "{:?} {}",
+        report.err2,
+        report.svd_err2_at_equal_bytes
+    );
+    let pack = open(&path);
+    pack.verify().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(pack.len(), 200);
+    let plain = logits(&base, None);
+    for i in [0, 57, 121, 199] {
+        let name = Synthetic::name(i);
+        let file = dir.path().join("extracted.gguf");
+        extract(&pack, &name, &base.info, QuantType::F32, &file).unwrap_or_else(|e| panic!("{e}"));
+        let lora = gguf_lora::load(&name, &gguf(&file), &base.info).unwrap_or_else(|e| panic!("{e}"));
+        let from_pack = logits(&base, Some(pack.adapter(&name).expect("packed")));
+        let from_file = logits(&base, Some(Arc::new(lora)));
+        let error = fixtures::relative_error(&from_pack, &from_file);
+        assert!(error < 1e-4, "{name}: {error}");
+        let moved = fixtures::relative_error(&from_pack, &plain);
+        assert!(
+            moved > 20.0 * error && moved > 1e-3,
+            "{name}: an adapter that does nothing proves nothing: {moved}"
+        );
+    }
+}
+
+/// err² of every site of an adapter as packed, computed from dense deltas.
+fn dense_errors(collection: &Collection, index: usize, adapter: &Adapter) -> Vec<f64> {
+    let packed = plain_factors(adapter).expect("plain");
+    packed
+        .iter()
+        .map(|(site, got)| {
+            let want = collection.factors(index, *site).expect("readable").expect("there");
+            let (want, got) = (&want.b * &want.a, &got.b * &got.a);
+            f64::from((&want - &got).squared_norm_l2() / want.squared_norm_l2())
+        })
+        .collect()
+}
+
+#[test]
+fn reported_errors_are_those_of_the_file() {
+    for (method, storage, share_v) in [
+        (Method::Full, Storage::default(), false),
+        (Method::Full, Storage { basis: QuantType::Q4_0, core: QuantType::F16 }, false),
+        (Method::Full, Storage { basis: QuantType::Q8_0, core: QuantType::Q4_0 }, true),
+        (Method::Diag, Storage { basis: QuantType::F16, core: QuantType::F16 }, false),
+    ] {
+        let options =
+            Options { rank: Some(24), clusters: Some(2), method, storage, share_v, ..Options::default() };
+        let (dir, base, report, path) = packed(20, Kind::Independent, &options);
+        let collection = collect(&base, &[dir.path().join("adapters")], dir.path()).expect("the same");
+        let pack = open(&path);
+        for i in [3, 19] {
+            let adapter = pack.adapter(&Synthetic::name(i)).expect("packed");
+            let dense = dense_errors(&collection, i, &adapter);
+            let told = &report.by_adapter[i].module_err2;
+            assert_eq!(dense.len(), told.len());
+            for (d, t) in dense.iter().zip(told) {
+                assert!((d - f64::from(*t)).abs() < 1e-3 * d.max(0.01), "{method:?} {storage:?}: {d} {t}");
+            }
+        }
+    }
+}
+
+#[test]
+fn enough_rank_loses_only_the_rounding() {
+    let storage = Storage { basis: QuantType::F32, core: QuantType::F32 };
+    let options = Options { rank: Some(24), clusters: Some(1), storage, ..Options::default() };
+    for kind in [Kind::Shared, Kind::Independent] {
+        let (_dir, _, report, _) = packed(6, kind, &options);
+        assert!(report.err2.worst < 1e-5, "{:?}", report.err2);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_file_at_any_thread_count() {
+    let bytes = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| {
+            let options = Options { rank: Some(8), clusters: Some(3), ..Options::default() };
+            let (_dir, _, _, path) = packed(24, Kind::Shared, &options);
+            let bytes = std::fs::read(path).expect("the pack");
+            // The records name their sources, which lie in another temporary folder each time.
+            let pack_start = bytes.len();
+            (pack_start, open_bytes(bytes))
+        })
+    };
+    let (a, b) = (bytes(1), bytes(3));
+    assert_eq!(a.0, b.0);
+    assert_eq!(a.1, b.1);
+}
+
+/// Everything that is computed, without the records' descriptions.
+fn open_bytes(bytes: Vec<u8>) -> Vec<(String, Vec<f32>)> {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("p.gguf");
+    std::fs::write(&path, bytes).expect("written");
+    let pack = open(&path);
+    pack.names()
+        .map(|name| {
+            let deltas = plain_factors(&pack.adapter(name).expect("an adapter")).expect("plain");
+            let numbers = deltas.iter().flat_map(|(_, f)| f.b.col(0).iter().copied().collect::<Vec<f32>>());
+            (name.to_owned(), numbers.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn automatic_ranks_beat_the_uniform_ones_in_the_same_bytes() {
+    let uniform = Options { rank: Some(16), clusters: Some(2), ..Options::default() };
+    let (dir, base, report, _) = packed(48, Kind::Shared, &uniform);
+    let budget = report.basis_bytes + report.core_bytes;
+    let collection = collect(&base, &[dir.path().join("adapters")], dir.path()).expect("the same");
+    let auto = Options { auto: Some(lory_compress::Goal::Bytes(budget)), ..Options::default() };
+    let path = dir.path().join("auto.gguf");
+    let better = compress(&collection, &auto, &path, &Silent, &GO_ON).unwrap_or_else(|e| panic!("{e}"));
+    assert!(better.basis_bytes + better.core_bytes <= budget);
+    assert!(better.err2.mean < report.err2.mean, "{:?} {:?}", better.err2, report.err2);
+}
+
+#[test]
+fn adapters_that_do_not_fit_keep_their_own_factors() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let base = base();
+    let adapters = dir.path().join("adapters");
+    synth(&adapters, &base, 16, 4, Kind::Shared, 1);
+    // A stranger: another family and another start.
+    let strange = dir.path().join("strange");
+    synth(&strange, &base, 1, 4, Kind::Independent, 99);
+    std::fs::rename(strange.join("adapter-00000.gguf"), adapters.join("stranger.gguf")).expect("moved");
+    let collection = collect(&base, &[adapters], dir.path()).expect("a collection");
+    let all = Options { rank: Some(12), clusters: Some(1), ..Options::default() };
+    let path = dir.path().join("pack.gguf");
+    let report = compress(&collection, &all, &path, &Silent, &GO_ON).expect("a pack");
+    let stranger = report.by_adapter.last().expect("17 adapters").err2.mean;
+    let others = report.by_adapter[..16].iter().map(|a| a.err2.mean).fold(0.0, f64::max);
+    assert!(stranger > others + 0.05, "{stranger} {others}");
+    let options = Options { max_error: Some((stranger + others) / 2.0), ..all };
+    let report = compress(&collection, &options, &path, &Silent, &GO_ON).expect("a pack");
+    assert_eq!(report.private, 1);
+    assert!(report.by_adapter[16].private.as_deref().is_some_and(|why| why.contains("above")));
+    let pack = open(&path);
+    assert_eq!(pack.info("stranger").expect("there").cluster, None);
+    let adapter = pack.adapter("stranger").expect("there");
+    for error in dense_errors(&collection, 16, &adapter) {
+        assert!(error < 1e-5, "{error}");
+    }
+}
+
+#[test]
+fn packs_grow_shrink_and_merge() {
+    let options = Options { rank: Some(16), clusters: Some(2), ..Options::default() };
+    let (dir, base, report, path) = packed(24, Kind::Shared, &options);
+    let before = std::fs::read(&path).expect("the pack");
+    // Three more of the same kind, and one that fits nothing.
+    let more = dir.path().join("more");
+    let synthetic = Synthetic::new(27, 4, Kind::Shared, 1);
+    let synthetic = Synthetic { families: Synthetic::new(24, 4, Kind::Shared, 1).families, ..synthetic };
+    synthetic.write(&base.info, &more, &Silent, &GO_ON).expect("adapters");
+    (0..24).for_each(|i| {
+        std::fs::remove_file(more.join(format!("{}.gguf", Synthetic::name(i)))).expect("removed")
+    });
+    let strange = dir.path().join("strange");
+    synth(&strange, &base, 1, 4, Kind::Independent, 99);
+    std::fs::rename(strange.join("adapter-00000.gguf"), more.join("stranger.gguf")).expect("moved");
+
+    let old = open(&path);
+    let collection = collect(&base, &[more], dir.path()).expect("a collection");
+    let added = add(&path, &old, &collection, AddOptions::default(), &Silent, &GO_ON).expect("added");
+    let poor: Vec<bool> = added.iter().map(|a| a.poor).collect();
+    assert_eq!(poor, [false, false, false, true], "{added:?}");
+    assert!(added[..3].iter().all(|a| a.mean_err2 < 2.0 * report.err2.mean + 0.05), "{added:?}");
+    assert_eq!(std::fs::read(&path).expect("the pack"), before, "the pack itself is not rewritten");
+    assert_eq!(old.len(), 24, "who has it open sees no change");
+
+    let grown = open(&path);
+    assert_eq!(grown.len(), 28);
+    let adapter = grown.adapter("stranger").expect("added");
+    let dense = dense_errors(&collection, 3, &adapter);
+    let mean = dense.iter().sum::<f64>() / dense.len() as f64;
+    assert!((mean - added[3].mean_err2).abs() < 1e-3, "{mean} {added:?}");
+
+    let again =
+        add(&path, &grown, &collection, AddOptions::default(), &Silent, &GO_ON).expect_err("a taken name");
+    assert!(again.to_string().contains("already"), "{again}");
+    // Another program that opened the same state cannot overwrite the first one's segment.
+    rename(&path, &grown, "stranger", "friend").expect("renamed");
+    let late = remove(&path, &grown, &["stranger".into()]).expect_err("too late");
+    assert!(late.to_string().contains("try again"), "{late}");
+    let now = open(&path);
+    assert!(now.contains("friend") && !now.contains("stranger"));
+    assert!(rename(&path, &now, "friend", &Synthetic::name(0)).is_err());
+    remove(&path, &now, &[Synthetic::name(0), Synthetic::name(1)]).expect("removed");
+    let now = open(&path);
+    assert_eq!(now.len(), 26);
+    merge_segments(&path, &now).expect("merged");
+    let merged = open(&path);
+    assert_eq!(merged.len(), 26);
+    assert_eq!(merged.names().collect::<Vec<_>>(), now.names().collect::<Vec<_>>());
+    assert_eq!(merged.adapter("friend").expect("there").identity(), adapter.identity());
+    let left = std::fs::read_dir(dir.path()).expect("a folder").filter_map(Result::ok);
+    let segments = left.filter(|e| e.file_name().to_string_lossy().contains("seg-")).count();
+    assert_eq!(segments, 0);
+}
+
+#[test]
+fn collections_that_make_no_sense_are_refused_by_name() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let base = base();
+    let folder = dir.path().join("a");
+    synth(&folder, &base, 2, 4, Kind::Shared, 1);
+    let first = folder.join("adapter-00000.gguf");
+    let refusal = |paths: &[PathBuf]| match collect(&base, paths, dir.path()) {
+        Ok(_) => panic!("accepted"),
+        Err(e) => e.to_string(),
+    };
+    let twice = refusal(&[folder.clone(), first.clone()]);
+    assert!(twice.contains("two adapters are called `adapter-00000`"), "{twice}");
+    let empty = dir.path().join("empty");
+    std::fs::create_dir(&empty).expect("made");
+    assert!(refusal(std::slice::from_ref(&empty)).contains("holds no adapter"));
+    assert!(refusal(&[dir.path().join("nowhere.gguf")]).contains("nowhere.gguf"));
+    assert!(refusal(&[fixture("models/llama.gguf")]).contains("general.type"));
+
+    // An adapter of another base: its fingerprint differs.
+    let other = gguf(&fixture("models/llama_tied.gguf"));
+    let other = Base { info: BaseInfo::from_gguf(&other).expect("a base"), gguf: other };
+    let foreign = dir.path().join("foreign");
+    synth(&foreign, &other, 1, 4, Kind::Shared, 2);
+    let mixed = refusal(&[folder.clone(), foreign.join("adapter-00000.gguf")]);
+    assert!(mixed.contains("adapter-00000"), "{mixed}");
+    std::fs::rename(foreign.join("adapter-00000.gguf"), foreign.join("other.gguf")).expect("renamed");
+    let mixed = refusal(&[folder.clone(), foreign.clone()]);
+    assert!(mixed.contains("other.gguf") && mixed.contains("another base"), "{mixed}");
+
+    // A weight that is not a number.
+    let mut bytes = std::fs::read(&first).expect("readable");
+    let at = bytes.len() - 64;
+    bytes[at..at + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
+    std::fs::write(&first, bytes).expect("written");
+    let nan = refusal(&[folder]);
+    assert!(nan.contains("adapter-00000.gguf") && nan.contains("not a finite number"), "{nan}");
+}
+
+#[test]
+fn an_interrupted_run_or_a_failing_disk_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let base = base();
+    let folder = dir.path().join("adapters");
+    synth(&folder, &base, 6, 4, Kind::Shared, 1);
+    let collection = collect(&base, &[folder], dir.path()).expect("a collection");
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).expect("made");
+    let options = Options { rank: Some(4), clusters: Some(1), ..Options::default() };
+    let stop = AtomicBool::new(true);
+    let error = compress(&collection, &options, &out.join("p.gguf"), &Silent, &stop).expect_err("stopped");
+    assert!(matches!(error, Error::Interrupted));
+    let error =
+        compress(&collection, &options, &out.join("no/p.gguf"), &Silent, &GO_ON).expect_err("no folder");
+    assert!(error.to_string().contains("no"), "{error}");
+    assert_eq!(std::fs::read_dir(&out).expect("a folder").count(), 0);
+    // A pack that was there stays as it was when the run fails.
+    compress(&collection, &options, &out.join("p.gguf"), &Silent, &GO_ON).expect("a pack");
+    let before = std::fs::read(out.join("p.gguf")).expect("there");
+    compress(&collection, &options, &out.join("p.gguf"), &Silent, &stop).expect_err("stopped");
+    assert_eq!(std::fs::read(out.join("p.gguf")).expect("there"), before);
+    assert_eq!(std::fs::read_dir(&out).expect("a folder").count(), 1);
+}
+
+#[test]
+fn different_ranks_and_missing_modules_cost_nothing() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let base = base();
+    let folder = dir.path().join("adapters");
+    synth(&folder, &base, 6, 4, Kind::Shared, 1);
+    // Adapters of another rank with two modules only, in files of their own making.
+    let small = Synthetic::new(2, 2, Kind::Independent, 5);
+    let all: Vec<_> = base.info.shapes.iter().filter(|(s, _)| s.projection().is_some()).collect();
+    for i in 0..2 {
+        let deltas = all[..2]
+            .iter()
+            .map(|(site, s)| (*site, small.factors(i, *site, (s.out_features, s.in_features))))
+            .collect();
+        let path = folder.join(format!("small-{i}.gguf"));
+        lory_compress::write_gguf_lora(&path, &base.info, "small", QuantType::F32, &[], deltas)
+            .expect("written");
+    }
+    let collection = collect(&base, &[folder], dir.path()).expect("a collection");
+    let options = Options { rank: Some(8), clusters: Some(1), ..Options::default() };
+    let path = dir.path().join("p.gguf");
+    let report = compress(&collection, &options, &path, &Silent, &GO_ON).expect("a pack");
+    assert_eq!(report.modules[0].adapters, 8);
+    assert_eq!(report.modules[2].adapters, 6);
+    assert_eq!(report.by_adapter[7].module_err2.iter().filter(|e| **e >= 0.0).count(), 2);
+    let pack = open(&path);
+    assert_eq!(pack.adapter("small-1").expect("there").cores().len(), 2);
+    let bytes = |name: &str| pack.info(name).expect("there").bytes;
+    assert!(bytes("small-1") * 3 < bytes("adapter-00001"), "{} {}", bytes("small-1"), bytes("adapter-00001"));
+}
+
+#[test]
+fn the_report_is_written_for_programs_and_people() {
+    let options = Options { rank: Some(8), clusters: Some(2), ..Options::default() };
+    let (dir, _, report, _) = packed(16, Kind::Shared, &options);
+    let folder = dir.path().join("report");
+    report.write(&folder).expect("written");
+    let json = std::fs::read(folder.join("report.json")).expect("there");
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+    assert_eq!(json["adapters"], 16);
+    assert_eq!(json["by_adapter"].as_array().map(Vec::len), Some(16));
+    assert!(json["error_by_rank"].as_array().is_some_and(|c| c.len() > 2));
+    let curve: Vec<f64> = report.error_by_rank.iter().map(|p| p.1).collect();
+    assert!(curve.windows(2).all(|w| w[1] <= w[0] + 1e-6), "{curve:?}");
+    let page = std::fs::read_to_string(folder.join("report.md")).expect("there");
+    assert!(page.contains("per-adapter SVD in the same bytes") && page.contains("blk.0.attn_q"));
+    for plot in ["rank.svg", "adapters.svg", "spectrum.svg"] {
+        assert!(std::fs::read_to_string(folder.join(plot)).expect("there").contains("<polyline"));
+    }
+    assert!(open_gguf(&folder.join("report.md"), &read_file).is_err());
+}

@@ -8,6 +8,7 @@ use crate::{
 pub(super) fn refine(keys: &Keys<'_>, config: &mut Config) -> Result<()> {
     config.norms = NormPlacement::Post;
     config.qk_norm = QkNorm::Full;
+    config.may_tie = false;
     // OLMo 3 uses the same name in files: three layers in four slide, rotated without stretching.
     if let Some(window) = keys.opt_u32("attention.sliding_window")?.filter(|w| *w > 0) {
         let base = keys.opt_positive("rope.freq_base_swa")?.unwrap_or(config.ropes[0].base);

@@ -78,6 +78,24 @@ impl Weights {
         Ok(Weights { token_embd, layers, output_norm, output, tied, ropes })
     }
 
+    /// The matrix that adapters at `site` are added to.
+    pub fn at(&self, site: Site) -> Option<&Tensor> {
+        let (Some(layer), Some(projection)) = (site.layer_index(), site.projection()) else {
+            return Some(if site == Site::OUTPUT { self.output.weight() } else { &self.token_embd });
+        };
+        let l = self.layers.get(layer)?;
+        let linear = match projection {
+            Projection::AttnQ => &l.attn_q,
+            Projection::AttnK => &l.attn_k,
+            Projection::AttnV => &l.attn_v,
+            Projection::AttnOutput => &l.attn_output,
+            Projection::FfnGate => &l.ffn_gate,
+            Projection::FfnUp => &l.ffn_up,
+            Projection::FfnDown => &l.ffn_down,
+        };
+        Some(linear.weight())
+    }
+
     /// Every matrix, once: for uploading, and for asking a device whether it can run them all.
     pub fn matrices(&self) -> impl Iterator<Item = &Tensor> {
         let layers = self.layers.iter().flat_map(|l| {

@@ -60,7 +60,7 @@ impl Default for EngineOptions {
 
 /// Everything that the handles of one engine share.
 pub(crate) struct Shared {
-    pub model: LoadedModel,
+    pub model: Arc<LoadedModel>,
     pub backend: Cpu,
     pub adapters: AdapterStore,
     pub scheduler: Mutex<Scheduler<Cpu>>,
@@ -82,7 +82,7 @@ impl Shared {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        let LoadedModel { decoder, tokenizer, .. } = &self.model;
+        let LoadedModel { decoder, tokenizer, .. } = &*self.model;
         let ran = scheduler.step(&Model { backend: &self.backend, decoder, tokenizer });
         drop(scheduler);
         // Counted after the lock is free, so that whoever saw it taken and the old count is woken.
@@ -113,6 +113,7 @@ impl Engine {
 
     /// An engine over a model that is already loaded.
     pub fn with_model(model: LoadedModel, options: &EngineOptions) -> Result<Engine> {
+        let model = Arc::new(model);
         let backend = Cpu::new(options.threads, Isa::from_env().map_err(Error::Request)?);
         for tensor in model.decoder.weights().matrices() {
             if !backend.supports(tensor.ty()) {
@@ -140,7 +141,7 @@ impl Engine {
         let kv_tokens = options.kv_tokens.unwrap_or(4 * n_ctx).max(1);
         let cache = KvCache::new(&backend, shape, kv_tokens.div_ceil(PAGE_LEN))?;
         let scratch = Scratch::new(&backend, &model.decoder, max_rows, LOGIT_ROWS.min(max_rows))?;
-        let adapters = AdapterStore::new(model.base.clone(), options.loading);
+        let adapters = AdapterStore::new(model.clone(), options.loading);
         Ok(Engine {
             shared: Arc::new(Shared {
                 model,

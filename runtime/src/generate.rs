@@ -147,19 +147,20 @@ impl Canceller {
     }
 }
 
-/// A running request: an iterator over its events. Dropping it cancels the request.
+/// A running request: an iterator over its events. Dropping it cancels the request; so does any
+/// change to its session, and the session's end.
 ///
 /// Whichever thread asks for the next event runs a step for all sessions of the engine if nobody
 /// else is doing so; there is no thread in the background.
-pub struct Generation<'s> {
-    shared: &'s Arc<Shared>,
+pub struct Generation {
+    shared: Arc<Shared>,
     id: SequenceId,
     stream: Arc<Stream>,
     done: bool,
 }
 
-impl<'s> Generation<'s> {
-    pub(crate) fn new(shared: &'s Arc<Shared>, id: SequenceId, stream: Arc<Stream>) -> Self {
+impl Generation {
+    pub(crate) fn new(shared: Arc<Shared>, id: SequenceId, stream: Arc<Stream>) -> Self {
         Generation { shared, id, stream, done: false }
     }
 
@@ -211,7 +212,7 @@ impl<'s> Generation<'s> {
     }
 }
 
-impl Iterator for Generation<'_> {
+impl Iterator for Generation {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Result<Event>> {
@@ -238,7 +239,7 @@ impl Iterator for Generation<'_> {
     }
 }
 
-impl Drop for Generation<'_> {
+impl Drop for Generation {
     fn drop(&mut self) {
         if self.done {
             return;
@@ -246,6 +247,6 @@ impl Drop for Generation<'_> {
         // Lets a step of another thread end early enough, then takes the request out: nobody may
         // ever run another step.
         self.cancel();
-        lock(&self.shared.scheduler).cancel(self.id);
+        lock(&self.shared.scheduler).cancel(self.id, &self.stream);
     }
 }

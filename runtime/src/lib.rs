@@ -26,7 +26,7 @@ mod sequence;
 mod session;
 pub mod stop;
 
-pub use adapters::{AdapterId, AdapterInfo, AdapterStore};
+pub use adapters::{AdapterId, AdapterInfo, AdapterStore, open_pack};
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
 pub use generate::{Canceller, Event, FinishReason, Generation, Request, Stats};

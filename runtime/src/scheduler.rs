@@ -16,6 +16,7 @@ use lory_models::{
 
 use crate::{
     FinishReason, Result,
+    generate::Stream,
     sequence::{Active, Sequence},
 };
 
@@ -74,8 +75,9 @@ impl<B: Backend> Scheduler<B> {
             (s.tokens.clone(), pages, s.adapters.clone(), s.mixed, s.priority)
         };
         let copy = self.add(adapters, priority);
-        let s = self.get_mut(copy);
-        (s.tokens, s.pages, s.mixed) = (tokens, pages, mixed);
+        if let Some(s) = self.sequences.get_mut(&copy) {
+            (s.tokens, s.pages, s.mixed) = (tokens, pages, mixed);
+        }
         copy
     }
 
@@ -92,24 +94,25 @@ impl<B: Backend> Scheduler<B> {
         &self.sequences[&id]
     }
 
-    pub(crate) fn get_mut(&mut self, id: SequenceId) -> &mut Sequence {
-        self.sequences.get_mut(&id).expect("a session's sequence lives as long as the session")
-    }
-
-    /// Forgets all tokens of a sequence from `len` on.
+    /// Forgets all tokens of a sequence from `len` on, and ends its request.
     pub(crate) fn rewind(&mut self, id: SequenceId, len: usize) {
         let Some(s) = self.sequences.get_mut(&id) else { return };
+        s.end(Ok(FinishReason::Cancelled));
         s.tokens.truncate(len);
         self.cache.truncate(&mut s.pages, len);
         s.mixed &= len > 0;
     }
 
-    /// Forgets cached keys and values of a sequence, but not its tokens.
-    pub(crate) fn forget_cache(&mut self, id: SequenceId) {
-        if let Some(s) = self.sequences.get_mut(&id) {
+    /// Gives a sequence other adapters and ends its request. Its cached keys and values are
+    /// forgotten, unless they are to be kept as a mixture.
+    pub(crate) fn switch(&mut self, id: SequenceId, adapters: Arc<AdapterSet>, keep: bool) {
+        let Some(s) = self.sequences.get_mut(&id) else { return };
+        s.end(Ok(FinishReason::Cancelled));
+        if !keep {
             self.cache.release(&mut s.pages);
-            s.mixed = false;
         }
+        s.mixed = !s.pages.is_empty();
+        s.adapters = adapters;
     }
 
     /// Takes a request; its tokens were checked by the caller.
@@ -117,6 +120,7 @@ impl<B: Backend> Scheduler<B> {
         self.clock += 1;
         active.arrival = self.clock;
         let Some(s) = self.sequences.get_mut(&id) else { return };
+        s.end(Ok(FinishReason::Cancelled));
         s.tokens.extend_from_slice(tokens);
         // The last token's logits are needed even if its keys and values are cached.
         if s.pages.len() >= s.tokens.len() {
@@ -127,9 +131,10 @@ impl<B: Backend> Scheduler<B> {
         s.active = Some(active);
     }
 
-    /// Ends the request of a sequence, if it has one.
-    pub(crate) fn cancel(&mut self, id: SequenceId) {
-        if let Some(s) = self.sequences.get_mut(&id) {
+    /// Ends the request that writes to `stream`, if the sequence still works on it.
+    pub(crate) fn cancel(&mut self, id: SequenceId, stream: &Arc<Stream>) {
+        let Some(s) = self.sequences.get_mut(&id) else { return };
+        if s.active.as_ref().is_some_and(|a| Arc::ptr_eq(&a.stream, stream)) {
             s.end(Ok(FinishReason::Cancelled));
         }
     }

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use lory_models::adapter::AdapterSet;
-
 use crate::{
     AdapterId, Error, Generation, Request, Result, engine::Shared, generate::Stream, lock,
     scheduler::SequenceId, sequence::Active,
@@ -62,23 +60,11 @@ impl Session {
     /// the same weights changes nothing.
     pub fn set_adapters(&mut self, adapters: &[(AdapterId, f32)], on_switch: OnSwitch) -> Result<()> {
         let set = self.shared.adapters.set(adapters)?;
-        self.switch(set, on_switch);
-        Ok(())
-    }
-
-    fn switch(&mut self, set: AdapterSet, on_switch: OnSwitch) {
         let mut scheduler = lock(&self.shared.scheduler);
-        if scheduler.get(self.id).adapters.key() == set.key() {
-            return;
+        if scheduler.get(self.id).adapters.key() != set.key() {
+            scheduler.switch(self.id, Arc::new(set), on_switch == OnSwitch::Keep);
         }
-        match on_switch {
-            OnSwitch::Recompute => scheduler.forget_cache(self.id),
-            OnSwitch::Keep => {
-                let sequence = scheduler.get_mut(self.id);
-                sequence.mixed = !sequence.pages.is_empty();
-            }
-        }
-        scheduler.get_mut(self.id).adapters = Arc::new(set);
+        Ok(())
     }
 
     /// Forgets all tokens from position `len` on.
@@ -109,9 +95,9 @@ impl Session {
         Session { shared: self.shared.clone(), id }
     }
 
-    /// Appends the request's tokens and starts to answer. One request at a time: the session is
-    /// borrowed until the generation is dropped.
-    pub fn generate(&mut self, request: Request) -> Result<Generation<'_>> {
+    /// Appends the request's tokens and starts to answer. One request at a time: a running
+    /// generation of this session ends.
+    pub fn generate(&mut self, request: Request) -> Result<Generation> {
         let model = &self.shared.model;
         model.files.iter().try_for_each(|f| f.check_unchanged())?;
         let n_ctx = self.shared.n_ctx;
@@ -137,7 +123,7 @@ impl Session {
         let active = Active::new(&request, &history, n_ctx, &model.tokenizer, stream.clone())?;
         scheduler.submit(self.id, &request.tokens, active);
         drop(scheduler);
-        Ok(Generation::new(&self.shared, self.id, stream))
+        Ok(Generation::new(self.shared.clone(), self.id, stream))
     }
 }
 

@@ -80,7 +80,8 @@ impl AdapterStore {
     pub fn load_lora(&self, path: &Path, name: Option<&str>) -> Result<AdapterId> {
         let name = name_of(path, name)?;
         if self.knows(&name) {
-            let message = format!("an adapter named `{name}` is there already; unload it or give another name");
+            let message =
+                format!("an adapter named `{name}` is there already; unload it or give another name");
             return Err(Error::io(&path.to_string_lossy(), message));
         }
         self.replace_lora(path, Some(&name))
@@ -101,7 +102,8 @@ impl AdapterStore {
     fn read_peft(&self, folder: &Path, name: &str) -> Result<Adapter> {
         let config_path = folder.join("adapter_config.json");
         if !config_path.exists() {
-            let message = "is a folder without adapter_config.json: give a GGUF file or a folder that PEFT saved";
+            let message =
+                "is a folder without adapter_config.json: give a GGUF file or a folder that PEFT saved";
             return Err(Error::io(&folder.to_string_lossy(), message));
         }
         let weights_path = folder.join("adapter_model.safetensors");

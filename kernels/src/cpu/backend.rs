@@ -1,29 +1,33 @@
 //! [`Cpu`]: all cores, the best instruction set.
 
-use super::matmul::{Product, matmul};
-use super::{Isa, ThreadPool, physical_cores};
+use super::activations::Shared;
+use super::attention::attention;
+use super::kv::CpuKv;
+use super::lora::lora;
+use super::matmul::{Input, Product, matmul};
+use super::pointwise::{Glu, RmsNorm, RopeTables, Softcap, split};
+use super::{Isa, ThreadPool, physical_cores, zeros};
 use crate::QuantType;
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LoraJob, MatmulJob, Rope,
 };
-use crate::ops::{Reference, ReferenceKv};
-use crate::quant::{FormatError, QMatrix};
+use crate::quant::{FormatError, QMatrix, dequantize_row};
 
 /// The processor: vector kernels of one instruction set on a pool of threads.
 pub struct Cpu {
     isa: Isa,
     pool: ThreadPool,
-    reference: Reference,
+    /// For products inside tasks.
+    serial: ThreadPool,
+    rope_tables: RopeTables,
 }
-
-/// Keys and values in main memory.
-pub struct CpuKv(ReferenceKv);
 
 impl Cpu {
     /// With `threads` threads (`None`: one per physical core) and the given instruction set.
     pub fn new(threads: Option<usize>, isa: Isa) -> Cpu {
         let threads = threads.unwrap_or_else(physical_cores).clamp(1, 1024);
-        Cpu { isa, pool: ThreadPool::new(threads), reference: Reference }
+        let (pool, serial) = (ThreadPool::new(threads), ThreadPool::new(1));
+        Cpu { isa, pool, serial, rope_tables: RopeTables::default() }
     }
 
     /// Threads that work at once.
@@ -35,13 +39,33 @@ impl Cpu {
     pub fn isa(&self) -> Isa {
         self.isa
     }
+
+    /// Calls `work` with pieces of `x` that together are all of it, and where each starts; pieces are whole lines of
+    /// `width`.
+    fn pieces(&self, x: &mut [f32], width: usize, work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let shared = Shared(x.as_mut_ptr());
+        split(&self.pool, x.len() / width, width, &|lines| {
+            // SAFETY: the lines of `x`, and these belong to this range alone.
+            work(lines.start * width, unsafe { shared.slice(lines.start * width, lines.len() * width) });
+        });
+    }
 }
+
+const LABEL: &str = "cpu";
 
 fn failed(error: FormatError) -> BackendError {
     match error {
-        FormatError::Unsupported { ty } => BackendError::UnsupportedType { device: "cpu".into(), ty },
-        other => BackendError::Device { device: "cpu".into(), message: other.to_string() },
+        FormatError::Unsupported { ty } => BackendError::UnsupportedType { device: LABEL.into(), ty },
+        other => BackendError::Device { device: LABEL.into(), message: other.to_string() },
     }
+}
+
+/// Elements that pointwise operations deal out at a time.
+const PIECE: usize = 1024;
+
+/// `len` rounded to whole pieces, and the rest.
+fn whole(x: &mut [f32], len: usize) -> (&mut [f32], &mut [f32]) {
+    x[..len].split_at_mut(len / PIECE * PIECE)
 }
 
 impl Backend for Cpu {
@@ -53,23 +77,25 @@ impl Backend for Cpu {
     }
 
     fn supports(&self, ty: QuantType) -> bool {
-        self.reference.supports(ty)
+        ty.is_native()
     }
 
-    fn load(&self, weight: QMatrix<'_>) -> Result<(), BackendError> {
-        self.reference.load(weight)
+    fn load(&self, _weight: QMatrix<'_>) -> Result<(), BackendError> {
+        Ok(())
     }
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>, BackendError> {
-        self.reference.alloc(len)
+        zeros(LABEL, "a buffer", len)
     }
 
     fn upload(&self, src: &[f32], dst: &mut Vec<f32>) -> Result<(), BackendError> {
-        self.reference.upload(src, dst)
+        dst[..src.len()].copy_from_slice(src);
+        Ok(())
     }
 
     fn download(&self, src: &Vec<f32>, offset: usize, dst: &mut [f32]) -> Result<(), BackendError> {
-        self.reference.download(src, offset, dst)
+        dst.copy_from_slice(&src[offset..offset + dst.len()]);
+        Ok(())
     }
 
     fn gather(
@@ -79,7 +105,10 @@ impl Backend for Cpu {
         rows: &[u32],
         dst: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        self.reference.gather(src, width, rows, dst)
+        for (dst, row) in dst.chunks_exact_mut(width).zip(rows) {
+            dst.copy_from_slice(&src[*row as usize * width..][..width]);
+        }
+        Ok(())
     }
 
     fn embed(
@@ -89,7 +118,11 @@ impl Backend for Cpu {
         scale: f32,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        self.reference.embed(table, tokens, scale, out)
+        for (out, token) in out.chunks_exact_mut(table.cols()).zip(tokens) {
+            dequantize_row(table.ty(), table.row(*token as usize), out).map_err(failed)?;
+            out.iter_mut().for_each(|v| *v *= scale);
+        }
+        Ok(())
     }
 
     fn matmul(
@@ -98,9 +131,10 @@ impl Backend for Cpu {
         rows: usize,
         jobs: &mut [MatmulJob<'_, Vec<f32>>],
     ) -> Result<(), BackendError> {
+        let Some(columns) = jobs.first().map(|job| job.weight.cols()) else { return Ok(()) };
         let mut products: Vec<_> =
-            jobs.iter_mut().map(|job| Product { weight: job.weight, out: job.out.as_mut_slice() }).collect();
-        matmul(self.isa, &self.pool, x, rows, &mut products).map_err(failed)
+            jobs.iter_mut().map(|job| Product { input: 0, weight: job.weight, out: job.out }).collect();
+        matmul(self.isa, &self.pool, &[Input { x, rows, columns }], &mut products).map_err(failed)
     }
 
     fn lora(
@@ -109,15 +143,24 @@ impl Backend for Cpu {
         in_width: usize,
         jobs: &mut [LoraJob<'_, Vec<f32>>],
     ) -> Result<(), BackendError> {
-        self.reference.lora(x, in_width, jobs)
+        lora(self.isa, &self.pool, &self.serial, x, in_width, jobs).map_err(failed)
     }
 
     fn add_bias(&self, x: &mut Vec<f32>, rows: usize, bias: &[f32]) -> Result<(), BackendError> {
-        self.reference.add_bias(x, rows, bias)
+        self.pieces(&mut x[..rows * bias.len()], bias.len(), &|_, x| {
+            for line in x.chunks_exact_mut(bias.len()) {
+                line.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+            }
+        });
+        Ok(())
     }
 
     fn add(&self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) -> Result<(), BackendError> {
-        self.reference.add(x, y, len)
+        let add = |start: usize, x: &mut [f32]| x.iter_mut().zip(&y[start..]).for_each(|(x, y)| *x += y);
+        let (x, rest) = whole(x, len);
+        add(x.len(), rest);
+        self.pieces(x, PIECE, &add);
+        Ok(())
     }
 
     fn rms_norm(
@@ -128,7 +171,12 @@ impl Backend for Cpu {
         eps: f32,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        self.reference.rms_norm(x, rows, weight, eps, out)
+        let len = rows * weight.len();
+        self.pieces(&mut out[..len], weight.len(), &|start, out| {
+            out.copy_from_slice(&x[start..start + out.len()]);
+            self.isa.run(RmsNorm { x: out, weight, eps });
+        });
+        Ok(())
     }
 
     fn rms_norm_inplace(
@@ -138,7 +186,10 @@ impl Backend for Cpu {
         weight: &[f32],
         eps: f32,
     ) -> Result<(), BackendError> {
-        self.reference.rms_norm_inplace(x, rows, weight, eps)
+        self.pieces(&mut x[..rows * weight.len()], weight.len(), &|_, x| {
+            self.isa.run(RmsNorm { x, weight, eps });
+        });
+        Ok(())
     }
 
     fn rope(
@@ -149,7 +200,8 @@ impl Backend for Cpu {
         positions: &[u32],
         rope: &Rope,
     ) -> Result<(), BackendError> {
-        self.reference.rope(x, heads, head_dim, positions, rope)
+        self.rope_tables.rotate(self.isa, &self.pool, x, (heads, head_dim), positions, rope);
+        Ok(())
     }
 
     fn glu(
@@ -159,15 +211,24 @@ impl Backend for Cpu {
         up: &Vec<f32>,
         len: usize,
     ) -> Result<(), BackendError> {
-        self.reference.glu(act, gate, up, len)
+        let up = &up[..len];
+        let (gate, rest) = whole(gate, len);
+        self.isa.run(Glu { act, up: &up[gate.len()..], gate: rest });
+        self.pieces(gate, PIECE, &|start, gate| {
+            self.isa.run(Glu { act, up: &up[start..start + gate.len()], gate });
+        });
+        Ok(())
     }
 
     fn softcap(&self, x: &mut Vec<f32>, len: usize, cap: f32) -> Result<(), BackendError> {
-        self.reference.softcap(x, len, cap)
+        let (x, rest) = whole(x, len);
+        self.isa.run(Softcap { x: rest, cap });
+        self.pieces(x, PIECE, &|_, x| self.isa.run(Softcap { x, cap }));
+        Ok(())
     }
 
     fn kv_alloc(&self, shape: KvShape, pages: usize) -> Result<CpuKv, BackendError> {
-        self.reference.kv_alloc(shape, pages).map(CpuKv)
+        CpuKv::new(shape, pages)
     }
 
     fn kv_write(
@@ -178,19 +239,21 @@ impl Backend for Cpu {
         v: &Vec<f32>,
         slots: &[u32],
     ) -> Result<(), BackendError> {
-        self.reference.kv_write(&mut kv.0, layer, k, v, slots)
+        kv.write(self.isa, &self.pool, layer, k, v, slots);
+        Ok(())
     }
 
     fn kv_copy_page(&self, kv: &mut CpuKv, from: u32, to: u32) -> Result<(), BackendError> {
-        self.reference.kv_copy_page(&mut kv.0, from, to)
+        kv.copy_page(from as usize, to as usize);
+        Ok(())
     }
 
     fn kv_read_page(&self, kv: &CpuKv, page: u32) -> Result<Vec<u8>, BackendError> {
-        self.reference.kv_read_page(&kv.0, page)
+        Ok(kv.read_page(page as usize))
     }
 
     fn kv_write_page(&self, kv: &mut CpuKv, page: u32, bytes: &[u8]) -> Result<(), BackendError> {
-        self.reference.kv_write_page(&mut kv.0, page, bytes)
+        kv.write_page(page as usize, bytes)
     }
 
     fn attention(
@@ -202,6 +265,7 @@ impl Backend for Cpu {
         params: &AttentionParams,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        self.reference.attention(&kv.0, layer, q, rows, params, out)
+        attention(self.isa, &self.pool, kv, layer, q, rows, params, out);
+        Ok(())
     }
 }

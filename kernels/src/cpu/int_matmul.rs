@@ -30,7 +30,9 @@ pub(crate) struct IntKernel {
 
 impl IntKernel {
     const fn new<B: PanelBlock, const STEPS: usize, const MIN: bool, const WIDE: bool>() -> IntKernel {
-        assert!(B::GROUP == 4 * STEPS && B::HAS_MIN == MIN && B::WIDE == WIDE && COLUMNS % B::LEN == 0);
+        assert!(
+            B::GROUP == 4 * STEPS && B::HAS_MIN == MIN && B::WIDE == WIDE && COLUMNS.is_multiple_of(B::LEN)
+        );
         IntKernel {
             group: B::GROUP,
             offset: if MIN { Offset::Min } else { Offset::Zero(B::ZERO) },

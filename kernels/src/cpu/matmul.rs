@@ -1,8 +1,7 @@
 //! Deals matrix products out to the threads.
 
 use std::borrow::Cow;
-use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use super::activations::{Activations, Offset, Shared};
 use super::float_matmul::{self, FloatStrip};
@@ -11,8 +10,21 @@ use super::panel::ROWS;
 use super::{Isa, ThreadPool};
 use crate::quant::{FormatError, QMatrix};
 
+/// Activations that one or several weights are multiplied with.
+#[derive(Clone, Copy)]
+pub(crate) struct Input<'a> {
+    /// rows × `columns`.
+    pub x: &'a [f32],
+    /// How many lines.
+    pub rows: usize,
+    /// Their length.
+    pub columns: usize,
+}
+
 /// One product.
 pub(crate) struct Product<'a> {
+    /// Which of the inputs.
+    pub input: usize,
     /// The weight.
     pub weight: QMatrix<'a>,
     /// rows × `weight.rows()`.
@@ -22,145 +34,160 @@ pub(crate) struct Product<'a> {
 /// Tasks per thread: enough that a slow thread does not hold up the others for long.
 const TASKS_PER_THREAD: usize = 12;
 
-/// How one product falls into tasks: blocks of weight rows × blocks of activation rows (or tiles).
+/// How one product falls into tasks: strips of weight rows × blocks of activation rows.
 struct Plan<'a> {
     weight: QMatrix<'a>,
     out: Shared<f32>,
-    kernel: Option<(&'static IntKernel, usize)>,
-    /// Strips of weight rows, and how many a task takes.
+    x: Form<'a>,
+    /// Weight rows of a strip, strips, and how many a task takes.
     strip: usize,
     strips: usize,
     per_task: usize,
-    /// Blocks of activation rows (float) or tiles (integer), and units per block.
+    /// Blocks of activation rows, and how many units (rows, or integer tiles) make one.
     blocks: usize,
     per_block: usize,
 }
 
-impl Plan<'_> {
+/// What a weight is multiplied with.
+#[derive(Clone, Copy)]
+enum Form<'a> {
+    Int { kernel: &'static IntKernel, x: &'a Activations, offsets: &'a [i32] },
+    Float { x: &'a [f32], stride: usize, rows: usize },
+}
+
+impl<'a> Plan<'a> {
+    fn new(
+        isa: Isa,
+        pool: &ThreadPool,
+        product: &'a mut Product<'_>,
+        x: &'a Prepared<'_>,
+        strips: usize,
+    ) -> Self {
+        let weight = product.weight;
+        let (x, strip, units, most) = match (IntKernel::of(weight.ty()), &x.quantized, &x.floats) {
+            (Some(kernel), Some(q), _) => {
+                let key = (kernel.group, kernel.offset(isa));
+                let offsets = x.offsets.iter().find(|(of, _)| *of == key).map_or(&[][..], |(_, o)| o);
+                let form = Form::Int { kernel, x: q, offsets };
+                (form, isa.tile_panels() * ROWS, q.tiles.count(), ROW_BLOCK / isa.tile_rows())
+            }
+            (_, _, Some((floats, stride))) => {
+                let form = Form::Float { x: floats, stride: *stride, rows: x.rows };
+                (form, float_matmul::STRIP, x.rows, float_matmul::ROW_BLOCK)
+            }
+            _ => unreachable!("inputs are prepared for every weight"),
+        };
+        // Few weight rows for many threads: then activation rows are divided, too.
+        let least = if pool.threads() == 1 { 1 } else { (2 * pool.threads()).div_ceil(strips) };
+        let per_block = units.div_ceil(units.div_ceil(most).max(least.min(units)));
+        let blocks = units.div_ceil(per_block);
+        let strips = weight.rows().div_ceil(strip);
+        let per_task = (strips * blocks).div_ceil(pool.threads() * TASKS_PER_THREAD).min(strips);
+        let out = Shared(product.out.as_mut_ptr());
+        Plan { weight, out, x, strip, strips, per_task, blocks, per_block }
+    }
+
     fn tasks(&self) -> usize {
         self.strips.div_ceil(self.per_task) * self.blocks
     }
 
-    /// Strips and block of a task; neighbours in number share a block, so that they read on in memory.
-    fn task(&self, task: usize) -> (Range<usize>, usize) {
+    /// # Safety
+    /// No one else runs this task, and `out` holds all rows.
+    unsafe fn run(&self, isa: Isa, task: usize) -> Result<(), FormatError> {
+        // Neighbours in number share a block of activations and read on in the weights.
         let per_block = self.strips.div_ceil(self.per_task);
-        let first = task % per_block * self.per_task;
-        (first..(first + self.per_task).min(self.strips), task / per_block)
+        let (first, block) = (task % per_block * self.per_task, task / per_block);
+        let units = block * self.per_block..(block + 1) * self.per_block;
+        for strip in first..(first + self.per_task).min(self.strips) {
+            let rows = strip * self.strip..((strip + 1) * self.strip).min(self.weight.rows());
+            match self.x {
+                Form::Int { kernel, x, offsets } => {
+                    let tiles = units.start..units.end.min(x.tiles.count());
+                    let strip = Strip { weight: self.weight, rows, x, offsets, tiles };
+                    // SAFETY: the caller's promise.
+                    unsafe { strip.run(isa, kernel, self.out) };
+                }
+                Form::Float { x, stride, rows: n } => {
+                    let x_rows = units.start..units.end.min(n);
+                    let strip = FloatStrip { weight: self.weight, rows, x, x_stride: stride, x_rows };
+                    // SAFETY: the caller's promise.
+                    unsafe { strip.run(isa, self.out)? };
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-/// `out[row] = W · x[row]` for several weights of equal `cols()`, each output in its canonical order.
+/// An input in the forms that its weights want.
+struct Prepared<'x> {
+    rows: usize,
+    quantized: Option<Activations>,
+    /// Lines of the second number's length.
+    floats: Option<(Cow<'x, [f32]>, usize)>,
+    /// Of `quantized`, for the formats that occur.
+    offsets: Vec<((usize, Offset), Vec<i32>)>,
+}
+
+impl<'x> Prepared<'x> {
+    fn new(isa: Isa, pool: &ThreadPool, input: Input<'x>, weights: &[QMatrix<'_>]) -> Self {
+        let Input { x, rows, columns } = input;
+        let x = &x[..rows * columns];
+        let kernels = || weights.iter().map(|w| IntKernel::of(w.ty()));
+        let quantized = kernels()
+            .any(|k| k.is_some())
+            .then(|| Activations::new(isa, pool, x, columns, rows, isa.tile_rows()));
+        let floats = kernels().any(|k| k.is_none()).then(|| padded(x, columns));
+        let mut offsets: Vec<((usize, Offset), Vec<i32>)> = Vec::new();
+        for (kernel, q) in kernels().flatten().zip(quantized.iter().cycle()) {
+            let key = (kernel.group, kernel.offset(isa));
+            if offsets.iter().all(|(of, _)| *of != key) {
+                offsets.push((key, q.offsets(key.0, key.1)));
+            }
+        }
+        Prepared { rows, quantized, floats, offsets }
+    }
+}
+
+/// `out[row] = W · x[row]` for several weights and inputs, each output in its canonical order.
 pub(crate) fn matmul(
     isa: Isa,
     pool: &ThreadPool,
-    x: &[f32],
-    rows: usize,
+    inputs: &[Input<'_>],
     products: &mut [Product<'_>],
 ) -> Result<(), FormatError> {
-    let Some(columns) = products.first().map(|p| p.weight.cols()) else { return Ok(()) };
-    if rows == 0 {
-        return Ok(());
-    }
-    assert!(products.iter().all(|p| p.weight.cols() == columns && p.out.len() >= rows * p.weight.rows()));
-    let x = &x[..rows * columns];
-    let any = |int: bool| products.iter().any(|p| IntKernel::of(p.weight.ty()).is_some() == int);
-    let quantized = any(true).then(|| Activations::new(isa, pool, x, columns, rows, isa.tile_rows()));
-    let floats = any(false).then(|| padded(x, columns));
-    let mut offsets: Vec<((usize, Offset), Vec<i32>)> = Vec::new();
+    let prepared: Vec<Prepared<'_>> = inputs
+        .iter()
+        .enumerate()
+        .map(|(i, input)| {
+            let weights: Vec<_> = products.iter().filter(|p| p.input == i).map(|p| p.weight).collect();
+            Prepared::new(isa, pool, *input, &weights)
+        })
+        .collect();
     let strips = |weight: QMatrix<'_>| weight.rows().div_ceil(isa.tile_panels() * ROWS).max(1);
     let total: usize = products.iter().map(|p| strips(p.weight)).sum();
-    let wanted = pool.threads() * TASKS_PER_THREAD;
     let mut plans = Vec::with_capacity(products.len());
     for product in products.iter_mut() {
-        let weight = product.weight;
-        let kernel = IntKernel::of(weight.ty());
-        // Few weight rows for many threads: then activation rows are divided, too.
-        let least_blocks = if pool.threads() == 1 { 1 } else { (2 * pool.threads()).div_ceil(total) };
-        let (strip, units, most) = match (kernel, &quantized) {
-            (Some(_), Some(q)) => (isa.tile_panels() * ROWS, q.tiles.count(), ROW_BLOCK / isa.tile_rows()),
-            _ => (float_matmul::STRIP, rows, float_matmul::ROW_BLOCK),
-        };
-        let blocks = units.div_ceil(most).max(least_blocks.min(units));
-        let per_block = units.div_ceil(blocks);
-        let strips = weight.rows().div_ceil(strip);
-        let kernel = kernel.zip(quantized.as_ref()).map(|(kernel, q)| {
-            let key = (kernel.group, kernel.offset(isa));
-            let known = offsets.iter().position(|(of, _)| *of == key);
-            let index = known.unwrap_or_else(|| {
-                offsets.push((key, q.offsets(key.0, key.1)));
-                offsets.len() - 1
-            });
-            (kernel, index)
-        });
-        plans.push(Plan {
-            weight,
-            out: Shared(product.out.as_mut_ptr()),
-            kernel,
-            strip,
-            strips,
-            per_task: (strips * blocks).div_ceil(wanted).clamp(1, strips.max(1)),
-            blocks: units.div_ceil(per_block),
-            per_block,
-        });
+        let (input, weight) = (inputs[product.input], product.weight);
+        assert!(input.columns == weight.cols() && product.out.len() >= input.rows * weight.rows());
+        if input.rows > 0 && weight.rows() > 0 {
+            plans.push(Plan::new(isa, pool, product, &prepared[product.input], total));
+        }
     }
     let failure = Mutex::new(None);
     pool.run(plans.iter().map(Plan::tasks).sum(), &|mut task| {
         for plan in &plans {
             let Some(later) = task.checked_sub(plan.tasks()) else {
-                let (strips, block) = plan.task(task);
-                for strip in strips {
-                    let weight_rows = strip * plan.strip..((strip + 1) * plan.strip).min(plan.weight.rows());
-                    let units = block * plan.per_block..(block + 1) * plan.per_block;
-                    // SAFETY: outputs of distinct strips and blocks are disjoint, each task has its own, and the
-                    // length of `out` was checked above.
-                    let done = unsafe {
-                        run_strip(isa, plan, weight_rows, units, rows, &quantized, &floats, &offsets)
-                    };
-                    if let Err(error) = done {
-                        *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
-                    }
+                // SAFETY: outputs of distinct tasks are disjoint, and the length of `out` was checked above.
+                if let Err(error) = unsafe { plan.run(isa, task) } {
+                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 }
                 return;
             };
             task = later;
         }
     });
-    match failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(()),
-    }
-}
-
-/// # Safety
-/// No one else uses these outputs, and `plan.out` has them.
-#[allow(clippy::too_many_arguments)]
-unsafe fn run_strip(
-    isa: Isa,
-    plan: &Plan<'_>,
-    weight_rows: Range<usize>,
-    units: Range<usize>,
-    rows: usize,
-    quantized: &Option<Activations>,
-    floats: &Option<(Cow<'_, [f32]>, usize)>,
-    offsets: &[((usize, Offset), Vec<i32>)],
-) -> Result<(), FormatError> {
-    let weight = plan.weight;
-    match (plan.kernel, quantized, floats) {
-        (Some((kernel, index)), Some(x), _) => {
-            let tiles = units.start..units.end.min(x.tiles.count());
-            let strip = Strip { weight, rows: weight_rows, x, offsets: &offsets[index].1, tiles };
-            // SAFETY: the caller's promise.
-            unsafe { strip.run(isa, kernel, plan.out) };
-            Ok(())
-        }
-        (_, _, Some((x, x_stride))) => {
-            let x_rows = units.start..units.end.min(rows);
-            let strip = FloatStrip { weight, rows: weight_rows, x, x_stride: *x_stride, x_rows };
-            // SAFETY: the caller's promise.
-            unsafe { strip.run(isa, plan.out) }
-        }
-        _ => unreachable!("activations are prepared for every kind of weight"),
-    }
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// Lines of `columns` rounded up to 16, zeros behind them.

@@ -1,6 +1,7 @@
 //! The processor as a [`Backend`](crate::Backend).
 
 mod activations;
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -10,15 +11,19 @@ mod float_matmul;
 mod int_matmul;
 mod int_tile;
 mod isa;
+mod kv;
+mod lora;
 mod matmul;
 mod memory;
 mod panel;
+mod pointwise;
 mod pool;
 mod portable;
 mod simd;
 mod unpack;
 
-pub use backend::{Cpu, CpuKv};
+pub use backend::Cpu;
 pub use isa::{Isa, Level};
+pub use kv::CpuKv;
 pub(crate) use memory::{wrong_page, zeros};
 pub use pool::{ThreadPool, physical_cores};

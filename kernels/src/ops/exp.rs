@@ -17,6 +17,7 @@ pub const TAYLOR: [f32; 8] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0
 /// the last two steps of Horner's scheme adds at most one more, so the error is below 1.2 ulp. (source of the method:
 /// Muller, *Elementary Functions*, ch. 11.) Beyond [`LOW`] and [`HIGH`] it is 0 and infinity;
 /// NaN stays NaN.
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     if x > HIGH {
         return f32::INFINITY;

@@ -16,6 +16,7 @@ pub fn table(position: u32, rope: &Rope, out: &mut Vec<[f32; 2]>) {
 }
 
 /// Rotates the pairs of one head: `(a, b) ← (a cos − b sin, a sin + b cos)` (source: Su et al., arXiv 2104.09864).
+#[inline(always)]
 pub fn rotate(head: &mut [f32], style: RopeStyle, table: &[[f32; 2]]) {
     for (i, [cos, sin]) in table.iter().enumerate() {
         let (ia, ib) = match style {

@@ -1,59 +1,11 @@
-//! Every operation of every backend against the reference.
+//! Products: every format, level and thread count gives the bits of the reference.
 
 use lory_kernels::backend::{Backend, MatmulJob};
-use lory_kernels::cpu::{Cpu, Isa, Level};
-use lory_kernels::quant::format::{FORMATS, quantize_row};
+use lory_kernels::cpu::Cpu;
+use lory_kernels::quant::format::FORMATS;
 use lory_kernels::{QMatrix, QuantType, Reference};
 
-/// Deterministic noise (a multiplicative generator, the upper bits of each state).
-struct Noise(u64);
-
-impl Noise {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        self.bits() as usize % n
-    }
-
-    /// In −1 .. 1.
-    fn value(&mut self) -> f32 {
-        self.bits() as f32 / (1u64 << 30) as f32 - 1.0
-    }
-
-    fn values(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.value()).collect()
-    }
-}
-
-/// The levels of this machine; one that is missing is printed, and an error if `LORY_REQUIRE_ISA` names it.
-fn levels() -> Vec<Isa> {
-    let required = std::env::var("LORY_REQUIRE_ISA").unwrap_or_default();
-    let required: Vec<_> = required.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
-    for name in &required {
-        assert!(Level::ALL.iter().any(|l| l.name() == *name), "LORY_REQUIRE_ISA names no level: {name}");
-    }
-    let at = |level: Level| {
-        let isa = Isa::at(level);
-        if isa.is_none() {
-            println!("skipped: this machine has no {level}");
-            assert!(!required.contains(&level.name()), "LORY_REQUIRE_ISA asks for {level}");
-        }
-        isa
-    };
-    Level::ALL.into_iter().filter_map(at).collect()
-}
-
-/// Equal bits, or both not a number.
-fn assert_same(got: &[f32], want: &[f32], what: &str) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        let same = g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan();
-        assert!(same, "{what}: at {i} of {}: got {g:e}, want {w:e}", got.len());
-    }
-}
+use super::{Noise, assert_same, cpus, levels, quantized};
 
 fn matmul<B: Backend<Buffer = Vec<f32>>>(
     b: &B,
@@ -66,12 +18,6 @@ fn matmul<B: Backend<Buffer = Vec<f32>>>(
         w.iter().zip(&mut out).map(|(weight, out)| MatmulJob { weight: *weight, out }).collect();
     b.matmul(x, rows, &mut jobs).unwrap();
     out
-}
-
-fn quantized(ty: QuantType, values: &[f32]) -> Vec<u8> {
-    let mut bytes = vec![0; ty.bytes_for(values.len()).unwrap()];
-    quantize_row(ty, values, &mut bytes).unwrap();
-    bytes
 }
 
 /// Blocks of any bits, but with scales (the half-precision fields) that are numbers.
@@ -101,8 +47,7 @@ fn is_float(ty: QuantType) -> bool {
 
 #[test]
 fn products_have_the_bits_of_the_reference() {
-    let cpus: Vec<Cpu> =
-        levels().into_iter().flat_map(|isa| [1, 3].map(|n| Cpu::new(Some(n), isa))).collect();
+    let cpus = cpus();
     let mut noise = Noise(1);
     for format in FORMATS {
         let ty = format.ty;

@@ -1,0 +1,316 @@
+//! Adapters: shrink, core and expand for all sites and rows of a call together.
+//!
+//! Rows that share a basis go through its V and U as one matrix product; the cores between differ per
+//! row and are tiny. Sites with the same rows share the gathered (and quantized) input, so
+//! q, k and v cost one preparation. Bits are those of [`crate::ops::lora`].
+
+use std::sync::{Mutex, PoisonError};
+
+use super::activations::Shared;
+use super::matmul::{Input, Product, matmul};
+use super::pointwise::split;
+use super::{Isa, ThreadPool};
+use crate::backend::{Core, LoraGroup, LoraJob, LoraTerm};
+use crate::ops::lora::line;
+use crate::quant::{FormatError, QMatrix};
+
+/// One group of one job, on its way.
+struct Work<'a> {
+    job: usize,
+    group: &'a LoraGroup<'a>,
+    /// Index of its row list.
+    rows: usize,
+    v: QMatrix<'a>,
+    u: QMatrix<'a>,
+    /// V x, a line per row of the group.
+    z: Vec<f32>,
+    /// What is expanded: lines of `u.cols()`.
+    lines: Vec<Line<'a>>,
+    inner: Vec<f32>,
+    /// U of `inner`.
+    delta: Vec<f32>,
+}
+
+/// One line of what is expanded: the weighted sum of a row's plain terms, or one term with a scale of its own.
+struct Line<'a> {
+    /// Which row of the group.
+    index: usize,
+    terms: Terms<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Terms<'a> {
+    Plain(&'a [LoraTerm<'a>]),
+    Scaled(&'a LoraTerm<'a>),
+}
+
+/// What adapters add to several sites with the same input; see [`crate::Backend::lora`].
+pub(crate) fn lora(
+    isa: Isa,
+    pool: &ThreadPool,
+    serial: &ThreadPool,
+    x: &[f32],
+    in_width: usize,
+    jobs: &mut [LoraJob<'_, Vec<f32>>],
+) -> Result<(), FormatError> {
+    let mut row_lists: Vec<Vec<u32>> = Vec::new();
+    let mut work = Vec::new();
+    for (job, j) in jobs.iter().enumerate() {
+        for group in j.groups {
+            let Some((v, u)) = group.v.zip(group.u) else { continue };
+            let rows: Vec<u32> = group.rows.iter().map(|(row, _)| *row).collect();
+            let known = row_lists.iter().position(|list| *list == rows);
+            let rows = known.unwrap_or_else(|| {
+                row_lists.push(rows);
+                row_lists.len() - 1
+            });
+            work.push(Work::new(job, group, rows, v, u));
+        }
+    }
+    shrink(isa, pool, x, in_width, &row_lists, &mut work)?;
+    cores(isa, pool, serial, &mut work)?;
+    expand(isa, pool, &mut work)?;
+    add(pool, jobs, &work)
+}
+
+impl<'a> Work<'a> {
+    fn new(job: usize, group: &'a LoraGroup<'a>, rows: usize, v: QMatrix<'a>, u: QMatrix<'a>) -> Self {
+        let mut lines = Vec::new();
+        for (index, (_, terms)) in group.rows.iter().enumerate() {
+            if terms.iter().any(|t| t.delta_scale.is_none()) {
+                lines.push(Line { index, terms: Terms::Plain(terms) });
+            }
+            let scaled = terms.iter().filter(|t| t.delta_scale.is_some());
+            lines.extend(scaled.map(|t| Line { index, terms: Terms::Scaled(t) }));
+        }
+        // Equal cores side by side become one product.
+        lines.sort_by_key(Line::core_address);
+        let z = vec![0.0; group.rows.len() * v.rows()];
+        let inner = vec![0.0; lines.len() * u.cols()];
+        let delta = vec![0.0; lines.len() * u.rows()];
+        Work { job, group, rows, v, u, z, lines, inner, delta }
+    }
+}
+
+impl<'a> Line<'a> {
+    /// The one full core of the line, if it is all there is.
+    fn single(&self) -> Option<(QMatrix<'a>, f32)> {
+        let (term, scale) = match self.terms {
+            Terms::Plain([term]) => (term, Some(term.scale)),
+            Terms::Plain(_) => return None,
+            Terms::Scaled(term) => (term, None),
+        };
+        match term.core {
+            Core::Full(c) => Some((c, scale.unwrap_or(1.0))),
+            _ => None,
+        }
+    }
+
+    fn core_address(&self) -> usize {
+        self.single().map_or(0, |(c, _)| c.bytes().as_ptr().addr())
+    }
+}
+
+fn shrink(
+    isa: Isa,
+    pool: &ThreadPool,
+    x: &[f32],
+    in_width: usize,
+    row_lists: &[Vec<u32>],
+    work: &mut [Work<'_>],
+) -> Result<(), FormatError> {
+    let gathered: Vec<Option<Vec<f32>>> = row_lists
+        .iter()
+        .map(|rows| {
+            let in_order = rows.iter().enumerate().all(|(i, row)| *row as usize == i);
+            (!in_order).then(|| {
+                rows.iter().flat_map(|row| &x[*row as usize * in_width..][..in_width]).copied().collect()
+            })
+        })
+        .collect();
+    let inputs: Vec<Input<'_>> = row_lists
+        .iter()
+        .zip(&gathered)
+        .map(|(rows, own)| Input { x: own.as_deref().unwrap_or(x), rows: rows.len(), columns: in_width })
+        .collect();
+    let mut products: Vec<_> =
+        work.iter_mut().map(|w| Product { input: w.rows, weight: w.v, out: &mut w.z }).collect();
+    matmul(isa, pool, &inputs, &mut products)
+}
+
+/// `inner[line] = Σ λ C z` of plain terms, `C z` of one with a scale of its own.
+fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]) -> Result<(), FormatError> {
+    // (work, first line, lines): runs of one core, which do not depend on each other.
+    let mut runs = Vec::new();
+    for (w, work) in work.iter().enumerate() {
+        let mut first = 0;
+        let together =
+            |a: &Line<'_>, b: &Line<'_>| a.single().is_some() && a.core_address() == b.core_address();
+        for run in work.lines.chunk_by(together) {
+            runs.push((w, first, run.len()));
+            first += run.len();
+        }
+    }
+    let inner: Vec<_> = work.iter_mut().map(|w| Shared(w.inner.as_mut_ptr())).collect();
+    let work = &*work;
+    let failure = Mutex::new(None);
+    let cost = work.iter().map(|w| w.u.cols() * w.v.rows()).max().unwrap_or(0);
+    split(pool, runs.len(), cost, &|range| {
+        for (w, first, n) in &runs[range] {
+            let (work, r) = (&work[*w], work[*w].u.cols());
+            // SAFETY: each run owns its lines.
+            let out = unsafe { inner[*w].slice(first * r, n * r) };
+            if let Err(error) = run_cores(isa, serial, work, &work.lines[*first..first + n], out) {
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        }
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+fn run_cores(
+    isa: Isa,
+    serial: &ThreadPool,
+    work: &Work<'_>,
+    lines: &[Line<'_>],
+    out: &mut [f32],
+) -> Result<(), FormatError> {
+    let (rank, width) = (work.v.rows(), work.u.cols());
+    let z = |line: &Line<'_>| &work.z[line.index * rank..][..rank];
+    if let [Some((core, _)), ..] = lines.iter().map(Line::single).collect::<Vec<_>>()[..] {
+        let x: Vec<f32> = lines.iter().flat_map(z).copied().collect();
+        product(isa, serial, core, &x, lines.len(), out)?;
+        for (line, out) in lines.iter().zip(out.chunks_exact_mut(width)) {
+            if let (Terms::Plain(_), Some((_, scale))) = (line.terms, line.single()) {
+                out.iter_mut().for_each(|v| *v = weigh(scale, *v, 0.0));
+            }
+        }
+        return Ok(());
+    }
+    let mut full = vec![0.0; width];
+    for (line, out) in lines.iter().zip(out.chunks_exact_mut(width)) {
+        let (terms, scaled) = match line.terms {
+            Terms::Plain(terms) => (terms, false),
+            Terms::Scaled(term) => (std::slice::from_ref(term), true),
+        };
+        for term in terms.iter().filter(|t| scaled || t.delta_scale.is_none()) {
+            let diagonal;
+            let z = z(line);
+            let cz: &[f32] = match term.core {
+                Core::Full(c) => {
+                    product(isa, serial, c, z, 1, &mut full)?;
+                    &full
+                }
+                Core::Diagonal(c) => {
+                    diagonal = self::line(c)?.iter().zip(z).map(|(c, z)| c * z).collect::<Vec<_>>();
+                    &diagonal
+                }
+                Core::Identity => z,
+            };
+            for (out, cz) in out.iter_mut().zip(cz) {
+                *out = if scaled { *cz } else { weigh(term.scale, *cz, *out) };
+            }
+        }
+    }
+    Ok(())
+}
+
+/// λ c + sum, rounded once.
+fn weigh(scale: f32, c: f32, sum: f32) -> f32 {
+    if scale == 1.0 { c + sum } else { scale.mul_add(c, sum) }
+}
+
+fn product(
+    isa: Isa,
+    serial: &ThreadPool,
+    weight: QMatrix<'_>,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+) -> Result<(), FormatError> {
+    let input = Input { x, rows, columns: weight.cols() };
+    matmul(isa, serial, &[input], &mut [Product { input: 0, weight, out }])
+}
+
+fn expand(isa: Isa, pool: &ThreadPool, work: &mut [Work<'_>]) -> Result<(), FormatError> {
+    let (mut inputs, mut products) = (Vec::new(), Vec::new());
+    for (i, w) in work.iter_mut().enumerate() {
+        inputs.push(Input { x: &w.inner, rows: w.lines.len(), columns: w.u.cols() });
+        products.push(Product { input: i, weight: w.u, out: &mut w.delta });
+    }
+    matmul(isa, pool, &inputs, &mut products)
+}
+
+/// Adds the deltas, scaled outputs and biases, group after group and term after term.
+fn add(pool: &ThreadPool, jobs: &mut [LoraJob<'_, Vec<f32>>], work: &[Work<'_>]) -> Result<(), FormatError> {
+    let failure = Mutex::new(None);
+    for (j, job) in jobs.iter_mut().enumerate() {
+        let width = job.width;
+        let terms = || job.groups.iter().flat_map(|g| &g.rows).flat_map(|(_, terms)| terms);
+        let before = terms().any(|t| t.row_scale.is_some()).then(|| job.out.clone());
+        let groups = job.groups;
+        for group in groups {
+            let out = Shared(job.out.as_mut_ptr());
+            let len = job.out.len();
+            let work = work.iter().find(|w| w.job == j && std::ptr::eq(w.group, group));
+            // Rows in ascending order are distinct, and may go to different threads.
+            let distinct = group.rows.is_sorted_by(|a, b| a.0 < b.0);
+            split(pool, group.rows.len(), if distinct { width } else { 0 }, &|range| {
+                for (index, (row, terms)) in group.rows.iter().enumerate().take(range.end).skip(range.start) {
+                    let start = *row as usize * width;
+                    assert!(start + width <= len, "row {row} of the batch");
+                    // SAFETY: within `out`, and no other thread has this row.
+                    let y = unsafe { out.slice(start, width) };
+                    let y0 = before.as_ref().map(|b| &b[start..start + width]);
+                    if let Err(error) = add_row(work, index, terms, y0, y) {
+                        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    }
+                }
+            });
+        }
+    }
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+fn add_row(
+    work: Option<&Work<'_>>,
+    index: usize,
+    terms: &[LoraTerm<'_>],
+    y0: Option<&[f32]>,
+    y: &mut [f32],
+) -> Result<(), FormatError> {
+    let delta = |wanted: Option<&LoraTerm<'_>>| {
+        let work = work?;
+        let is = |line: &Line<'_>| {
+            line.index == index
+                && match (line.terms, wanted) {
+                    (Terms::Plain(_), None) => true,
+                    (Terms::Scaled(term), Some(wanted)) => std::ptr::eq(term, wanted),
+                    _ => false,
+                }
+        };
+        let i = work.lines.iter().position(is)?;
+        Some(&work.delta[i * work.u.rows()..][..work.u.rows()])
+    };
+    if let Some(delta) = delta(None) {
+        y.iter_mut().zip(delta).for_each(|(y, d)| *y += d);
+    }
+    for term in terms {
+        if let (Some(g), Some(delta)) = (term.delta_scale, delta(Some(term))) {
+            for ((y, g), d) in y.iter_mut().zip(line(g)?).zip(delta) {
+                *y = (term.scale * g).mul_add(*d, *y);
+            }
+        }
+        if let (Some(s), Some(y0)) = (term.row_scale, y0) {
+            for ((y, s), y0) in y.iter_mut().zip(line(s)?).zip(y0) {
+                *y = (term.scale * (s - 1.0)).mul_add(*y0, *y);
+            }
+        }
+        if let Some(b) = term.bias {
+            for (y, b) in y.iter_mut().zip(line(b)?) {
+                *y = term.scale.mul_add(b, *y);
+            }
+        }
+    }
+    Ok(())
+}

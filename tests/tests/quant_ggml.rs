@@ -3,8 +3,10 @@
 #![cfg(feature = "ggml")]
 
 use llama_cpp_sys_2 as ggml;
-use lory_kernels::QuantType;
+use lory_kernels::backend::{Backend, MatmulJob};
+use lory_kernels::cpu::Isa;
 use lory_kernels::quant::{Dot, FORMATS, dequantize_row, dot_row, exact_row, quantize_row};
+use lory_kernels::{Cpu, QMatrix, QuantType, Reference};
 
 /// A xorshift generator: the same data on every machine.
 struct Random(u64);
@@ -256,6 +258,27 @@ fn other_formats_run_through_ggml() {
         seen += 1;
     }
     assert_eq!(seen, 13);
+}
+
+#[test]
+fn both_backends_multiply_other_formats() {
+    fn product<B: Backend<Buffer = Vec<f32>>>(backend: &B, weight: QMatrix<'_>, x: &Vec<f32>) -> Vec<f32> {
+        assert!(backend.supports(weight.ty()));
+        let mut out = vec![0.0; weight.rows() * x.len() / weight.cols()];
+        let jobs = &mut [MatmulJob { weight, out: &mut out }];
+        backend.matmul(x, x.len() / weight.cols(), jobs).unwrap();
+        out
+    }
+    let mut random = Random(0xbacc);
+    let (w, x) = (random.normals(20 * 256), random.normals(3 * 256));
+    // Formats without tables that take their time to build; reading is the same for all.
+    for ty in [QuantType::MXFP4, QuantType::NVFP4, QuantType::TQ1_0, QuantType::Q2_0] {
+        let bytes = quantized(ty, &w);
+        let weight = QMatrix::new(ty, 20, 256, &bytes).unwrap();
+        let want = product(&Reference, weight, &x);
+        assert_eq!(want[21], dot_row(ty, weight.row(1), &x[256..512]).unwrap(), "{ty}");
+        assert_eq!(product(&Cpu::new(Some(2), Isa::detect()), weight, &x), want, "{ty}");
+    }
 }
 
 #[test]

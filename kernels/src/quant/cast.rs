@@ -26,7 +26,7 @@ pub fn blocks_of_mut<B: Block>(bytes: &mut [u8]) -> Option<&mut [B]> {
     Some(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast::<B>(), bytes.len() / size) })
 }
 
-/// Size of a block, checked at compile time against the table of types and for alignment.
+/// Size of a block, with what the casts rely on checked at compile time.
 const fn nonzero_size<B: Block>() -> usize {
     assert!(align_of::<B>() == 1, "a block must have align 1");
     assert!(size_of::<B>() > 0, "a block must not be empty");

@@ -32,7 +32,21 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
     add("adapter/half", lora("blk.1.ffn_down", 64, 32, 16.0, QuantType::F16));
     add("adapter/embedding", lora("token_embd", 32, 40, 0.0, QuantType::F32));
     add("adapter/quantized", lora("blk.0.ffn_up", 32, 64, 8.0, QuantType::Q8_0));
-    add("adapter/base", base());
+    add("adapter/base", model("llama", &[]));
+    add("model/llama", model("llama", &[]));
+    add("model/qwen2", model("qwen2", &[("attn_q.bias", 8), ("attn_k.bias", 4), ("attn_v.bias", 4)]));
+    add(
+        "model/gemma3",
+        model(
+            "gemma3",
+            &[
+                ("attn_q_norm.weight", 4),
+                ("attn_k_norm.weight", 4),
+                ("post_attention_norm.weight", 8),
+                ("post_ffw_norm.weight", 8),
+            ],
+        ),
+    );
 
     let tokens: &[(u8, &str)] =
         &[(3, "<s>"), (1, "he"), (1, "ll"), (1, "hell"), (1, "Ġw"), (4, "<user>"), (6, "<0x41>")];
@@ -109,24 +123,43 @@ fn lora(target: &str, inputs: usize, outputs: usize, alpha: f32, ty: QuantType) 
     write(w, &[(&format!("{target}.weight.lora_a"), ty, &a), (&format!("{target}.weight.lora_b"), ty, &b)])
 }
 
-/// A base model's shapes, without data worth mentioning.
-fn base() -> Vec<u8> {
+/// A model of one layer and four tokens; `more` are further tensors of the layer.
+fn model(arch: &str, more: &[(&str, usize)]) -> Vec<u8> {
     let mut w = Writer::new();
-    w.set("general.architecture", "llama").set("llama.block_count", 1u32).set("llama.embedding_length", 8u32);
-    let t = QuantType::F32;
-    write(
-        w,
-        &[
-            ("token_embd.weight", t, &[8, 4]),
-            ("blk.0.attn_q.weight", t, &[8, 8]),
-            ("blk.0.attn_k.weight", t, &[8, 4]),
-            ("blk.0.attn_v.weight", t, &[8, 4]),
-            ("blk.0.attn_output.weight", t, &[8, 8]),
-            ("blk.0.ffn_gate.weight", t, &[8, 16]),
-            ("blk.0.ffn_up.weight", t, &[8, 16]),
-            ("blk.0.ffn_down.weight", t, &[16, 8]),
-        ],
-    )
+    w.set("general.architecture", arch);
+    for (key, n) in [
+        ("block_count", 1u32),
+        ("context_length", 64),
+        ("embedding_length", 8),
+        ("feed_forward_length", 16),
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 4),
+        ("attention.value_length", 4),
+        ("attention.sliding_window", 8),
+    ] {
+        w.set(&format!("{arch}.{key}"), n);
+    }
+    w.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), 1e-5f32);
+    let mut tensors: Vec<(String, Vec<usize>)> = [
+        ("token_embd.weight", vec![8, 4]),
+        ("output_norm.weight", vec![8]),
+        ("blk.0.attn_norm.weight", vec![8]),
+        ("blk.0.attn_q.weight", vec![8, 8]),
+        ("blk.0.attn_k.weight", vec![8, 4]),
+        ("blk.0.attn_v.weight", vec![8, 4]),
+        ("blk.0.attn_output.weight", vec![8, 8]),
+        ("blk.0.ffn_norm.weight", vec![8]),
+        ("blk.0.ffn_gate.weight", vec![8, 16]),
+        ("blk.0.ffn_up.weight", vec![8, 16]),
+        ("blk.0.ffn_down.weight", vec![16, 8]),
+    ]
+    .map(|(name, dims)| (name.to_string(), dims))
+    .into();
+    tensors.extend(more.iter().map(|(name, n)| (format!("blk.0.{name}"), vec![*n])));
+    let list: Vec<(&str, QuantType, &[usize])> =
+        tensors.iter().map(|(name, dims)| (&**name, QuantType::F32, &**dims)).collect();
+    write(w, &list)
 }
 
 fn vocabulary(flags: u8, pre: u8, text: &str, tokens: &[(u8, &str)], merges: &[&str]) -> Vec<u8> {
@@ -144,6 +177,7 @@ fn run(target: &str, data: &[u8]) {
     match target {
         "gguf" => targets::gguf(data),
         "adapter" => targets::adapter(data),
+        "model" => targets::model(data),
         "tokenizer" => targets::tokenizer(data),
         other => panic!("no target {other}"),
     }
@@ -176,6 +210,9 @@ fn seeds_reach_what_they_are_meant_for() {
         adapter::gguf_lora::load(name, &open(&path), &base).unwrap_or_else(|e| panic!("{e}"));
     }
     adapter::BaseInfo::from_gguf(&open("adapter/base")).unwrap();
+    for path in all.keys().filter(|p| p.starts_with("model/")) {
+        lory_models::decoder::Decoder::load(&open(path), 64).unwrap_or_else(|e| panic!("{e}"));
+    }
     for (path, bytes) in all.iter().filter(|(p, _)| p.starts_with("tokenizer/")) {
         targets::tokenizer_of(bytes).unwrap_or_else(|e| panic!("{path}: {e}"));
     }
@@ -184,7 +221,7 @@ fn seeds_reach_what_they_are_meant_for() {
 /// Inputs that once crashed a target: `findings/<target>/<what it was>`.
 #[test]
 fn findings_stay_fixed() {
-    for target in ["gguf", "adapter", "tokenizer"] {
+    for target in ["gguf", "adapter", "model", "tokenizer"] {
         let Ok(entries) = fs::read_dir(folder("findings").join(target)) else { continue };
         for entry in entries {
             let path = entry.unwrap().path();

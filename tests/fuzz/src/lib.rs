@@ -6,11 +6,18 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use lory_kernels::{backend::KvType, ops::Reference};
 use lory_models::{
     adapter::{BaseInfo, gguf_lora, synthetic_base},
+    decoder::Decoder,
     gguf::{Array, Gguf, Metadata, Value, Writer},
     tokenizer::{DecodeOptions, Detokenizer, EncodeOptions, Tokenizer},
 };
+
+#[allow(dead_code)]
+#[path = "../../src/runner.rs"]
+mod runner;
+use runner::Runner;
 
 /// One GGUF file: parsed, every tensor touched at both ends; what was accepted is written out,
 /// and what was written reads back as the same.
@@ -39,6 +46,15 @@ pub fn adapter(data: &[u8]) {
         }
     }
     std::hint::black_box(BaseInfo::from_gguf(&file).is_ok());
+}
+
+/// One GGUF file as a model: what is accepted runs.
+pub fn model(data: &[u8]) {
+    let Ok(file) = parse(data) else { return };
+    let Ok(decoder) = Decoder::load(&file, 64) else { return };
+    let last = decoder.vocab_size() as u32 - 1;
+    let logits = Runner::new(&Reference, &decoder, 2, KvType::F32).logits(&[0, last, 0]);
+    assert_eq!(logits.len(), 3 * decoder.vocab_size());
 }
 
 /// A vocabulary and a text, see [`TokenizerInput`].

@@ -54,7 +54,7 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
     for (i, pre) in (0..8u8).zip(["gpt2", "llama", "qwen", "smollm", "tekken", "llm", "falcon", "default"]) {
         add(
             &format!("tokenizer/bpe-{pre}"),
-            vocabulary(12, i, "hello wörld's 123\n\n  <s>", tokens, &merges),
+            vocabulary(12, 224 + i, "hello wörld's 123\n\n  <s>", tokens, &merges),
         );
     }
     add(

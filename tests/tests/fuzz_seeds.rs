@@ -6,7 +6,14 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use lory_kernels::QuantType;
-use lory_models::gguf::{Array, Value, Writer};
+use lory_models::{
+    adapter::{
+        Projection, Site,
+        pack::{AdapterMeta, BasisSite, NewAdapter, NewCore, NewMatrix, PackSpec, PackWriter, StorageTypes},
+        synthetic_base,
+    },
+    gguf::{Array, Value, Writer},
+};
 use lory_tests::gguf_bytes::{GgufBytes, array, string};
 
 #[path = "../fuzz/src/lib.rs"]
@@ -32,6 +39,8 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
     add("adapter/half", lora("blk.1.ffn_down", 64, 32, 16.0, QuantType::F16));
     add("adapter/embedding", lora("token_embd", 32, 40, 0.0, QuantType::F32));
     add("adapter/quantized", lora("blk.0.ffn_up", 32, 64, 8.0, QuantType::Q8_0));
+    add("adapter/pack", pack(QuantType::F32));
+    add("adapter/pack-half", pack(QuantType::F16));
     add("adapter/base", model("llama", &[]));
     add("model/llama", model("llama", &[]));
     add("model/qwen2", model("qwen2", &[("attn_q.bias", 8), ("attn_k.bias", 4), ("attn_v.bias", 4)]));
@@ -123,6 +132,28 @@ fn lora(target: &str, inputs: usize, outputs: usize, alpha: f32, ty: QuantType) 
     write(w, &[(&format!("{target}.weight.lora_a"), ty, &a), (&format!("{target}.weight.lora_b"), ty, &b)])
 }
 
+/// One cluster with factors at one site, an adapter that uses them and one with its own.
+fn pack(ty: QuantType) -> Vec<u8> {
+    const Q: Site = Site::layer(0, Projection::AttnQ);
+    let spec = PackSpec::of(&synthetic_base(2, 32, 16, 64, 40));
+    let layout = [BasisSite { cluster: 0, site: Q, rank: 2, u_type: ty, v_type: ty }];
+    let mut w = PackWriter::new(std::io::Cursor::new(Vec::new()), spec, &layout).unwrap();
+    w.factors(&[0.5; 64], &[0.25; 64]).unwrap();
+    let mut full = NewCore::shared(NewMatrix::Full(vec![1.0; 4]), 2, 0.5, Some(0.25));
+    full.bias = Some(vec![0.5; 32]);
+    let own = NewCore {
+        factors: Some((vec![0.5; 32], vec![0.25; 32])),
+        ..NewCore::shared(NewMatrix::Diagonal(vec![1.0]), 1, 1.0, None)
+    };
+    let meta = AdapterMeta { description: "for fuzzing".into(), ..Default::default() };
+    for (name, cluster, core) in [("shared", Some(0), full), ("own", None, own)] {
+        let types = StorageTypes { core: ty, factors: ty, vectors: ty };
+        let (meta, invocation, cores) = (meta.clone(), vec![3], vec![(Q, core)]);
+        w.adapter(&NewAdapter { name: name.into(), cluster, meta, invocation, cores, types }).unwrap();
+    }
+    w.finish().unwrap().into_inner()
+}
+
 /// A model of one layer and four tokens; `more` are further tensors of the layer.
 fn model(arch: &str, more: &[(&str, usize)]) -> Vec<u8> {
     let mut w = Writer::new();
@@ -210,6 +241,9 @@ fn seeds_reach_what_they_are_meant_for() {
         adapter::gguf_lora::load(name, &open(&path), &base).unwrap_or_else(|e| panic!("{e}"));
     }
     adapter::BaseInfo::from_gguf(&open("adapter/base")).unwrap();
+    for path in ["adapter/pack", "adapter/pack-half"] {
+        adapter::pack::Pack::parse(open(path), vec![]).unwrap().verify().unwrap();
+    }
     for path in all.keys().filter(|p| p.starts_with("model/")) {
         lory_models::decoder::Decoder::load(&open(path), 64).unwrap_or_else(|e| panic!("{e}"));
     }

@@ -8,7 +8,7 @@ use std::{
 
 use lory_kernels::{backend::KvType, ops::Reference};
 use lory_models::{
-    adapter::{BaseInfo, gguf_lora, synthetic_base},
+    adapter::{BaseInfo, gguf_lora, pack::Pack, synthetic_base},
     decoder::Decoder,
     gguf::{Array, Gguf, Metadata, Value, Writer},
     tokenizer::{DecodeOptions, Detokenizer, EncodeOptions, Tokenizer},
@@ -35,7 +35,8 @@ pub fn gguf(data: &[u8]) {
     assert_eq!(again, rewrite(&read));
 }
 
-/// One GGUF file as a LoRA adapter of a small model, and as a base model's description.
+/// One GGUF file as a LoRA adapter of a small model, as a pack of adapters (whose hashes are not
+/// looked at while fuzzing), and as a base model's description.
 pub fn adapter(data: &[u8]) {
     static BASE: OnceLock<BaseInfo> = OnceLock::new();
     let Ok(file) = parse(data) else { return };
@@ -46,6 +47,13 @@ pub fn adapter(data: &[u8]) {
         }
     }
     std::hint::black_box(BaseInfo::from_gguf(&file).is_ok());
+    let Ok(pack) = Pack::parse(file, vec![]) else { return };
+    for name in pack.names() {
+        assert!(pack.contains(name));
+        // What is known of a damaged record is an error too; neither may crash.
+        std::hint::black_box((pack.info(name).is_ok(), pack.adapter(name).is_ok()));
+    }
+    std::hint::black_box(pack.verify().is_ok());
 }
 
 /// One GGUF file as a model: what is accepted runs.

@@ -66,7 +66,8 @@ impl IndexFile {
             m.error(key::ADAPTERS, format!("is {count}, but `{INDEX}` has only {} bytes", index.len()))
         })?;
         let expected = m.str(key::INDEX_HASH)?;
-        if index_hash(view(&index), view(&names)) != expected {
+        // Fuzzing looks past the hashes: it could not mutate anything behind them.
+        if index_hash(view(&index), view(&names)) != expected && !cfg!(fuzzing) {
             let m = format!("is not the hash of `{INDEX}` and `{NAMES}`: the file is damaged");
             return Err(gguf.metadata().error(key::INDEX_HASH, m));
         }

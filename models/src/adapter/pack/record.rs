@@ -144,7 +144,7 @@ impl Record<'_> {
 
     /// Compares the record's bytes with the hash in the index.
     pub fn check_hash(&self) -> Result<()> {
-        match xxhash_rust::xxh3::xxh3_128(self.view()?) == self.hash {
+        match xxhash_rust::xxh3::xxh3_128(self.view()?) == self.hash || cfg!(fuzzing) {
             true => Ok(()),
             false => {
                 Err(self.error("its record does not have the hash that the index gives: the file is damaged"))

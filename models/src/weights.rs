@@ -107,30 +107,6 @@ impl Weights {
     }
 }
 
-impl Weights {
-    /// The matrix at `site`, if the model has it.
-    pub fn weight(&self, site: Site) -> Option<&Tensor> {
-        let (Some(layer), Some(projection)) = (site.layer_index(), site.projection()) else {
-            return match site {
-                Site::TOKEN_EMBD => Some(&self.token_embd),
-                Site::OUTPUT => Some(self.output.weight()),
-                _ => None,
-            };
-        };
-        let layer = self.layers.get(layer)?;
-        let linear = match projection {
-            Projection::AttnQ => &layer.attn_q,
-            Projection::AttnK => &layer.attn_k,
-            Projection::AttnV => &layer.attn_v,
-            Projection::AttnOutput => &layer.attn_output,
-            Projection::FfnGate => &layer.ffn_gate,
-            Projection::FfnUp => &layer.ffn_up,
-            Projection::FfnDown => &layer.ffn_down,
-        };
-        Some(linear.weight())
-    }
-}
-
 struct Loader<'a> {
     gguf: &'a Gguf,
     used: BTreeSet<String>,

@@ -51,8 +51,7 @@ impl Base {
     }
 
     fn logits(&self, adapter: PeftAdapter) -> Result<Vec<f32>> {
-        let adapter =
-            adapter.into_adapter(&self.info, |site| self.decoder.weights().weight(site).cloned())?;
+        let adapter = adapter.into_adapter(&self.info, |site| self.decoder.weights().at(site).cloned())?;
         let set = AdapterSet::new(vec![(Arc::new(adapter), 1.0)])?;
         let rows = self.fixture.tokens.len();
         let mut runner = Runner::new(&Reference, &self.decoder, rows, KvType::F32).with_adapters(set);
@@ -181,6 +180,19 @@ fn a_configuration_that_disagrees_is_an_error() {
     ] {
         with(key, json(value)).unwrap_or_else(|e| panic!("{key} {value}: {e}"));
     }
+}
+
+#[test]
+fn an_activated_lora_is_not_run_as_a_plain_one() {
+    let base = Base::open("llama");
+    let folder = fixture("peft/lora");
+    let config = fs::read_to_string(folder.join("adapter_config.json")).expect("a configuration");
+    let config = config.replace("\"alora_invocation_tokens\": null", "\"alora_invocation_tokens\": [5, 6]");
+    let weights = fs::read(folder.join("adapter_model.safetensors")).expect("weights");
+    let adapter = base.parse(&folder, config.as_bytes(), weights).expect("reads");
+    assert_eq!(adapter.invocation(), [5, 6]);
+    let error = base.logits(adapter).expect_err("not implemented").to_string();
+    assert!(error.contains("invocation tokens"), "{error}");
 }
 
 #[test]

@@ -34,12 +34,18 @@ impl AdapterSet {
     /// Checks the set.
     ///
     /// # Errors
-    /// [`Error::Request`] for a λ that is not finite, and for an adapter that stands twice.
+    /// [`Error::Request`] for a λ that is not finite, for an adapter that stands twice, and for one
+    /// with [`Adapter::invocation`] tokens: nothing watches the prompt for them yet, and to run it
+    /// on every token would answer wrongly.
     pub fn new(entries: Vec<(Arc<Adapter>, f32)>) -> Result<AdapterSet> {
         for (i, (adapter, scale)) in entries.iter().enumerate() {
             let name = adapter.name();
             if !scale.is_finite() {
                 return Err(Error::Request(format!("adapter `{name}`: scale {scale} is not finite")));
+            }
+            if !adapter.invocation().is_empty() {
+                let m = "works only behind its invocation tokens (aLoRA), which is not supported";
+                return Err(Error::Request(format!("adapter `{name}`: {m}")));
             }
             let twin = entries.iter().take(i).find(|(a, _)| a.identity() == adapter.identity());
             if let Some((twin, _)) = twin {

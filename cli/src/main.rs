@@ -4,20 +4,28 @@
 //! `main` to print. Standard output carries results only; everything else goes to standard error.
 
 mod adapter_flags;
+mod answer;
 mod args;
 mod failure;
 mod inspect;
 mod interrupt;
+mod logits;
+mod mix;
 mod model_flags;
 mod output;
+mod prompt;
+mod run;
 mod sampling_flags;
+mod speed;
+mod synth;
 mod terminal;
+mod tokenize;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use failure::{Failure, Outcome};
+use failure::Outcome;
 
 /// Runs language models (GGUF files) with adapters (LoRA) that are switched while they talk.
 #[derive(Parser)]
@@ -43,13 +51,21 @@ struct Lory {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(run::Run),
     Inspect(inspect::Inspect),
+    Tokenize(tokenize::Tokenize),
+    Logits(logits::Logits),
+    Synth(synth::Synth),
 }
 
 impl Command {
     fn run(self) -> Outcome {
         match self {
+            Command::Run(c) => c.run(),
             Command::Inspect(c) => c.run(),
+            Command::Tokenize(c) => c.run(),
+            Command::Logits(c) => c.run(),
+            Command::Synth(c) => c.run(),
         }
     }
 }

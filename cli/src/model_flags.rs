@@ -1,8 +1,16 @@
 //! The model and how it is run: flags shared by every command that computes.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
+use lory_kernels::backend::KvType;
+use lory_runtime::{Engine, EngineOptions, mapping::Loading};
+
+use crate::{failure::Outcome, terminal::bytes};
 
 /// Element type of the KV cache.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -47,4 +55,45 @@ pub struct ModelFlags {
     /// Say more on standard error: device, sizes, seed.
     #[arg(short = 'v', long)]
     pub verbose: bool,
+}
+
+impl ModelFlags {
+    /// Opens the model.
+    pub fn open(&self) -> Outcome<Engine> {
+        if self.gpu_layers.as_deref().is_some_and(|n| n != "0") && self.verbose {
+            note("-ngl has no effect: this build runs on the CPU");
+        }
+        let options = EngineOptions {
+            threads: self.threads.map(usize::from),
+            n_ctx: self.ctx_size.filter(|n| *n > 0),
+            n_batch: self.batch_size.min(self.ubatch_size) as usize,
+            kv_type: match self.kv_type {
+                KvTypeArg::F32 => KvType::F32,
+                KvTypeArg::F16 => KvType::F16,
+                KvTypeArg::Q8_0 => KvType::Q8_0,
+            },
+            loading: if self.no_mmap { Loading::Read } else { Loading::Map },
+            ..EngineOptions::default()
+        };
+        Ok(Engine::open(&self.model, &options)?)
+    }
+
+    /// What `-v` tells about the engine, on standard error.
+    pub fn describe(&self, engine: &Engine, opened_in: Duration, seed: Option<u64>) {
+        let size: usize = engine.model().gguf.tensors().map(|t| t.byte_range().len()).sum();
+        note(&format!("model   {} ({} of weights)", self.model.display(), bytes(size as u64)));
+        note(&format!("device  {}", engine.device()));
+        note(&format!("context {} tokens", engine.n_ctx()));
+        note(&format!("opened  in {:.0} ms", opened_in.as_secs_f64() * 1e3));
+        let names = engine.adapters().names().len();
+        note(&format!("adapters {names}"));
+        if let Some(seed) = seed {
+            note(&format!("seed    {seed}"));
+        }
+    }
+}
+
+/// A remark on standard error; whoever closed it does not want to know.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -1,7 +1,9 @@
 //! How the next token is chosen: flags shared by `chat` and `run`.
 
 use clap::Args;
-use lory_runtime::sampler::{DryOptions, MirostatOptions, SamplerError, SamplerOptions, XtcOptions};
+use lory_runtime::sampler::{
+    DryOptions, MirostatOptions, SamplerError, SamplerOptions, XtcOptions, random_seed,
+};
 
 use crate::failure::{Failure, Outcome};
 
@@ -120,7 +122,7 @@ impl SamplingFlags {
             xtc: XtcOptions { probability: self.xtc_probability, threshold: self.xtc_threshold },
             mirostat,
             logit_bias: self.logit_bias.iter().map(|b| bias(b)).collect::<Outcome<_>>()?,
-            seed: self.seed.and_then(|s| u64::try_from(s).ok()),
+            seed: Some(self.seed.and_then(|s| u64::try_from(s).ok()).unwrap_or_else(random_seed)),
             logprobs: None,
         };
         options.validate().map_err(|e| Failure::usage(in_flags(&e)))?;
@@ -176,7 +178,9 @@ mod tests {
 
     #[test]
     fn defaults_are_the_samplers() {
-        assert_eq!(parse(&[]).unwrap(), SamplerOptions::default());
+        let options = parse(&[]).unwrap();
+        assert!(options.seed.is_some(), "chosen here, so that -v can tell it");
+        assert_eq!(SamplerOptions { seed: None, ..options }, SamplerOptions::default());
     }
 
     #[test]
@@ -252,7 +256,7 @@ mod tests {
             logprobs: None,
         };
         assert_eq!(o, want);
-        assert_eq!(parse(&["-s", "-1"]).unwrap().seed, None);
+        assert_ne!(parse(&["-s", "-1"]).unwrap().seed, parse(&["-s", "-1"]).unwrap().seed);
     }
 
     #[test]

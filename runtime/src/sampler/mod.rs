@@ -21,6 +21,11 @@ use logprobs::Distribution;
 pub use options::{DryOptions, MirostatOptions, SamplerError, SamplerOptions, XtcOptions};
 use rng::Rng;
 
+/// A seed from the system, short enough to be typed again.
+pub fn random_seed() -> u64 {
+    Rng::system_seed()
+}
+
 /// Draws tokens for one sequence.
 #[derive(Debug, Clone)]
 pub struct Sampler {

@@ -1,0 +1,40 @@
+//! Follows a generation to its end: text as it comes, Ctrl+C in between.
+
+use lory_runtime::{Event, FinishReason, Generation, Stats};
+
+use crate::{failure::Outcome, interrupt};
+
+/// How an answer ended.
+#[derive(Debug)]
+pub struct Answer {
+    /// All of its text.
+    pub text: String,
+    /// What it cost.
+    pub stats: Stats,
+    /// Why it ended.
+    pub finish: FinishReason,
+}
+
+impl Answer {
+    /// Whether Ctrl+C ended it.
+    pub fn was_interrupted(&self) -> bool {
+        self.finish == FinishReason::Cancelled
+    }
+}
+
+/// Hands every piece of text to `sink`. The first Ctrl+C ends the answer, a second the program.
+pub fn follow(mut generation: Generation<'_>, mut sink: impl FnMut(&str) -> Outcome) -> Outcome<Answer> {
+    let canceller = generation.canceller();
+    let _guard = interrupt::catch(move || canceller.cancel());
+    let mut text = String::new();
+    for event in &mut generation {
+        if let Event::Token { text: piece, .. } | Event::Text(piece) = event? {
+            if !piece.is_empty() {
+                text.push_str(&piece);
+                sink(&piece)?;
+            }
+        }
+    }
+    let finish = generation.finish_reason().unwrap_or(FinishReason::Cancelled);
+    Ok(Answer { text, stats: generation.stats(), finish })
+}

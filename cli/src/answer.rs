@@ -38,3 +38,26 @@ pub fn follow(mut generation: Generation<'_>, mut sink: impl FnMut(&str) -> Outc
     let finish = generation.finish_reason().unwrap_or(FinishReason::Cancelled);
     Ok(Answer { text, stats: generation.stats(), finish })
 }
+
+/// Follows two generations in step, as one batch; Ctrl+C ends both.
+pub fn follow_both(mut a: Generation<'_>, mut b: Generation<'_>) -> Outcome<[Answer; 2]> {
+    let cancellers = [a.canceller(), b.canceller()];
+    let _guard = interrupt::catch(move || cancellers.iter().for_each(|c| c.cancel()));
+    let mut texts = [String::new(), String::new()];
+    let mut open = [true, true];
+    while open != [false, false] {
+        for (side, generation) in [&mut a, &mut b].into_iter().enumerate() {
+            match generation.next().transpose()? {
+                Some(Event::Token { text, .. } | Event::Text(text)) => texts[side] += &text,
+                Some(_) => {}
+                None => open[side] = false,
+            }
+        }
+    }
+    let [first, second] = texts;
+    let finish = |g: &Generation<'_>| g.finish_reason().unwrap_or(FinishReason::Cancelled);
+    Ok([
+        Answer { text: first, stats: a.stats(), finish: finish(&a) },
+        Answer { text: second, stats: b.stats(), finish: finish(&b) },
+    ])
+}

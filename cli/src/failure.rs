@@ -108,7 +108,7 @@ pub fn from_clap(e: clap::Error) -> Failure {
     let lines = text.lines().map(str::trim).take_while(|l| !l.starts_with("Usage:"));
     let lines: Vec<&str> =
         lines.filter(|l| !l.is_empty() && !l.starts_with("For more information")).collect();
-    let message = lines.join(" ");
+    let message = lines.join(" ").replace(" tip: ", "; tip: ");
     let message = message.strip_prefix("error: ").unwrap_or(&message);
     Failure::usage(format!("{message} (try --help)"))
 }

@@ -34,13 +34,6 @@ pub fn catch(on_interrupt: impl FnOnce() + Send + 'static) -> Guard {
     Guard(())
 }
 
-impl Guard {
-    /// Whether Ctrl+C was pressed since [`catch`].
-    pub fn was_interrupted(&self) -> bool {
-        action().is_none()
-    }
-}
-
 impl Drop for Guard {
     fn drop(&mut self) {
         *action() = None;

@@ -6,6 +6,7 @@
 mod adapter_flags;
 mod answer;
 mod args;
+mod chat;
 mod failure;
 mod inspect;
 mod interrupt;
@@ -51,6 +52,7 @@ struct Lory {
 
 #[derive(Subcommand)]
 enum Command {
+    Chat(chat::Chat),
     Run(run::Run),
     Inspect(inspect::Inspect),
     Tokenize(tokenize::Tokenize),
@@ -61,6 +63,7 @@ enum Command {
 impl Command {
     fn run(self) -> Outcome {
         match self {
+            Command::Chat(c) => c.run(),
             Command::Run(c) => c.run(),
             Command::Inspect(c) => c.run(),
             Command::Tokenize(c) => c.run(),

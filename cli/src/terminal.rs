@@ -42,11 +42,6 @@ impl Style {
         self.wrap("2", text)
     }
 
-    /// For headings.
-    pub fn bold(self, text: &str) -> String {
-        self.wrap("1", text)
-    }
-
     /// For the place where the user types.
     pub fn prompt(self, text: &str) -> String {
         self.wrap("1;32", text)

@@ -1,0 +1,133 @@
+//! Tab: commands, adapter names, files.
+
+use std::borrow::Cow;
+
+use lory_runtime::Engine;
+use rustyline::{
+    Context, Helper, Hinter, Validator,
+    completion::{Completer, FilenameCompleter, Pair},
+    highlight::Highlighter,
+};
+
+use super::commands::{LORA_VERBS, NAMES};
+use crate::terminal::Style;
+
+/// Most names offered at once; a pack may hold thousands.
+const MOST: usize = 200;
+
+/// Completes lines of a conversation with `engine`.
+#[derive(Helper, Hinter, Validator)]
+pub struct Completion {
+    engine: Engine,
+    style: Style,
+    files: FilenameCompleter,
+}
+
+impl Completion {
+    /// `style` colours the prompt.
+    pub fn new(engine: Engine, style: Style) -> Self {
+        Completion { engine, style, files: FilenameCompleter::new() }
+    }
+
+    fn adapters(&self, extra: &[&str]) -> Vec<String> {
+        extra.iter().map(|e| e.to_string()).chain(self.engine.adapters().names()).collect()
+    }
+}
+
+/// What may stand at the end of `line`.
+#[derive(Debug, PartialEq)]
+enum Expected {
+    Commands,
+    LoraVerbs,
+    /// An adapter's name, and words that may stand in its place.
+    Adapter(&'static [&'static str]),
+    /// An adapter's name or a file.
+    AdapterOrFile,
+    Nothing,
+}
+
+/// The place where the word at the end begins, and what is expected there.
+fn expected(line: &str) -> (usize, Expected) {
+    let at = |prefix: &str| line.len() - line[prefix.len()..].trim_start().len();
+    if !line.starts_with('/') {
+        return (0, Expected::Nothing);
+    }
+    if !line.contains(' ') {
+        return (0, Expected::Commands);
+    }
+    for (prefix, what) in [
+        ("/adapter ", Expected::Adapter(&["none", "list"])),
+        ("/lora add ", Expected::AdapterOrFile),
+        ("/lora rm ", Expected::Adapter(&[])),
+        ("/lora scale ", Expected::Adapter(&[])),
+        ("/lora ", Expected::LoraVerbs),
+    ] {
+        if line.starts_with(prefix) {
+            return (at(prefix), what);
+        }
+    }
+    if let Some(words) = line.strip_prefix("/compare ") {
+        let last = line.rfind(' ').map_or(0, |i| i + 1);
+        // After the second name comes free text.
+        if words.split_whitespace().count() + usize::from(words.is_empty() || words.ends_with(' ')) <= 2 {
+            return (last, Expected::Adapter(&["none"]));
+        }
+    }
+    (0, Expected::Nothing)
+}
+
+fn pairs(start: &str, words: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<Pair> {
+    let words = words.into_iter();
+    let fit = words.filter(|w| w.as_ref().starts_with(start)).take(MOST);
+    fit.map(|w| Pair { display: w.as_ref().into(), replacement: w.as_ref().into() }).collect()
+}
+
+impl Completer for Completion {
+    type Candidate = Pair;
+
+    fn complete(&self, line: &str, pos: usize, ctx: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+        let (at, what) = expected(&line[..pos]);
+        let start = &line[at..pos];
+        Ok(match what {
+            Expected::Nothing => (pos, Vec::new()),
+            Expected::Commands => (at, pairs(start, NAMES)),
+            Expected::LoraVerbs => (at, pairs(start, LORA_VERBS)),
+            Expected::Adapter(extra) => (at, pairs(start, self.adapters(extra))),
+            Expected::AdapterOrFile => match pairs(start, self.adapters(&[])) {
+                names if !names.is_empty() => (at, names),
+                _ => self.files.complete(line, pos, ctx)?,
+            },
+        })
+    }
+}
+
+impl Highlighter for Completion {
+    fn highlight_prompt<'b, 's: 'b, 'p: 'b>(&'s self, prompt: &'p str, _default: bool) -> Cow<'b, str> {
+        Cow::Owned(self.style.prompt(prompt))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_says_what_is_expected() {
+        assert_eq!(expected("/ad"), (0, Expected::Commands));
+        assert_eq!(expected("hello"), (0, Expected::Nothing));
+        assert_eq!(expected("/adapter po"), (9, Expected::Adapter(&["none", "list"])));
+        assert_eq!(expected("/lora a"), (6, Expected::LoraVerbs));
+        assert_eq!(expected("/lora add /tmp/x"), (10, Expected::AdapterOrFile));
+        assert_eq!(expected("/lora scale po"), (12, Expected::Adapter(&[])));
+        assert_eq!(expected("/compare "), (9, Expected::Adapter(&["none"])));
+        assert_eq!(expected("/compare a"), (9, Expected::Adapter(&["none"])));
+        assert_eq!(expected("/compare a b"), (11, Expected::Adapter(&["none"])));
+        assert_eq!(expected("/compare a b wh").1, Expected::Nothing);
+    }
+
+    #[test]
+    fn only_what_begins_alike_is_offered() {
+        let got: Vec<String> = pairs("/a", NAMES).into_iter().map(|p| p.replacement).collect();
+        assert_eq!(got, ["/adapter"]);
+    }
+}

@@ -1,0 +1,153 @@
+//! Where the user's lines come from: an editor on a terminal, plain lines from a pipe.
+
+use std::{
+    fs,
+    io::{self, BufRead},
+    path::PathBuf,
+};
+
+use lory_runtime::Engine;
+use rustyline::{Config, Editor, error::ReadlineError, history::FileHistory};
+
+use super::completion::Completion;
+use crate::{
+    failure::{Failure, Outcome},
+    terminal::{Style, is_interactive},
+};
+
+/// Begins and ends a message of several lines.
+const FENCE: &str = "\"\"\"";
+
+/// What the user entered.
+#[derive(Debug, PartialEq)]
+pub enum Entry {
+    /// A message or a command.
+    Text(String),
+    /// Ctrl+D, or the end of the pipe.
+    End,
+    /// Ctrl+C at the prompt.
+    Interrupt,
+}
+
+/// The source of lines.
+pub enum Input {
+    /// A person at a terminal.
+    Terminal(Box<Editor<Completion, FileHistory>>, Option<PathBuf>),
+    /// A pipe or a file.
+    Pipe,
+}
+
+impl Input {
+    /// An editor if both ends are a terminal.
+    pub fn open(engine: &Engine, style: Style) -> Outcome<Input> {
+        if !is_interactive() {
+            return Ok(Input::Pipe);
+        }
+        let fail = |e: ReadlineError| Failure::runtime(format!("the terminal cannot be used: {e}"));
+        let config = Config::builder().auto_add_history(false).build();
+        let mut editor = Editor::with_config(config).map_err(fail)?;
+        editor.set_helper(Some(Completion::new(engine.clone(), style)));
+        let history = history_file();
+        if let Some(path) = &history {
+            // The first time there is none.
+            let _ = editor.load_history(path);
+        }
+        Ok(Input::Terminal(Box::new(editor), history))
+    }
+
+    /// Whether a person is being talked to.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Input::Terminal(..))
+    }
+
+    /// The next entry; lines between `"""` are one.
+    pub fn next(&mut self) -> Outcome<Entry> {
+        let first = match self.line("> ")? {
+            Entry::Text(line) => line,
+            other => return Ok(other),
+        };
+        let mut message = match first.trim_start().strip_prefix(FENCE) {
+            None => return Ok(self.remember(first)),
+            Some(rest) => rest.to_owned(),
+        };
+        loop {
+            if let Some(whole) = message.trim_end().strip_suffix(FENCE) {
+                let whole = whole.trim_matches('\n').to_owned();
+                return Ok(self.remember(whole));
+            }
+            match self.line(". ")? {
+                Entry::Text(line) => {
+                    message.push('\n');
+                    message.push_str(&line);
+                }
+                Entry::End => return Ok(self.remember(message.trim_matches('\n').to_owned())),
+                Entry::Interrupt => return Ok(Entry::Interrupt),
+            }
+        }
+    }
+
+    fn line(&mut self, prompt: &str) -> Outcome<Entry> {
+        match self {
+            Input::Terminal(editor, _) => match editor.readline(prompt) {
+                Ok(line) => Ok(Entry::Text(line)),
+                Err(ReadlineError::Eof) => Ok(Entry::End),
+                Err(ReadlineError::Interrupted) => Ok(Entry::Interrupt),
+                Err(e) => Err(Failure::runtime(format!("the terminal cannot be read: {e}"))),
+            },
+            Input::Pipe => piped_line(&mut io::stdin().lock()),
+        }
+    }
+
+    fn remember(&mut self, text: String) -> Entry {
+        if let Input::Terminal(editor, history) = self {
+            // Losing the history is no reason to end a conversation.
+            if !text.trim().is_empty() && editor.add_history_entry(&text).is_ok() {
+                if let Some(path) = history {
+                    let _ = editor.append_history(path);
+                }
+            }
+        }
+        Entry::Text(text)
+    }
+}
+
+/// A line without its end, whatever bytes it has.
+fn piped_line(from: &mut impl BufRead) -> Outcome<Entry> {
+    let mut bytes = Vec::new();
+    from.read_until(b'\n', &mut bytes).map_err(|e| Failure::io("standard input", &e))?;
+    if bytes.is_empty() {
+        return Ok(Entry::End);
+    }
+    let line = String::from_utf8_lossy(&bytes);
+    let line = line.strip_suffix('\n').unwrap_or(&line);
+    Ok(Entry::Text(line.strip_suffix('\r').unwrap_or(line).to_owned()))
+}
+
+/// `lory/history` in the user's folder for states (source: the XDG base directory specification).
+fn history_file() -> Option<PathBuf> {
+    let given = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let states = given("XDG_STATE_HOME")
+        .filter(|p| p.is_absolute())
+        .or_else(|| given("LOCALAPPDATA"))
+        .or_else(|| given("HOME").map(|home| home.join(".local/state")))?;
+    let folder = states.join("lory");
+    fs::create_dir_all(&folder).ok()?;
+    Some(folder.join("history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn piped_lines_end_in_any_way() {
+        let mut from = "a\r\nb\n\nc".as_bytes();
+        let mut next = || piped_line(&mut from).unwrap();
+        let text = |t: &str| Entry::Text(t.into());
+        assert_eq!(next(), text("a"));
+        assert_eq!(next(), text("b"));
+        assert_eq!(next(), text(""));
+        assert_eq!(next(), text("c"));
+        assert_eq!(next(), Entry::End);
+    }
+}

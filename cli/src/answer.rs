@@ -40,7 +40,7 @@ pub fn follow(mut generation: Generation<'_>, mut sink: impl FnMut(&str) -> Outc
 }
 
 /// Follows two generations in step, as one batch; Ctrl+C ends both.
-pub fn follow_both(mut a: Generation<'_>, mut b: Generation<'_>) -> Outcome<[Answer; 2]> {
+pub fn follow_both<'s>(mut a: Generation<'s>, mut b: Generation<'s>) -> Outcome<[Answer; 2]> {
     let cancellers = [a.canceller(), b.canceller()];
     let _guard = interrupt::catch(move || cancellers.iter().for_each(|c| c.cancel()));
     let mut texts = [String::new(), String::new()];

@@ -1,7 +1,5 @@
 //! What a line that begins with `/` asks for.
 
-use std::path::PathBuf;
-
 /// The text of `/help`.
 pub const HELP: &str = "\
 /help                   this text
@@ -121,7 +119,7 @@ fn word(text: &str) -> Option<(String, &str)> {
         return Some((inner.into(), rest));
     }
     let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-    Some((word.into(), rest)).filter(|(w, _)| !w.is_empty())
+    (!word.is_empty()).then(|| (word.into(), rest))
 }
 
 /// Splits a weight off the end: `my file.gguf 0.5`.

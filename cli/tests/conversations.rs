@@ -1,0 +1,235 @@
+//! `lory chat` driven through a pipe, and through a pseudo-terminal.
+
+mod program;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    process::Stdio,
+};
+
+use program::{Ran, arg, command, finish, fixture, lory, lory_with_input, read_until, signal};
+
+fn model() -> String {
+    arg(&fixture("models/llama.gguf"))
+}
+
+/// Greedy answers of at most 12 tokens to what is typed, with both adapters loaded, none speaking.
+fn chat(extra: &[&str], input: &str) -> Ran {
+    let model = model();
+    let args = ["chat", "-m", &model, "-n", "12", "--temp", "0", "--ignore-eos"];
+    lory_with_input(&[&args[..], extra].concat(), input)
+}
+
+/// Both adapters, loaded and silent.
+fn silent() -> Vec<String> {
+    vec!["--lora".into(), arg(&fixture("lora/attn.gguf")), "--lora".into(), arg(&fixture("lora/all.gguf"))]
+}
+
+fn chat_with_adapters(input: &str) -> Ran {
+    let adapters = silent();
+    let adapters: Vec<&str> = adapters.iter().map(String::as_str).collect();
+    let ran = chat(&adapters, &format!("/adapter none\n{input}"));
+    assert_eq!(ran.code, 0, "{ran:?}");
+    ran
+}
+
+/// The lines of speeds.
+fn speeds(ran: &Ran) -> Vec<&str> {
+    ran.stderr.lines().filter(|l| l.starts_with("[prompt")).collect()
+}
+
+#[test]
+fn a_pipe_gets_answers_without_decoration() {
+    let once = chat(&[], "hello\n");
+    assert!(!once.success().contains("> ") && !once.stdout.contains('\x1b'), "{once:?}");
+    assert!(once.stdout.ends_with('\n') && once.stdout.trim().len() > 1, "{once:?}");
+    assert_eq!(speeds(&once).len(), 1, "{once:?}");
+    // The same first answer, and a second to a longer conversation.
+    let twice = chat(&[], "hello\n\nhello\n");
+    assert!(twice.success().starts_with(&once.stdout));
+    assert!(speeds(&twice)[1].contains("cached"), "{twice:?}");
+}
+
+#[test]
+fn a_single_turn_answers_once() {
+    let ran = chat(&["-p", "hello", "-st"], "never read\n");
+    assert_eq!(ran.success(), chat(&[], "hello\n").stdout);
+    assert_eq!(speeds(&ran).len(), 1);
+    assert_eq!(chat(&["-st"], "hello\nnever read\n").success(), ran.stdout);
+}
+
+#[test]
+fn adapters_are_switched_while_talking_and_switching_back_restores_the_answer() {
+    let answer = |input: &str| {
+        let ran = chat_with_adapters(input);
+        ran.stdout.lines().last().unwrap_or_default().to_owned()
+    };
+    let base = answer("hello\n");
+    let attn = answer("/adapter attn\nhello\n");
+    let all = answer("/adapter all\nhello\n");
+    assert!(base != attn && attn != all && base != all, "{base} / {attn} / {all}");
+    // After a detour everything is as in a conversation of its own.
+    assert_eq!(answer("/adapter all\nhello\n/clear\n/adapter attn\nhello\n"), attn);
+    assert_eq!(answer("/adapter all\nhello\n/clear\n/adapter none\nhello\n"), base);
+    assert_eq!(answer("/adapter attn:0\nhello\n"), base);
+    // Mixing by steps is mixing at once.
+    let mixed = answer("/lora add attn 0.7\n/lora add all -0.4\nhello\n");
+    assert_eq!(answer("/lora add all\n/lora add attn 0.7\n/lora scale all -0.4\nhello\n"), mixed);
+    assert_eq!(
+        answer("/lora add all -0.4\n/lora add attn 0.7\n/lora rm all\n/lora scale attn 1\nhello\n"),
+        attn
+    );
+}
+
+#[test]
+fn the_speed_line_names_the_adapters_and_their_cost() {
+    let ran = chat_with_adapters("hello\n/lora add attn 0.7\nhello\n");
+    let lines = speeds(&ran);
+    assert!(lines[0].contains("· base"), "{lines:?}");
+    assert!(lines[1].contains("attn:0.7 (") && lines[1].contains("ms/token"), "{lines:?}");
+}
+
+#[test]
+fn adapters_are_loaded_by_file_name_while_talking() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("my, own: adapter.gguf");
+    fs::copy(fixture("lora/attn.gguf"), &path).unwrap();
+    let ran = chat(&[], &format!("/lora add {} 0.5\n/lora list\n", path.display()));
+    let line = ran.success();
+    assert!(line.starts_with("* 0.5") && line.contains("my, own: adapter"), "{ran:?}");
+}
+
+#[test]
+fn two_adapters_answer_side_by_side() {
+    let ran = chat_with_adapters("/compare attn none hello\n");
+    let answer = |input: &str| chat_with_adapters(input).stdout.trim().to_owned();
+    let want = format!("[attn]\n{}\n\n[base]\n{}\n", answer("/adapter attn\nhello\n"), answer("hello\n"));
+    assert_eq!(ran.stdout, want);
+    // The conversation does not remember it; without a text the last question is asked again.
+    let again = chat_with_adapters("hello\n/compare attn none\n");
+    assert!(again.stdout.ends_with(&want), "{again:?}");
+}
+
+#[test]
+fn commands_that_fail_are_explained_and_the_conversation_goes_on() {
+    let ran = chat(
+        &[],
+        "/nonsense\n/adapter nobody\n/lora rm nobody\n/lora add /no/such/file.gguf\n/regen\n/compare a\nhello\n",
+    );
+    assert_eq!(ran.success(), chat(&[], "hello\n").stdout);
+    for named in ["/nonsense", "`nobody`", "/no/such/file.gguf", "nothing was said", "/compare A B"] {
+        assert!(ran.stderr.contains(named), "{named}: {ran:?}");
+    }
+    assert_eq!(ran.stderr.lines().filter(|l| l.starts_with("error: ")).count(), 6, "{ran:?}");
+}
+
+#[test]
+fn system_help_clear_regen_exit_and_several_lines() {
+    let base = chat(&[], "hello\n").stdout;
+    let ran = chat(&[], "/system\n/system Be brief.\n/system\n/exit\nhello\n");
+    assert_eq!(ran.success(), "(no system message)\nBe brief.\n");
+    let with_system = chat(&["-sys", "Be brief."], "hello\n").stdout;
+    assert_ne!(with_system, base);
+    assert_eq!(chat(&[], "/system Be brief.\nhello\n").stdout, with_system);
+    assert_eq!(chat(&["-sys", "Be brief."], "/system none\nhello\n").stdout, base);
+    assert_eq!(chat(&[], "hello\n/clear\nhello\n").stdout, base.repeat(2));
+    // Greedy: once more is the same.
+    assert_eq!(chat(&[], "hello\n/regen\n").stdout, base.repeat(2));
+    assert!(chat(&[], "/help\n").stdout.contains("/compare"));
+    let lines = chat(&[], "\"\"\"one\n/exit\ntwo\"\"\"\n");
+    assert_eq!(lines.success(), chat(&["-p", "one\n/exit\ntwo", "-st"], "").stdout);
+}
+
+#[test]
+fn a_template_from_a_file_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.jinja");
+    fs::write(&path, "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    let plain = chat(&["--chat-template", &arg(&path)], "hello\n");
+    let model = model();
+    let run = lory(&["run", "-m", &model, "-p", "hello", "-n", "12", "--temp", "0", "--ignore-eos"]);
+    assert_eq!(plain.success().trim_end(), run.success().trim_end());
+    fs::write(&path, "{{ raise_exception('no way') }}").unwrap();
+    let refused = chat(&["--chat-template", &arg(&path), "-st"], "hello\n");
+    assert!(refused.one_line_error(1).contains("no way"), "{refused:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_an_answer_and_at_the_prompt_the_program() {
+    let model = model();
+    let args = ["chat", "-m", &model, "-n", "-1", "--ignore-eos", "-c", "100000"];
+    let mut child = command(&args).stdin(Stdio::piped()).spawn().unwrap();
+    let mut typed = child.stdin.take().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    typed.write_all(b"hello\n").unwrap();
+    stdout.read_exact(&mut [0]).unwrap();
+    signal(&child, "INT");
+    // The speed line comes after the whole answer, which must not fill its pipe.
+    let answer = std::thread::spawn(move || {
+        let text = read_until(&mut stdout, "/regen");
+        (text, stdout)
+    });
+    let line = read_until(&mut stderr, "]\n");
+    assert!(line.contains("stopped"), "{line}");
+    typed.write_all(b"/help\n").unwrap();
+    let (_, _stdout) = answer.join().unwrap();
+    signal(&child, "INT");
+    assert_eq!(finish(child).code, 130);
+}
+
+/// Runs `lory chat` on a pseudo-terminal of 100 columns. After each text on the screen the keys
+/// beside it are typed; what is typed while nobody edits a line would be lost.
+#[cfg(target_os = "linux")]
+fn on_a_terminal(dialog: &[(&str, &str)], dir: &std::path::Path) -> Option<(Option<i32>, String)> {
+    let chat = format!(
+        "stty cols 100 rows 40; exec '{}' chat -m '{}' -n 8 --temp 0 --ignore-eos --lora '{}'",
+        env!("CARGO_BIN_EXE_lory"),
+        model(),
+        arg(&fixture("lora/attn.gguf"))
+    );
+    let mut script = std::process::Command::new("script");
+    script.args(["-qec", &chat, "/dev/null"]).env("TERM", "xterm").env("XDG_STATE_HOME", dir);
+    script.env_remove("NO_COLOR").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let Ok(mut child) = script.spawn() else {
+        eprintln!("skipped: `script` (util-linux) is not there");
+        return None;
+    };
+    let _watched = program::watch(&child);
+    let mut typed = child.stdin.take().unwrap();
+    let mut screen = child.stdout.take().unwrap();
+    let mut text = String::new();
+    for (shown, keys) in dialog {
+        text += &read_until(&mut screen, shown);
+        text += &read_until(&mut screen, "> ");
+        typed.write_all(keys.as_bytes()).unwrap();
+    }
+    // On a terminal the other end's closing is an error of reading.
+    let _ = screen.read_to_string(&mut text);
+    Some((child.wait().unwrap().code(), text))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn on_a_terminal_keys_complete_remember_and_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let dialog = [
+        ("/help lists", "/ad\t no\t\r"),
+        // Tab completes the command and the name; a tab typed at once with others is a key, too.
+        ("now speaking: base", "/ad\tat\t\r"),
+        ("now speaking: attn", "hello\r"),
+        ("[prompt", "/compare attn none hello\r"),
+        ("[both", "\x04"),
+    ];
+    let Some((code, text)) = on_a_terminal(&dialog, dir.path()) else { return };
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains(" │ base"), "columns: {text}");
+    assert!(text.contains("\x1b[1;32m> "), "colours: {text}");
+    let history = fs::read_to_string(dir.path().join("lory/history")).unwrap();
+    assert!(history.contains("/adapter attn") && history.contains("hello"), "{history}");
+    // Ctrl+C at the prompt ends with 130.
+    let (code, text) = on_a_terminal(&[("/help lists", "\x03")], dir.path()).unwrap();
+    assert_eq!(code, Some(130), "{text}");
+}

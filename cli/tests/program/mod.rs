@@ -1,0 +1,131 @@
+//! Runs the built program as a user would.
+
+// Each test file uses its own part of this.
+#![allow(dead_code)]
+
+use std::{
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+/// Far beyond any run in these tests: only a program that hangs takes so long.
+const HUNG: Duration = Duration::from_secs(120);
+
+/// What a run left behind.
+#[derive(Debug)]
+pub struct Ran {
+    /// The exit code; a signal has none and fails the test.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Asserts the exit code and that standard error is one line `error: …`, and returns it.
+    #[track_caller]
+    pub fn one_line_error(&self, code: i32) -> &str {
+        assert_eq!(self.code, code, "{self:?}");
+        let line = self.stderr.strip_suffix('\n').unwrap_or(&self.stderr);
+        assert!(line.starts_with("error: ") && !line.contains('\n'), "{self:?}");
+        assert!(!line.contains("panicked"), "{self:?}");
+        assert!(!line.chars().any(char::is_control), "{self:?}");
+        line
+    }
+
+    /// Asserts success, and returns standard output.
+    #[track_caller]
+    pub fn success(&self) -> &str {
+        assert_eq!(self.code, 0, "{self:?}");
+        &self.stdout
+    }
+}
+
+/// The program with these arguments, and no environment that would change what it prints.
+pub fn command<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lory"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env_remove("LORY_ISA").env_remove("COLUMNS");
+    command
+}
+
+/// Runs to the end.
+#[track_caller]
+pub fn lory<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Ran {
+    finish(command(args).spawn().expect("the program starts"))
+}
+
+/// Runs to the end with `input` on standard input.
+#[track_caller]
+pub fn lory_with_input<S: AsRef<std::ffi::OsStr>>(args: &[S], input: &str) -> Ran {
+    let mut child = command(args).stdin(Stdio::piped()).spawn().expect("the program starts");
+    // A program that ended early does not read all of it.
+    let _ = child.stdin.take().expect("piped").write_all(input.as_bytes());
+    finish(child)
+}
+
+/// Kills a program that hangs; dropped, it stops watching.
+pub fn watch(child: &Child) -> mpsc::Sender<()> {
+    let id = child.id();
+    let (watched, wait) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        if wait.recv_timeout(HUNG) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = Command::new("kill").args(["-9", &id.to_string()]).status();
+        }
+    });
+    watched
+}
+
+/// Waits for the end; a program that hangs is killed, and a signal fails the test.
+#[track_caller]
+pub fn finish(child: Child) -> Ran {
+    let _watched = watch(&child);
+    let Output { status, stdout, stderr } = child.wait_with_output().expect("the program can be waited for");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    let (stdout, stderr) = (text(stdout), text(stderr));
+    let code = status.code().unwrap_or_else(|| panic!("ended by {status}: {stderr}"));
+    Ran { code, stdout, stderr }
+}
+
+/// Sends a signal by name.
+pub fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    assert!(sent.expect("kill runs").success());
+}
+
+/// Reads until `text` has come, and returns all that came.
+#[track_caller]
+pub fn read_until(from: &mut impl Read, text: &str) -> String {
+    let mut got = Vec::new();
+    let mut byte = [0];
+    while !String::from_utf8_lossy(&got).contains(text) {
+        match from.read(&mut byte).expect("the pipe can be read") {
+            0 => panic!("the output ended before `{text}`: {}", String::from_utf8_lossy(&got)),
+            _ => got.push(byte[0]),
+        }
+    }
+    String::from_utf8_lossy(&got).into_owned()
+}
+
+/// A committed fixture.
+pub fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(path)
+}
+
+/// A file of the optional data folder; `None`, with a line that says so, where it is absent.
+pub fn shared_data(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(path);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> String {
+    path.to_str().expect("test paths are UTF-8").to_owned()
+}

@@ -1,0 +1,229 @@
+//! Commands that compute: the published continuation, adapters, logits, interruption.
+
+mod program;
+
+use std::{fs, io::Read, path::Path};
+
+use program::{arg, command, finish, fixture, lory, lory_with_input, shared_data, signal};
+
+/// The instruction set levels of this machine, as the program itself names them.
+fn isa_levels() -> Vec<String> {
+    let mut run = command(&["run", "-m", &arg(&fixture("models/llama.gguf")), "-p", "x", "-n", "1"]);
+    let ran = finish(run.env("LORY_ISA", "no-such-level").spawn().unwrap());
+    let line = ran.one_line_error(1).to_owned();
+    let (_, names) = line.split_once("this machine has ").expect("the levels are listed");
+    names.split(", ").map(str::to_owned).collect()
+}
+
+#[test]
+fn the_published_continuation_at_every_level_thread_count_and_batch() {
+    let Some(model) = shared_data("models/stories260K.gguf") else { return };
+    let Some(expected) = shared_data("models/stories260K.expected-greedy-200.txt") else { return };
+    let expected = fs::read_to_string(expected).unwrap();
+    let model = arg(&model);
+    // Once with nothing but BOS, once with the beginning as the prompt, so that batches matter.
+    let (beginning, rest) = expected.split_at(expected.find(". She").unwrap() + 1);
+    let levels = isa_levels();
+    assert!(levels.iter().any(|l| l.eq_ignore_ascii_case("portable")), "{levels:?}");
+    for level in &levels {
+        for (threads, batch) in [("1", "1"), ("1", "64"), ("2", "1"), ("2", "64")] {
+            let run = |prompt: &str, n: &str| {
+                let args =
+                    ["run", "-m", &model, "-p", prompt, "-n", n, "--temp", "0", "-t", threads, "-b", batch];
+                finish(command(&args).env("LORY_ISA", level).spawn().unwrap())
+            };
+            assert_eq!(run("", "200").success(), expected, "{level}, -t {threads} -b {batch}");
+            let continued = run(beginning, "40");
+            let continued = continued.success();
+            assert!(
+                !continued.is_empty() && rest.starts_with(continued),
+                "{level}, -t {threads} -b {batch}: {continued}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let run = |seed: &str| {
+        lory(&["run", "-m", &model, "-p", "hello", "-n", "30", "-s", seed, "--temp", "1.5", "--ignore-eos"])
+            .success()
+            .to_owned()
+    };
+    assert_eq!(run("42"), run("42"));
+    assert_ne!(run("42"), run("43"));
+}
+
+#[test]
+fn a_stop_text_ends_the_answer_and_is_not_printed() {
+    let Some(model) = shared_data("models/stories260K.gguf") else { return };
+    let ran = lory(&["run", "-m", &arg(&model), "-p", "", "--temp", "0", "-r", "little girl na"]);
+    assert_eq!(ran.success(), "Once upon a time, there was a ");
+}
+
+#[test]
+fn prompts_come_from_arguments_files_and_standard_input() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompt.txt");
+    fs::write(&file, "some text\n").unwrap();
+    let args = ["run", "-m", &model, "-n", "10", "--temp", "0"];
+    let given = lory(&[&args[..], &["-p", "some text"]].concat());
+    let from_file = lory(&[&args[..], &["-f", &arg(&file)]].concat());
+    let piped = lory_with_input(&[&args[..], &["-f", "-"]].concat(), "some text\r\n");
+    assert_eq!(given.success(), from_file.success());
+    assert_eq!(given.success(), piped.success());
+    let echoed = lory(&[&args[..], &["-p", "some text", "--echo"]].concat());
+    assert_eq!(echoed.success(), format!("some text{}", given.stdout));
+}
+
+#[test]
+fn tokens_are_printed_on_one_line() {
+    let Some(model) = shared_data("models/stories260K.gguf") else { return };
+    let tokenize = |extra: &[&str]| {
+        lory(&[&["tokenize", "-m", &arg(&model), "-p", "Once upon a time"], extra].concat())
+            .success()
+            .to_owned()
+    };
+    assert_eq!(tokenize(&[]), "1 403 407 261 378\n");
+    assert_eq!(tokenize(&["--no-bos"]), "403 407 261 378\n");
+    assert_eq!(tokenize(&["--show"]).lines().count(), 5);
+}
+
+/// Rows of a NumPy file of two dimensions.
+fn npy(path: &Path) -> Vec<Vec<f32>> {
+    let bytes = fs::read(path).unwrap();
+    let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let text = String::from_utf8_lossy(&bytes[10..10 + header]).into_owned();
+    let (_, shape) = text.split_once("'shape': (").unwrap();
+    let (rows, rest) = shape.split_once(", ").unwrap();
+    let cols: usize = rest.split(')').next().unwrap().parse().unwrap();
+    let values: Vec<f32> =
+        bytes[10 + header..].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    assert_eq!(values.len(), rows.parse::<usize>().unwrap() * cols);
+    values.chunks(cols).map(<[f32]>::to_vec).collect()
+}
+
+fn assert_near(got: &[Vec<f32>], want: &[Vec<f32>]) {
+    assert_eq!(got.len(), want.len());
+    for (g, w) in got.iter().zip(want) {
+        assert_eq!(g.len(), w.len());
+        let range = w.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let worst = g.iter().zip(w).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst <= 1e-3 * range, "{worst} of {range}");
+    }
+}
+
+/// The tokens of a model fixture's prompt, as `--tokens` takes them.
+fn fixture_tokens(name: &str) -> String {
+    let text = fs::read_to_string(fixture(&format!("models/{name}.json"))).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let tokens = json["tokens"].as_array().unwrap().iter().map(|t| t.to_string());
+    tokens.collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn logits_equal_the_reference_with_and_without_adapters() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let tokens = fixture_tokens("llama");
+    let dir = tempfile::tempdir().unwrap();
+    // Colons and commas belong to the path; the last colon with a number behind it is the weight.
+    let odd = dir.path().join("C:1, two.gguf");
+    fs::copy(fixture("lora/attn.gguf"), &odd).unwrap();
+    let odd = arg(&odd);
+    let all = arg(&fixture("lora/all.gguf"));
+    let out = dir.path().join("out.npy");
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "models/llama.npy"),
+        (&["--lora", &odd], "lora/attn.npy"),
+        (&["--lora", &format!("{odd}:1.0")], "lora/attn.npy"),
+        (&["--lora-scaled", &format!("{odd}:0.7"), "--lora-scaled", &format!("{all}:-0.4")], "lora/both.npy"),
+        (
+            &["--lora", &odd, "--adapter", "all:-0.4", "--adapter", "C:1, two:0.7", "--lora", &all],
+            "lora/both.npy",
+        ),
+    ];
+    for (adapters, reference) in cases {
+        let args = ["logits", "-m", &model, "--tokens", &tokens, "--kv-type", "f32", "-o", &arg(&out)];
+        let args = [&args[..], adapters].concat();
+        lory(&args).success();
+        assert_near(&npy(&out), &npy(&fixture(reference)));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file stays");
+        fs::remove_file(&out).unwrap();
+    }
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_refused_and_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.npy");
+    let model = arg(&fixture("models/llama.gguf"));
+    let ran = lory(&["logits", "-m", &model, "--tokens", "1,999999", "-o", &arg(&out)]);
+    assert!(ran.one_line_error(1).contains("999999"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_unknown_adapter_is_named() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let ran = lory(&["run", "-m", &model, "-p", "x", "--adapter", "nobody:0.5"]);
+    assert!(ran.one_line_error(1).contains("`nobody`"), "{ran:?}");
+}
+
+#[test]
+fn inspect_tells_everything_as_json() {
+    let ran = lory(&["inspect", "--json", &arg(&fixture("lora/attn.gguf"))]);
+    let json: serde_json::Value = serde_json::from_str(ran.success()).unwrap();
+    assert_eq!(json["kind"], "LoRA adapter");
+    assert_eq!(json["metadata"]["adapter.type"], "lora");
+    let sum: u64 = json["tensors"].as_array().unwrap().iter().map(|t| t["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(json["tensor_bytes"].as_u64().unwrap(), sum);
+}
+
+#[test]
+fn a_synthetic_model_is_reproducible_and_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = lory(&["synth", "model", "--help"]);
+    let shapes = help.success().lines().find_map(|l| l.strip_prefix("Shapes: ")).unwrap().to_owned();
+    assert!(shapes.split(' ').any(|s| s == "llama-1b"), "{shapes}");
+    let Some(small) = shapes.split(' ').find(|s| s.contains("tiny") || s.contains("test")) else {
+        eprintln!("skipped: no shape small enough to be written in a test among {shapes}");
+        return;
+    };
+    let paths = ["a.gguf", "b.gguf"].map(|n| dir.path().join(n));
+    for path in &paths {
+        lory(&["synth", "model", small, "--type", "Q4_0", "-o", &arg(path), "--seed", "5"]).success();
+    }
+    assert_eq!(fs::read(&paths[0]).unwrap(), fs::read(&paths[1]).unwrap());
+    lory(&["run", "-m", &arg(&paths[0]), "-p", "x", "-n", "2", "--ignore-eos"]).success();
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let args = ["run", "-m", &model, "-p", "x", "-n", "2000", "--ignore-eos", "-c", "4096"];
+    let mut child = command(&args).spawn().unwrap();
+    let mut pipe = child.stdout.take().unwrap();
+    pipe.read_exact(&mut [0]).unwrap();
+    drop(pipe);
+    let ran = finish(child);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.stderr, "");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_run_with_130() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let args = ["run", "-m", &model, "-p", "x", "-n", "-1", "--ignore-eos", "-c", "100000"];
+    let mut child = command(&args).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0]).unwrap();
+    signal(&child, "INT");
+    // The rest is read, so that the program is not stopped by a full pipe.
+    std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
+    let ran = finish(child);
+    assert_eq!(ran.code, 130, "{ran:?}");
+    assert!(!ran.stderr.contains("error"), "{ran:?}");
+}

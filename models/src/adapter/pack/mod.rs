@@ -8,6 +8,7 @@ mod index;
 mod merge;
 mod record;
 mod segment;
+mod synth;
 mod writer;
 
 use std::{
@@ -34,6 +35,7 @@ pub use format::ADAPTER_TYPE;
 pub use merge::merge;
 pub use record::{AdapterMeta, SiteInfo};
 pub use segment::{SEGMENT_LIMIT, segment_file_name, segment_files, segment_number};
+pub use synth::{SynthSpec, synth_pack};
 pub use writer::{BasisSite, PackSpec, PackWriter};
 
 /// An open pack. Opening reads the tables; an adapter is read when it is asked for.

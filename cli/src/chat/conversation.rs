@@ -229,8 +229,9 @@ impl Conversation {
             return Err(Failure::runtime("nothing was asked yet; write /compare A B TEXT"));
         }
         let tokens = self.prompt(&turns)?;
-        let session =
-            |mix: &Mix| self.engine.session(&SessionOptions { adapters: mix.entries(), ..Default::default() });
+        let session = |mix: &Mix| {
+            self.engine.session(&SessionOptions { adapters: mix.entries(), ..Default::default() })
+        };
         let (mut first, mut second) = (session(mixes[0])?, session(mixes[1])?);
         let a: Generation<'_> = first.generate(self.request(tokens.clone()))?;
         let b: Generation<'_> = second.generate(self.request(tokens))?;

@@ -210,7 +210,7 @@ pub(super) fn plan_u(ty: QuantType, rank: usize) -> (QuantType, usize) {
 
 /// `ty`, or F16 where rows of `cols` are not whole blocks.
 pub(super) fn plan_row(ty: QuantType, cols: usize) -> QuantType {
-    if cols % ty.block_len() == 0 { ty } else { QuantType::F16 }
+    if cols.is_multiple_of(ty.block_len()) { ty } else { QuantType::F16 }
 }
 
 /// Format of V at a site, given U's format and padded rank.

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use lory_kernels::{backend::KvType, ops::Reference};
+use lory_kernels::{Backend, backend::KvType, ops::Reference};
 use lory_models::{
     adapter::{BaseInfo, gguf_lora, pack::Pack, synthetic_base},
     decoder::Decoder,
@@ -60,6 +60,10 @@ pub fn adapter(data: &[u8]) {
 pub fn model(data: &[u8]) {
     let Ok(file) = parse(data) else { return };
     let Ok(decoder) = Decoder::load(&file, 64) else { return };
+    // As the engine does when it opens a model.
+    if !decoder.weights().matrices().all(|t| Reference.supports(t.ty())) {
+        return;
+    }
     let last = decoder.vocab_size() as u32 - 1;
     let logits = Runner::new(&Reference, &decoder, 2, KvType::F32).logits(&[0, last, 0]);
     assert_eq!(logits.len(), 3 * decoder.vocab_size());

@@ -81,7 +81,7 @@ impl<B: Backend> KvCache<B> {
     /// Pages that appending `n` tokens to `pages` would take.
     pub fn pages_needed(&self, pages: &Pages, n: usize) -> usize {
         let total = (pages.len + n).div_ceil(self.shape.page_len);
-        let copy = n > 0 && pages.len % self.shape.page_len != 0 && self.last_is_shared(pages);
+        let copy = n > 0 && !pages.len.is_multiple_of(self.shape.page_len) && self.last_is_shared(pages);
         total.saturating_sub(pages.ids.len()) + usize::from(copy)
     }
 
@@ -98,7 +98,7 @@ impl<B: Backend> KvCache<B> {
             return Err(Error::KvFull { needed, free: self.free.len(), total: self.refs.len() });
         }
         let page_len = self.shape.page_len;
-        if n > 0 && pages.len % page_len != 0 && self.last_is_shared(pages) {
+        if n > 0 && !pages.len.is_multiple_of(page_len) && self.last_is_shared(pages) {
             let index = pages.len / page_len;
             let copy = self.take();
             let shared = std::mem::replace(&mut pages.ids[index], copy);

@@ -3,7 +3,7 @@
 /// How many partial sums: one vector register of AVX-512, two of AVX, four of NEON.
 pub const LANES: usize = 16;
 
-/// Σ a[k] · b[k]: lane `l` takes the products at `k ≡ l (mod 16)` in order, each by one fused
+/// Σ `a_k · b_k`: lane `l` takes the products at `k ≡ l (mod 16)` in order, each by one fused
 /// multiply-add; then [`fold`].
 ///
 /// A vector unit of any width computes this order without shuffles, and short chains keep

@@ -1,6 +1,6 @@
 //! Which arithmetic, in which order, on which tensors of which file.
 //!
-//! Files come in as bytes ([`Bytes`]); this crate opens none itself and has no unsafe code.
+//! Files come in as bytes ([`Bytes`]): this crate opens none to read, and has no unsafe code.
 
 #![forbid(unsafe_code)]
 

@@ -377,7 +377,7 @@ fn a_pack_on_a_model_answers_as_the_merged_model() {
 fn batch<B: Backend>(backend: &B, decoder: &Decoder, sequences: &[(&[u32], &AdapterSet)]) -> Vec<Vec<f32>> {
     let c = decoder.config();
     let (layers, kv_heads, head_dim) = (c.n_layers(), c.n_kv_heads, c.head_dim);
-    let shape = KvShape { layers, kv_heads, head_dim, page_len: 8, ty: KvType::F16 };
+    let shape = KvShape { layers, kv_heads, head_dim, page_len: 16, ty: KvType::F16 };
     let n = sequences.iter().map(|(tokens, _)| tokens.len()).sum();
     let mut cache = KvCache::new(backend, shape, 64).unwrap();
     let mut scratch = Scratch::new(backend, decoder, n, n).unwrap();
@@ -424,12 +424,11 @@ fn a_mixed_batch_equals_separate_runs_bit_for_bit() {
     let cpu = Cpu::new(Some(2), Isa::detect());
     let together = batch(&cpu, &decoder, &sequences);
     for (i, sequence) in sequences.iter().enumerate() {
-        assert_eq!(batch(&cpu, &decoder, &[*sequence])[0], together[i], "sequence {i}");
+        assert!(batch(&cpu, &decoder, &[*sequence])[0] == together[i], "sequence {i}");
     }
     // The base is the base, adapters loaded or not; and the adapters did something.
     let plain = Runner::new(&cpu, &decoder, f.tokens.len(), KvType::F16).logits(&f.tokens);
-    assert_eq!(together[0], plain);
-    assert_ne!(together[0], together[1]);
+    assert!(together[0] == plain && together[0] != together[1]);
 }
 
 #[test]

@@ -60,11 +60,11 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
     let tokens: &[(u8, &str)] =
         &[(3, "<s>"), (1, "he"), (1, "ll"), (1, "hell"), (1, "Ġw"), (4, "<user>"), (6, "<0x41>")];
     let merges = ["h e", "l l", "Ġ w", "he ll"];
-    // Compiling their expressions takes nearly all the time: two of the real pre-tokenizers.
     let text = "hello wörld's 123\n\n  <s>";
     add("tokenizer/bpe", vocabulary(12, 0, text, tokens, &merges));
-    add("tokenizer/bpe-gpt2", vocabulary(12, 224, text, tokens, &merges));
-    add("tokenizer/bpe-llama", vocabulary(12, 225, text, tokens, &merges));
+    for i in 0..18u8 {
+        add(&format!("pretokenizer/{i:02}"), [&[i], text.as_bytes()].concat());
+    }
     add(
         "tokenizer/plain",
         vocabulary(4, 1, "hello 日本 🦙", &[(1, "he"), (1, "hell"), (1, "ll"), (1, "Ġw")], &merges),
@@ -209,6 +209,7 @@ fn run(target: &str, data: &[u8]) {
         "adapter" => targets::adapter(data),
         "model" => targets::model(data),
         "tokenizer" => targets::tokenizer(data),
+        "pretokenizer" => targets::pretokenizer(data),
         other => panic!("no target {other}"),
     }
 }
@@ -231,7 +232,7 @@ fn seeds_reach_what_they_are_meant_for() {
         let bytes = std::sync::Arc::new(all[path].clone());
         Gguf::parse(vec![(path.into(), bytes)]).unwrap_or_else(|e| panic!("{e}"))
     };
-    for path in all.keys().filter(|p| !p.starts_with("tokenizer/")) {
+    for path in all.keys().filter(|p| !p.contains("tokenizer/")) {
         open(path);
     }
     for name in ["lora", "half", "embedding", "quantized"] {
@@ -254,7 +255,7 @@ fn seeds_reach_what_they_are_meant_for() {
 /// Inputs that once crashed a target: `findings/<target>/<what it was>`.
 #[test]
 fn findings_stay_fixed() {
-    for target in ["gguf", "adapter", "model", "tokenizer"] {
+    for target in ["gguf", "adapter", "model", "tokenizer", "pretokenizer"] {
         let Ok(entries) = fs::read_dir(folder("findings").join(target)) else { continue };
         for entry in entries {
             let path = entry.unwrap().path();

@@ -74,8 +74,33 @@ pub fn tokenizer(data: &[u8]) {
     let Some(input) = TokenizerInput::read(data) else { return };
     let Ok(tokenizer) = tokenizer_of(data) else { return };
     let tokenizer = Arc::new(tokenizer);
+    encode_and_decode(&tokenizer, &input.text, input.lossless());
+    // Ids that no encoder gave, past the end included.
+    let ids: Vec<u32> = input.text.bytes().map(u32::from).chain([u32::MAX]).collect();
+    std::hint::black_box(tokenizer.decode(&ids));
+}
+
+/// A text through one of the pre-tokenizers, which take too long to compile for every input:
+/// the first byte chooses, the rest is the text.
+pub fn pretokenizer(data: &[u8]) {
+    static ALL: OnceLock<Vec<Arc<Tokenizer>>> = OnceLock::new();
+    let all = ALL.get_or_init(|| {
+        let build = |pre: &&'static str| {
+            let vocab = b"\xfeh e\xff\xfehe l\xff\xfe\xc4\xa0 w\xff\xfe1 2\xff";
+            let input =
+                TokenizerInput { flags: ALL_BYTES | COMPLETE, ids: 0, pre, text: String::new(), vocab };
+            Arc::new(Tokenizer::from_metadata(&input.metadata().expect("keys")).expect("a vocabulary"))
+        };
+        PRE.iter().map(build).collect()
+    });
+    let Some((&first, text)) = data.split_first() else { return };
+    encode_and_decode(&all[usize::from(first) % all.len()], &String::from_utf8_lossy(text), true);
+}
+
+/// Ids are in range, streaming gives what decoding gives, and where nothing is special, the text.
+fn encode_and_decode(tokenizer: &Arc<Tokenizer>, text: &str, lossless: bool) {
     for (add_special, parse_special) in [(false, false), (true, true)] {
-        let ids = tokenizer.encode(&input.text, EncodeOptions { add_special, parse_special });
+        let ids = tokenizer.encode(text, EncodeOptions { add_special, parse_special });
         assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
         let options = DecodeOptions { special: parse_special, continuation: false };
         let whole = tokenizer.decode_with(&ids, options);
@@ -83,13 +108,10 @@ pub fn tokenizer(data: &[u8]) {
         let mut pieces: String = ids.iter().map(|&id| stream.push(id)).collect();
         pieces += &stream.finish();
         assert_eq!(whole, pieces);
-        if input.lossless() && !add_special {
-            assert_eq!(whole, input.text);
+        if lossless && !add_special {
+            assert_eq!(whole, text);
         }
     }
-    // Ids that no encoder gave, past the end included.
-    let ids: Vec<u32> = input.text.bytes().map(u32::from).chain([u32::MAX]).collect();
-    std::hint::black_box(tokenizer.decode(&ids));
 }
 
 /// The tokenizer of an input's vocabulary, which a seed must have.
@@ -122,14 +144,15 @@ fn rewrite(file: &Gguf) -> Vec<u8> {
     out.finish().expect("every tensor was written")
 }
 
-/// The tokenizer target's input: flags (1 byte), pre-tokenizer (1), length of the text (2,
+/// The tokenizer target's input: flags (1 byte), special ids (1), length of the text (2,
 /// little-endian), the text, and the vocabulary: a GGUF file, or records that end with 0xff.
 ///
 /// A record is a merge (first byte 0xfe) or a token (first byte its type, second its score).
 /// Mutations of records reach deeper than those of a GGUF file, where most break the container.
 struct TokenizerInput<'a> {
     flags: u8,
-    pre: u8,
+    ids: u8,
+    pre: &'static str,
     text: String,
     vocab: &'a [u8],
 }
@@ -139,14 +162,32 @@ const SENTENCEPIECE: u8 = 2;
 const ALL_BYTES: u8 = 4;
 /// Tokens that merges need and the records lack are added, so that mutated merges are accepted.
 const COMPLETE: u8 = 8;
-const PRE: [&str; 8] =
-    ["gpt-2", "llama-bpe", "qwen2", "smollm", "tekken", "deepseek-llm", "falcon", "default"];
+const PRE: [&str; 18] = [
+    "default",
+    "llama-bpe",
+    "dbrx",
+    "glm4",
+    "qwen2",
+    "qwen35",
+    "gpt-2",
+    "smollm",
+    "tekken",
+    "gpt-4o",
+    "deepseek-v3",
+    "deepseek-coder",
+    "deepseek-llm",
+    "falcon",
+    "bloom",
+    "viking",
+    "bailingmoe",
+    "seed-coder",
+];
 
 impl<'a> TokenizerInput<'a> {
     fn read(data: &'a [u8]) -> Option<Self> {
-        let (&[flags, pre, a, b], rest) = data.split_first_chunk::<4>()?;
+        let (&[flags, ids, a, b], rest) = data.split_first_chunk::<4>()?;
         let (text, vocab) = rest.split_at_checked(u16::from_le_bytes([a, b]).into())?;
-        Some(TokenizerInput { flags, pre, text: String::from_utf8_lossy(text).into(), vocab })
+        Some(TokenizerInput { flags, ids, pre: "bloom", text: String::from_utf8_lossy(text).into(), vocab })
     }
 
     fn is(&self, flag: u8) -> bool {
@@ -203,11 +244,9 @@ impl<'a> TokenizerInput<'a> {
         let mut m = Metadata::new("fuzz.gguf".into());
         let mut set = |key: &str, value: Value| m.insert(&format!("tokenizer.ggml.{key}"), value).ok();
         set("model", if self.is(SENTENCEPIECE) { "llama" } else { "gpt2" }.into())?;
-        // Compiling most pre-tokenizers' expressions takes longer than all else: mostly a cheap one.
-        let pre = if self.pre < 224 { "bloom" } else { PRE[self.pre as usize % PRE.len()] };
-        set("pre", pre.into())?;
-        set("bos_token_id", u32::from(self.flags >> 4).into())?;
-        set("eos_token_id", u32::from(self.pre & 7).into())?;
+        set("pre", self.pre.into())?;
+        set("bos_token_id", u32::from(self.ids >> 4).into())?;
+        set("eos_token_id", u32::from(self.ids & 7).into())?;
         set("unknown_token_id", u32::from(self.flags >> 5).into())?;
         set("tokens", tokens.into())?;
         set("token_type", Value::Array(Array::I32(types)))?;

@@ -365,9 +365,17 @@ fn a_pack_on_a_model_answers_as_the_merged_model() {
         let set = pack_set(&pack, entries);
         let merged = Decoder::load(&merged_file(&f.gguf, &set), f.n_ctx).unwrap();
         let want = Runner::new(&Reference, &merged, 64, KvType::F32).logits(&f.tokens);
-        let got = Runner::new(&Reference, &decoder, 64, KvType::F32).with_adapters(set).logits(&f.tokens);
+        let got =
+            Runner::new(&Reference, &decoder, 64, KvType::F32).with_adapters(set.clone()).logits(&f.tokens);
         let error = fixtures::relative_error(&got, &want);
         assert!(error < 1e-4, "{entries:?}: {error}");
+        for isa in Isa::available() {
+            let cpu = Cpu::new(Some(2), isa);
+            let got =
+                Runner::new(&cpu, &decoder, 5, KvType::F32).with_adapters(set.clone()).logits(&f.tokens);
+            let error = fixtures::relative_error(&got, &want);
+            assert!(error < 1e-4, "{entries:?} at {}: {error}", isa.level().name());
+        }
         let moved = fixtures::relative_error(&got, &f.logits);
         assert!(moved > 0.02, "{entries:?} changes only {moved}");
     }

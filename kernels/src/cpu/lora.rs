@@ -20,7 +20,8 @@ struct Work<'a> {
     group: &'a LoraGroup<'a>,
     /// Index of its row list.
     rows: usize,
-    v: QMatrix<'a>,
+    /// `None` where the input was shrunk already.
+    v: Option<QMatrix<'a>>,
     u: QMatrix<'a>,
     /// V x, a line per row of the group.
     z: Vec<f32>,
@@ -57,14 +58,14 @@ pub(crate) fn lora(
     let mut work = Vec::new();
     for (job, j) in jobs.iter().enumerate() {
         for group in j.groups {
-            let Some((v, u)) = group.v.zip(group.u) else { continue };
+            let Some(u) = group.u else { continue };
             let rows: Vec<u32> = group.rows.iter().map(|(row, _)| *row).collect();
             let known = row_lists.iter().position(|list| *list == rows);
             let rows = known.unwrap_or_else(|| {
                 row_lists.push(rows);
                 row_lists.len() - 1
             });
-            work.push(Work::new(job, group, rows, v, u));
+            work.push(Work::new(job, group, rows, u));
         }
     }
     shrink(isa, pool, x, in_width, &row_lists, &mut work)?;
@@ -74,7 +75,7 @@ pub(crate) fn lora(
 }
 
 impl<'a> Work<'a> {
-    fn new(job: usize, group: &'a LoraGroup<'a>, rows: usize, v: QMatrix<'a>, u: QMatrix<'a>) -> Self {
+    fn new(job: usize, group: &'a LoraGroup<'a>, rows: usize, u: QMatrix<'a>) -> Self {
         let mut lines = Vec::new();
         for (index, (_, terms)) in group.rows.iter().enumerate() {
             if terms.iter().any(|t| t.delta_scale.is_none()) {
@@ -85,10 +86,10 @@ impl<'a> Work<'a> {
         }
         // Equal cores side by side become one product.
         lines.sort_by_key(Line::core_address);
-        let z = vec![0.0; group.rows.len() * v.rows()];
+        let z = vec![0.0; group.rows.len() * u.cols()];
         let inner = vec![0.0; lines.len() * u.cols()];
         let delta = vec![0.0; lines.len() * u.rows()];
-        Work { job, group, rows, v, u, z, lines, inner, delta }
+        Work { job, group, rows, v: group.v, u, z, lines, inner, delta }
     }
 }
 
@@ -133,8 +134,14 @@ fn shrink(
         .zip(&gathered)
         .map(|(rows, own)| Input { x: own.as_deref().unwrap_or(x), rows: rows.len(), columns: in_width })
         .collect();
-    let mut products: Vec<_> =
-        work.iter_mut().map(|w| Product { input: w.rows, weight: w.v, out: &mut w.z }).collect();
+    for w in work.iter_mut().filter(|w| w.v.is_none()) {
+        let n = w.z.len();
+        w.z.copy_from_slice(&inputs[w.rows].x[..n]);
+    }
+    let mut products: Vec<_> = work
+        .iter_mut()
+        .filter_map(|w| Some(Product { input: w.rows, weight: w.v?, out: &mut w.z }))
+        .collect();
     matmul(isa, pool, &inputs, &mut products)
 }
 
@@ -154,7 +161,7 @@ fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]
     let inner: Vec<_> = work.iter_mut().map(|w| Shared(w.inner.as_mut_ptr())).collect();
     let work = &*work;
     let failure = Mutex::new(None);
-    let cost = work.iter().map(|w| w.u.cols() * w.v.rows()).max().unwrap_or(0);
+    let cost = work.iter().map(|w| w.u.cols() * w.u.cols()).max().unwrap_or(0);
     split(pool, runs.len(), cost, &|range| {
         for (w, first, n) in &runs[range] {
             let (work, r) = (&work[*w], work[*w].u.cols());
@@ -175,8 +182,8 @@ fn run_cores(
     lines: &[Line<'_>],
     out: &mut [f32],
 ) -> Result<(), FormatError> {
-    let (rank, width) = (work.v.rows(), work.u.cols());
-    let z = |line: &Line<'_>| &work.z[line.index * rank..][..rank];
+    let width = work.u.cols();
+    let z = |line: &Line<'_>| &work.z[line.index * width..][..width];
     if let [Some((core, _)), ..] = lines.iter().map(Line::single).collect::<Vec<_>>()[..] {
         let x: Vec<f32> = lines.iter().flat_map(z).copied().collect();
         product(isa, serial, core, &x, lines.len(), out)?;

@@ -123,3 +123,30 @@ fn the_reference_is_right() {
         assert!((f64::from(*got) - (f64::from(*y) + 0.5 * exact)).abs() < 1e-5, "{got}");
     }
 }
+
+/// Embeddings look their shrink up: without V the input is what U expands.
+#[test]
+fn input_that_was_shrunk_already() {
+    let mut noise = Noise(33);
+    let (rank, width, rows) = (12, 40, 5);
+    let mut store = Store(Vec::new());
+    let u = store.add(QuantType::F16, width, rank, &mut noise);
+    let c = store.add(QuantType::F32, rank, rank, &mut noise);
+    let plain = |core, scale| LoraTerm { core, scale, delta_scale: None, row_scale: None, bias: None };
+    let group = LoraGroup {
+        v: None,
+        u: Some(store.get(u)),
+        rows: vec![
+            (3, vec![plain(Core::Identity, 0.5)]),
+            (0, vec![plain(Core::Full(store.get(c)), 1.0), plain(Core::Identity, -2.0)]),
+        ],
+    };
+    let x = noise.values(rows * rank);
+    let y = [(noise.values(rows * width), width)];
+    let groups = [vec![group]];
+    let want = run(&Reference, &x, rank, &y, &groups);
+    assert!(want[0][3 * width..4 * width] != y[0].0[3 * width..4 * width]);
+    for cpu in cpus() {
+        assert_same(&run(&cpu, &x, rank, &y, &groups)[0], &want[0], &cpu.label());
+    }
+}

@@ -1,18 +1,8 @@
 //! Chat templates of real models, rendered as Python's Jinja renders them. Skips where the data folder is absent.
 
-use std::path::{Path, PathBuf};
-
 use lory_models::chat::{ChatTemplate, Message, RenderOptions};
+use lory_tests::fixtures::shared_data;
 use serde_json::{Value, json};
-
-fn data(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("skipped: {} is absent", path.display());
-    None
-}
 
 fn messages(value: &Value) -> Vec<Message> {
     serde_json::from_value(value.clone()).unwrap()
@@ -20,7 +10,7 @@ fn messages(value: &Value) -> Vec<Message> {
 
 #[test]
 fn cases_render_as_in_python() {
-    let Some(path) = data("chat-templates/cases.json") else { return };
+    let Some(path) = shared_data("chat-templates/cases.json") else { return };
     let cases: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let conversation = messages(&cases["messages"]);
     let options = RenderOptions {
@@ -50,7 +40,7 @@ fn cases_render_as_in_python() {
 
 #[test]
 fn every_template_of_the_folder_renders_a_conversation() {
-    let Some(folder) = data("chat-templates") else { return };
+    let Some(folder) = shared_data("chat-templates") else { return };
     let plain = [
         Message::new("user", "How are you?"),
         Message::new("assistant", "Well."),

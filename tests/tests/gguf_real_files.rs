@@ -1,17 +1,9 @@
 //! The parser on files that others made. Skipped, in words, where the test data is absent.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use lory_models::gguf::Gguf;
-
-fn data(path: &str) -> Option<PathBuf> {
-    let p = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(path);
-    if !p.exists() {
-        eprintln!("skipped: ../shared/data/{path} is absent");
-        return None;
-    }
-    Some(p)
-}
+use lory_tests::fixtures::shared_data;
 
 fn parse(path: &std::path::Path) -> lory_models::Result<Gguf> {
     let bytes = std::fs::read(path).unwrap();
@@ -21,7 +13,7 @@ fn parse(path: &std::path::Path) -> lory_models::Result<Gguf> {
 
 #[test]
 fn stories_opens_with_its_keys_and_tensors() {
-    let Some(path) = data("models/stories260K.gguf") else { return };
+    let Some(path) = shared_data("models/stories260K.gguf") else { return };
     let g = parse(&path).unwrap();
     assert_eq!(g.metadata().str("general.architecture").unwrap(), "llama");
     assert_eq!(g.metadata().u32("llama.block_count").unwrap(), 5);
@@ -33,7 +25,7 @@ fn stories_opens_with_its_keys_and_tensors() {
 
 #[test]
 fn a_file_that_is_no_language_model_opens_as_a_container() {
-    let Some(path) = data("models/superpoint.gguf") else { return };
+    let Some(path) = shared_data("models/superpoint.gguf") else { return };
     let g = parse(&path).unwrap();
     assert!(g.tensors().len() > 0);
     for t in g.tensors() {
@@ -44,7 +36,7 @@ fn a_file_that_is_no_language_model_opens_as_a_container() {
 #[test]
 fn vocabularies_open_without_tensors() {
     for (name, tokens) in [("llama-bpe", 128256), ("qwen2", 151936), ("gpt-2", 50257), ("phi-3", 32064)] {
-        let Some(path) = data(&format!("vocab/ggml-vocab-{name}.gguf")) else { return };
+        let Some(path) = shared_data(&format!("vocab/ggml-vocab-{name}.gguf")) else { return };
         let g = parse(&path).unwrap();
         assert_eq!(g.tensors().len(), 0);
         assert_eq!(
@@ -68,7 +60,7 @@ const SOUND: [(&str, usize, usize); 5] = [
 fn every_malformed_file_is_refused_with_its_name() {
     let mut seen = 0;
     for folder in ["corpus/gguf_open", "legacy", "vectors"] {
-        let Some(path) = data(&format!("malformed/{folder}")) else { return };
+        let Some(path) = shared_data(&format!("malformed/{folder}")) else { return };
         for entry in std::fs::read_dir(path).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();

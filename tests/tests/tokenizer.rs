@@ -1,25 +1,14 @@
 //! Tokenizers against llama.cpp's own vectors, on five real vocabularies. Skips where the data folder is absent.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use lory_models::{
     gguf::Gguf,
     tokenizer::{DecodeOptions, Detokenizer, EncodeOptions, Tokenizer},
 };
+use lory_tests::fixtures::shared_data;
 
 const PLAIN: EncodeOptions = EncodeOptions { add_special: false, parse_special: false };
-
-fn data(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    println!("skipped: {} is absent", path.display());
-    None
-}
 
 fn load(path: &Path) -> Tokenizer {
     let bytes = std::fs::read(path).unwrap();
@@ -44,7 +33,7 @@ fn vectors(path: &Path) -> Vec<(String, Vec<u32>)> {
 }
 
 fn conforms(name: &str) {
-    let Some(path) = data(&format!("vocab/ggml-vocab-{name}.gguf")) else { return };
+    let Some(path) = shared_data(&format!("vocab/ggml-vocab-{name}.gguf")) else { return };
     let tokenizer = Arc::new(load(&path));
     let vectors = vectors(&path);
     assert!(vectors.len() >= 46, "{} vectors", vectors.len());
@@ -93,7 +82,7 @@ fn vectors_qwen2() {
 
 #[test]
 fn special_tokens_of_real_vocabularies() {
-    let Some(path) = data("vocab/ggml-vocab-llama-bpe.gguf") else { return };
+    let Some(path) = shared_data("vocab/ggml-vocab-llama-bpe.gguf") else { return };
     let llama = load(&path);
     let turn = "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>";
     let parsed = llama.encode(turn, EncodeOptions { add_special: true, parse_special: true });
@@ -108,7 +97,7 @@ fn special_tokens_of_real_vocabularies() {
 
 #[test]
 fn phi_3_swallows_white_space_after_special_tokens() {
-    let Some(path) = data("vocab/ggml-vocab-phi-3.gguf") else { return };
+    let Some(path) = shared_data("vocab/ggml-vocab-phi-3.gguf") else { return };
     let phi = load(&path);
     let parse = EncodeOptions { add_special: false, parse_special: true };
     assert_eq!(phi.encode("<|user|>\nHi<|end|>\n", parse), phi.encode("<|user|>Hi<|end|>", parse));
@@ -117,7 +106,7 @@ fn phi_3_swallows_white_space_after_special_tokens() {
 
 #[test]
 fn stories260k_reads_ids_of_minus_one_as_none() {
-    let Some(path) = data("models/stories260K.gguf") else { return };
+    let Some(path) = shared_data("models/stories260K.gguf") else { return };
     let stories = load(&path);
     assert_eq!((stories.vocab_size(), stories.bos(), stories.eos()), (512, Some(1), Some(2)));
     assert_eq!((stories.pad(), stories.sep()), (None, None));
@@ -131,7 +120,7 @@ fn stories260k_reads_ids_of_minus_one_as_none() {
 fn long_inputs_take_no_quadratic_time() {
     // A quadratic merge of a million symbols would take hours; this test ending is the check.
     for name in ["llama-spm", "llama-bpe", "gpt-2"] {
-        let Some(path) = data(&format!("vocab/ggml-vocab-{name}.gguf")) else { return };
+        let Some(path) = shared_data(&format!("vocab/ggml-vocab-{name}.gguf")) else { return };
         let tokenizer = load(&path);
         for unit in ["a", " ", "\n", "ab ", "🦙", "<|eot_id|"] {
             let text = unit.repeat((1 << 20) / unit.len());

@@ -23,7 +23,7 @@ impl Answer {
 }
 
 /// Hands every piece of text to `sink`. The first Ctrl+C ends the answer, a second the program.
-pub fn follow(mut generation: Generation<'_>, mut sink: impl FnMut(&str) -> Outcome) -> Outcome<Answer> {
+pub fn follow(mut generation: Generation, mut sink: impl FnMut(&str) -> Outcome) -> Outcome<Answer> {
     let canceller = generation.canceller();
     let _guard = interrupt::catch(move || canceller.cancel());
     let mut text = String::new();
@@ -40,7 +40,7 @@ pub fn follow(mut generation: Generation<'_>, mut sink: impl FnMut(&str) -> Outc
 }
 
 /// Follows two generations in step, as one batch; Ctrl+C ends both.
-pub fn follow_both<'s>(mut a: Generation<'s>, mut b: Generation<'s>) -> Outcome<[Answer; 2]> {
+pub fn follow_both(mut a: Generation, mut b: Generation) -> Outcome<[Answer; 2]> {
     let cancellers = [a.canceller(), b.canceller()];
     let _guard = interrupt::catch(move || cancellers.iter().for_each(|c| c.cancel()));
     let mut texts = [String::new(), String::new()];
@@ -55,7 +55,7 @@ pub fn follow_both<'s>(mut a: Generation<'s>, mut b: Generation<'s>) -> Outcome<
         }
     }
     let [first, second] = texts;
-    let finish = |g: &Generation<'_>| g.finish_reason().unwrap_or(FinishReason::Cancelled);
+    let finish = |g: &Generation| g.finish_reason().unwrap_or(FinishReason::Cancelled);
     Ok([
         Answer { text: first, stats: a.stats(), finish: finish(&a) },
         Answer { text: second, stats: b.stats(), finish: finish(&b) },

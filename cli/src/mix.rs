@@ -6,7 +6,7 @@ use lory_runtime::{AdapterId, Engine};
 
 use crate::{
     adapter_flags::{AdapterFlags, split_scale},
-    failure::{Failure, Outcome},
+    failure::Outcome,
     terminal::bytes,
 };
 
@@ -31,8 +31,8 @@ impl Mix {
     /// Loads what the flags name, and mixes what they ask to be used.
     pub fn load(flags: &AdapterFlags, engine: &Engine) -> Outcome<Mix> {
         let files = flags.lora_files()?;
-        if let Some(pack) = flags.pack.first() {
-            return Err(Failure::runtime(format!("{}: packs are not read yet", pack.display())));
+        for pack in &flags.pack {
+            engine.adapters().open_pack(pack)?;
         }
         let mut mix = Mix::default();
         for file in files {

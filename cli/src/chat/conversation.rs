@@ -7,7 +7,7 @@ use lory_models::{
     chat::{ChatTemplate, Message, RenderOptions},
     tokenizer::EncodeOptions,
 };
-use lory_runtime::{Engine, Generation, OnSwitch, Request, SamplerOptions, Session, SessionOptions};
+use lory_runtime::{Engine, OnSwitch, Request, SamplerOptions, Session, SessionOptions};
 
 use crate::{
     answer::{self, Answer},
@@ -233,8 +233,8 @@ impl Conversation {
             self.engine.session(&SessionOptions { adapters: mix.entries(), ..Default::default() })
         };
         let (mut first, mut second) = (session(mixes[0])?, session(mixes[1])?);
-        let a: Generation<'_> = first.generate(self.request(tokens.clone()))?;
-        let b: Generation<'_> = second.generate(self.request(tokens))?;
+        let a = first.generate(self.request(tokens.clone()))?;
+        let b = second.generate(self.request(tokens))?;
         answer::follow_both(a, b)
     }
 }

@@ -224,7 +224,7 @@ impl Talk {
             let info = self.engine.adapters().info(name)?;
             let part = parts.iter().find(|p| p.name == *name);
             let mark = part.map_or("  ".into(), |p| format!("* {:<5}", p.scale));
-            let size = bytes(info.bytes as u64);
+            let size = if info.loaded { bytes(info.bytes as u64) } else { "not loaded yet".into() };
             text += &format!("{mark:<8}{name:<24} {size:>14}  {}\n", info.origin.display());
         }
         if names.len() > LISTED {

@@ -7,6 +7,7 @@ mod adapter_flags;
 mod answer;
 mod args;
 mod chat;
+mod compress;
 mod failure;
 mod inspect;
 mod interrupt;
@@ -14,6 +15,7 @@ mod logits;
 mod mix;
 mod model_flags;
 mod output;
+mod pack;
 mod prompt;
 mod run;
 mod sampling_flags;
@@ -41,6 +43,7 @@ use failure::Outcome;
   lory chat -m model.gguf --pack styles.gguf --adapter poet
   lory run -m model.gguf -p 'Once upon a time' -n 64   one text to standard output
   lory inspect model.gguf                              what is in a file
+  lory compress -m model.gguf -o styles.gguf adapters/ adapters become one pack
 
 Each command explains itself: lory chat --help
 Exit codes: 0 done, 1 error at run time, 2 wrong usage, 130 interrupted."
@@ -58,6 +61,8 @@ enum Command {
     Tokenize(tokenize::Tokenize),
     Logits(logits::Logits),
     Synth(synth::Synth),
+    Compress(compress::Compress),
+    Pack(pack::Pack),
 }
 
 impl Command {
@@ -69,6 +74,8 @@ impl Command {
             Command::Tokenize(c) => c.run(),
             Command::Logits(c) => c.run(),
             Command::Synth(c) => c.run(),
+            Command::Compress(c) => c.run(),
+            Command::Pack(c) => c.run(),
         }
     }
 }

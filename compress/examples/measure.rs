@@ -1,45 +1,50 @@
-//! Times one module's joint compression at full size: `measure D_OUT D_IN N RANK CLUSTERS`.
+//! Time and memory of a large collection: `measure LAYERS N [EMBD KV FF RANK BASIS_RANK CLUSTERS]`.
+//!
+//! Writes synthetic adapters into a temporary folder beside the current one, compresses them as
+//! `lory compress` does, and prints seconds and peak memory.
+
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use lory_compress::{Factors, FullOptions, Rng, Stack, jd_full};
-use rayon::prelude::*;
+use lory_compress::{Collection, Kind, Options, Progress, Source, Synthetic, compress, peak_memory};
+use lory_models::adapter::synthetic_base;
 
-fn random(rows: usize, cols: usize, rng: &mut Rng) -> faer::Mat<f32> {
-    faer::Mat::from_fn(rows, cols, |_, _| rng.normal())
+static GO_ON: AtomicBool = AtomicBool::new(false);
+
+struct Stages(Instant);
+
+impl Progress for Stages {
+    fn stage(&self, name: &str, steps: usize) {
+        let memory = peak_memory().unwrap_or(0) / 1_000_000;
+        println!("{:8.1} s  {memory:6} MB  {name} ({steps})", self.0.elapsed().as_secs_f64());
+    }
+    fn step(&self) {}
 }
 
 fn main() {
-    let args: Vec<usize> = std::env::args().skip(1).map(|a| a.parse().expect("a number")).collect();
-    let &[d_out, d_in, n, rank, clusters] = args.as_slice() else {
-        eprintln!("usage: measure D_OUT D_IN N RANK CLUSTERS");
-        std::process::exit(2);
-    };
-    let t = Instant::now();
-    let items: Vec<(usize, Factors)> = (0..n)
-        .into_par_iter()
-        .map(|i| {
-            let rng = &mut Rng::stream(1, i as u64);
-            (i, Factors { b: random(d_out, rank, rng), a: random(rank, d_in, rng) })
-        })
-        .collect();
-    println!("make {:.2?}", t.elapsed());
-    let t = Instant::now();
-    let stack = Stack::new(d_out, d_in, &items);
-    drop(items);
-    println!("stack {:.2?}", t.elapsed());
-    let t = Instant::now();
-    let full = jd_full(&stack, FullOptions { sweeps: 3, ..FullOptions::new(16, 1) });
-    println!("one basis, {} sweeps: {:.2?}", full.objective.len() - 1, t.elapsed());
-    let t = Instant::now();
-    let sweeps: Vec<usize> = (0..clusters)
-        .into_par_iter()
-        .map(|c| {
-            let positions: Vec<usize> = (c..n).step_by(clusters).collect();
-            jd_full(&stack.select(&positions), FullOptions::new(16, 1)).objective.len() - 1
-        })
-        .collect();
-    println!("{clusters} bases, sweeps {sweeps:?}: {:.2?}", t.elapsed());
-    let t = Instant::now();
-    let spectra = stack.spectra();
-    println!("spectra of {}: {:.2?}", spectra.len(), t.elapsed());
+    let given: Vec<usize> = std::env::args().skip(1).map(|a| a.parse().expect("a number")).collect();
+    let at = |i: usize, default: usize| given.get(i).copied().unwrap_or(default);
+    let (layers, n) = (at(0, 1), at(1, 1000));
+    let base = synthetic_base(layers, at(2, 2048), at(3, 512), at(4, 8192), 1000);
+    let dir = tempfile::tempdir_in(".").expect("a folder");
+    let adapters = dir.path().join("adapters");
+    let stages = Stages(Instant::now());
+    let synthetic = Synthetic::new(n, at(5, 16), Kind::Independent, 1);
+    synthetic.write(&base, &adapters, &stages, &GO_ON).expect("adapters");
+    let start = Instant::now();
+    let sources = Source::find(&[adapters]).expect("adapters");
+    let collection =
+        Collection::open(base, None, &sources, dir.path(), &stages, &GO_ON).expect("a collection");
+    let options = Options { rank: Some(at(6, 16)), clusters: Some(at(7, 25)), ..Options::default() };
+    let report = compress(&collection, &options, &dir.path().join("pack.gguf"), &stages, &GO_ON);
+    let report = report.unwrap_or_else(|e| panic!("{e}"));
+    println!("{:?}", report.seconds);
+    println!("err² {:?}, clusters {:?}", report.err2, report.cluster_sizes);
+    println!(
+        "{:.1} s for {:.2} GB of adapters, pack {:.1} MB, peak memory {} MB",
+        start.elapsed().as_secs_f64(),
+        report.bytes_before as f64 / 1e9,
+        report.bytes_after as f64 / 1e6,
+        peak_memory().unwrap_or(0) / 1_000_000
+    );
 }

@@ -116,11 +116,11 @@ impl Source {
         Ok(found)
     }
 
-    /// Reads and checks the adapter, whole.
+    /// Reads and checks the adapter, whole. `gguf` gives the base's weights to adapters that need them.
     ///
     /// # Errors
     /// Everything that is wrong with the file, or with the file on this base.
-    pub fn load(&self, base: &BaseInfo, gguf: &Gguf) -> Result<Loaded> {
+    pub fn load(&self, base: &BaseInfo, gguf: Option<&Gguf>) -> Result<Loaded> {
         match self.kind {
             SourceKind::Gguf => {
                 let bytes: Arc<Vec<u8>> = Arc::new(fs::read(&self.path).map_err(Error::io(&self.path))?);
@@ -225,7 +225,7 @@ impl Collection {
     /// The first adapter in order that cannot be used on this base; [`Error::Interrupted`].
     pub fn open(
         base: BaseInfo,
-        gguf: &Gguf,
+        gguf: Option<&Gguf>,
         sources: &[Source],
         scratch_folder: &Path,
         progress: &dyn Progress,

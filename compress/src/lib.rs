@@ -38,7 +38,7 @@ pub use error::{Error, Result};
 pub use factors::{Factors, Stack};
 pub use frozen::{Frozen, Method};
 pub use full::{Full, FullOptions, jd_full, jd_full_shared};
-pub use lora_file::{extract, plain_factors, write_gguf_lora};
+pub use lora_file::{base_of, extract, plain_factors, write_gguf_lora};
 pub use options::Options;
 pub use packs::{
     AddOptions, Added, ReadFile, add, merge_segments, open_gguf, open_pack, read_file, remove, rename,

@@ -113,6 +113,22 @@ fn fused_name(base: &BaseInfo, site: Site) -> String {
     }
 }
 
+/// The base as a pack remembers it. Whether its file keeps q, k and v in one tensor is not remembered: a
+/// LoRA for such a base needs the base itself.
+pub fn base_of(pack: &Pack) -> BaseInfo {
+    let spec = pack.spec();
+    BaseInfo {
+        file: spec.base_name.as_str().into(),
+        architecture: spec.architecture.clone(),
+        name: Some(spec.base_name.clone()),
+        n_vocab: spec.shapes.get(Site::TOKEN_EMBD).map_or(0, |s| s.in_features),
+        shapes: spec.shapes.clone(),
+        fused_qkv: false,
+        fused_gate_up: false,
+        fingerprint: spec.fingerprint,
+    }
+}
+
 /// The deltas of a packed adapter as plain factors: B = scale · U C, A = Vᵀ, in f32.
 ///
 /// # Errors

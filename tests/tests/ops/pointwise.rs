@@ -101,7 +101,8 @@ fn sums_biases_gathers_and_embeddings() {
     let tokens = [3, 0, 7, 7];
     let bytes = quantized(QuantType::Q6_K, &noise.values(8 * 512));
     let table = QMatrix::new(QuantType::Q6_K, 8, 512, &bytes).unwrap();
-    let run = |b: &dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>)| {
+    type Steps<'a> = &'a dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>);
+    let run = |b: Steps<'_>| {
         let (mut x, mut gathered, mut embedded) = (x.clone(), vec![0.0; 3 * width], vec![0.0; 4 * 512]);
         b(&mut x, &mut gathered, &mut embedded);
         [x, gathered, embedded].concat()

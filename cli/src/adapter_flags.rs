@@ -39,8 +39,8 @@ pub struct LoraFile {
 impl AdapterFlags {
     /// `--lora` and `--lora-scaled`, in this order.
     pub fn lora_files(&self) -> Outcome<Vec<LoraFile>> {
-        let plain = self.lora.iter().map(|arg| lora(arg));
-        let scaled = self.lora_scaled.iter().map(|arg| lora_scaled(arg));
+        let plain = self.lora.iter().map(lora);
+        let scaled = self.lora_scaled.iter().map(lora_scaled);
         plain.chain(scaled).collect()
     }
 }

@@ -28,11 +28,11 @@ pub fn follow(mut generation: Generation, mut sink: impl FnMut(&str) -> Outcome)
     let _guard = interrupt::catch(move || canceller.cancel());
     let mut text = String::new();
     for event in &mut generation {
-        if let Event::Token { text: piece, .. } | Event::Text(piece) = event? {
-            if !piece.is_empty() {
-                text.push_str(&piece);
-                sink(&piece)?;
-            }
+        if let Event::Token { text: piece, .. } | Event::Text(piece) = event?
+            && !piece.is_empty()
+        {
+            text.push_str(&piece);
+            sink(&piece)?;
         }
     }
     let finish = generation.finish_reason().unwrap_or(FinishReason::Cancelled);

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// Options of [`compress`](crate::compress).
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Columns of every basis; by default the paper's rule ([`Options::rule`]).
+    /// Columns of every basis; by default the paper's rule.
     pub rank: Option<usize>,
     /// Number of bases; by default the paper's rule.
     pub clusters: Option<usize>,

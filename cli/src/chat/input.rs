@@ -101,10 +101,11 @@ impl Input {
     fn remember(&mut self, text: String) -> Entry {
         if let Input::Terminal(editor, history) = self {
             // Losing the history is no reason to end a conversation.
-            if !text.trim().is_empty() && editor.add_history_entry(&text).is_ok() {
-                if let Some(path) = history {
-                    let _ = editor.append_history(path);
-                }
+            if !text.trim().is_empty()
+                && editor.add_history_entry(&text).is_ok()
+                && let Some(path) = history
+            {
+                let _ = editor.append_history(path);
             }
         }
         Entry::Text(text)

@@ -1,6 +1,6 @@
 //! The `lory` program: conversations, one-shot runs and inspection from the command line.
 //!
-//! One file per subcommand, each with its arguments and a `run` that returns a [`Failure`] for
+//! One file per subcommand, each with its arguments and a `run` that returns a [`failure::Failure`] for
 //! `main` to print. Standard output carries results only; everything else goes to standard error.
 
 mod adapter_flags;

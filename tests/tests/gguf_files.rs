@@ -2,13 +2,18 @@
 
 use std::{fs, io::Write, path::Path};
 
-use lory_kernels::{QuantType, quant};
+use lory_kernels::{QuantType, backend::KvType, ops::Reference, quant};
 use lory_models::{
+    config::Config,
+    decoder::Decoder,
     synth::{self, FileType},
     tokenizer::{EncodeOptions, Tokenizer},
 };
 use lory_runtime::mapping::{Loading, open_gguf};
-use lory_tests::gguf_bytes::{GgufBytes, array, string};
+use lory_tests::{
+    gguf_bytes::{GgufBytes, array, string},
+    runner::Runner,
+};
 
 const TERABYTE: u64 = 1 << 40;
 
@@ -112,4 +117,46 @@ fn a_synthetic_vocabulary_encodes_and_decodes() {
     let (n, bytes) = (tokenizer.encode(english, EncodeOptions::default()).len(), english.len());
     assert!(n < bytes * 9 / 10, "merges are hardly used: {n} tokens for {bytes} bytes");
     assert!(ids.iter().all(|&id| id < 512));
+}
+
+/// Names and shapes of every shape are what its architecture's loader asks for. The data are a
+/// hole in the file.
+#[test]
+fn every_synthetic_shape_loads() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    for shape in synth::shapes() {
+        let header = synth::header(shape, FileType::from_name("Q4_K_M").unwrap(), 1);
+        let data = header.data_bytes();
+        let file = fs::File::create(&path).unwrap();
+        drop(header.start(&file).unwrap());
+        let len = file.metadata().unwrap().len();
+        if file.set_len(len + data).is_err() {
+            eprintln!("skipped: no sparse files here");
+            return;
+        }
+        let open = open_gguf(&path, Loading::Map).unwrap();
+        let config = Config::from_metadata(open.gguf.metadata(), 64).unwrap();
+        assert_eq!((config.n_layers(), config.n_embd), (shape.layers, shape.d_model));
+        // Holes read as zeros, which are no frequency factors; all else loads.
+        match Decoder::load(&open.gguf, 64) {
+            Ok(decoder) => assert_eq!(decoder.vocab_size(), shape.vocab, "{}", shape.name),
+            Err(e) => assert!(e.to_string().contains("rope_freqs"), "{}: {e}", shape.name),
+        }
+    }
+}
+
+/// Random weights, but no random size: logits of about 1 after all layers.
+#[test]
+fn synthetic_models_run_in_every_file_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    for ty in FileType::all() {
+        synthetic("llama-tiny", ty.name(), &path);
+        let open = open_gguf(&path, Loading::Map).unwrap();
+        let decoder = Decoder::load(&open.gguf, 64).unwrap();
+        let logits = Runner::new(&Reference, &decoder, 8, KvType::F16).logits(&[496, 72, 101, 300]);
+        let rms = (logits.iter().map(|x| x * x).sum::<f32>() / logits.len() as f32).sqrt();
+        assert!((0.3..3.0).contains(&rms), "{ty}: logits of size {rms}");
+    }
 }

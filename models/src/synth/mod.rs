@@ -46,24 +46,29 @@ pub fn model<W: Write>(
     out: W,
     mut progress: impl FnMut(Progress<'_>),
 ) -> io::Result<W> {
-    let specs = shape.tensors();
-    let types: Vec<QuantType> = specs.iter().map(|s| file_type.of(s, shape)).collect();
-    let mut w = gguf::Writer::new();
-    shape.keys(&mut w);
-    w.set("general.file_type", file_type.id()).set("general.quantization_version", 2u32);
-    vocab::keys(&mut w, shape.vocab, seed);
-    for (spec, &ty) in specs.iter().zip(&types) {
-        w.tensor(&spec.name, ty, &spec.dims);
-    }
+    let w = header(shape, file_type, seed);
     let total = w.data_bytes();
     let mut done = 0;
     let mut data = w.start(out)?;
-    for (i, (spec, ty)) in specs.iter().zip(types).enumerate() {
+    for (i, spec) in shape.tensors().iter().enumerate() {
+        let ty = file_type.of(spec, shape);
         let mut rng = Rng::new(seed, i as u64 + 1);
         data.tensor_with(&spec.name, |out| write_tensor(spec, ty, &mut rng, &mut done, out))?;
         progress(Progress { tensor: &spec.name, done, total });
     }
     data.finish()
+}
+
+/// The keys, the vocabulary and the tensors' descriptions of [`model`], without data.
+pub fn header(shape: &Shape, file_type: FileType, seed: u64) -> gguf::Writer {
+    let mut w = gguf::Writer::new();
+    shape.keys(&mut w);
+    w.set("general.file_type", file_type.id()).set("general.quantization_version", 2u32);
+    vocab::keys(&mut w, shape.vocab, seed);
+    for spec in shape.tensors() {
+        w.tensor(&spec.name, file_type.of(&spec, shape), &spec.dims);
+    }
+    w
 }
 
 fn write_tensor(

@@ -18,6 +18,7 @@ mod output;
 mod pack;
 mod prompt;
 mod run;
+mod pack;
 mod sampling_flags;
 mod speed;
 mod synth;

@@ -7,6 +7,7 @@
 //! only see the subspaces; the start with the least error is taken. Then, until nothing moves: a basis per
 //! cluster, and every adapter to the cluster where it loses least over the modules together.
 
+use faer::Mat;
 use rayon::prelude::*;
 
 use crate::factors::Stack;
@@ -194,7 +195,7 @@ fn losses<E>(
     visit: &Visit<'_, E>,
 ) -> Result<Vec<Vec<f64>>, E> {
     let per_module = visit(&|stack| {
-        let bases: Vec<Option<Frozen>> = (0..k)
+        let bases: Vec<Option<(Mat<f32>, Mat<f32>)>> = (0..k)
             .into_par_iter()
             .map(|c| {
                 let positions: Vec<usize> =
@@ -205,18 +206,10 @@ fn losses<E>(
                 let full =
                     FullOptions { sweeps: ASSIGN_SWEEPS, ..FullOptions::new(options.rank, options.seed) };
                 let full = jd_full(&stack.select(&positions), full);
-                Some(Frozen::new(full.u.into_iter().next()?, full.v, Method::Full))
+                Some((full.u.into_iter().next()?, full.v))
             })
             .collect();
-        let columns: Vec<Vec<f64>> = bases
-            .par_iter()
-            .map(|basis| match basis {
-                // On an orthonormal basis the projection is the core: err² = 1 − ‖core‖².
-                Some(b) => b.projections(stack).iter().map(|p| 1.0 - p.squared_norm_l2()).collect(),
-                // A cluster without an adapter at this module would represent nothing there.
-                None => vec![1.0; stack.len()],
-            })
-            .collect();
+        let columns = errors_under(stack, &bases);
         let row = |p: usize| columns.iter().map(|c| c[p]).chain([1.0]).collect();
         stack.members.iter().enumerate().map(|(p, &m)| (m, row(p))).collect()
     })?;
@@ -227,6 +220,41 @@ fn losses<E>(
         }
     }
     Ok(sums)
+}
+
+/// err² of every entry under every basis. All bases go through the factors in one product per side: skinny
+/// products would read the factors once per cluster.
+fn errors_under(stack: &Stack, bases: &[Option<(Mat<f32>, Mat<f32>)>]) -> Vec<Vec<f64>> {
+    let sides = |side: fn(&(Mat<f32>, Mat<f32>)) -> &Mat<f32>, factor: &Mat<f32>| {
+        let width = bases.iter().flatten().map(|b| side(b).ncols()).sum();
+        let mut joined = Mat::<f32>::zeros(factor.nrows(), width);
+        let mut at = 0;
+        let mut starts = Vec::with_capacity(bases.len());
+        for basis in bases {
+            starts.push(at);
+            if let Some(x) = basis.as_ref().map(side) {
+                joined.as_mut().subcols_mut(at, x.ncols()).copy_from(x);
+                at += x.ncols();
+            }
+        }
+        (linalg::mul_tn(factor.as_ref(), joined.as_ref()), starts)
+    };
+    let (tl, left_starts) = sides(|b| &b.0, &stack.left);
+    let (tr, right_starts) = sides(|b| &b.1, &stack.right);
+    (0..bases.len())
+        .into_par_iter()
+        .map(|c| {
+            // A cluster without an adapter at this module would represent nothing there.
+            let Some((u, v)) = &bases[c] else { return vec![1.0; stack.len()] };
+            let error = |s: &std::ops::Range<usize>| {
+                let l = tl.as_ref().submatrix(s.start, left_starts[c], s.len(), u.ncols());
+                let r = tr.as_ref().submatrix(s.start, right_starts[c], s.len(), v.ncols());
+                // On an orthonormal basis the projection is the core: err² = 1 − ‖core‖².
+                1.0 - linalg::norm2(linalg::mul_tn(l, r).as_ref())
+            };
+            stack.spans.iter().map(error).collect()
+        })
+        .collect()
 }
 
 /// Index of the least value; the first of equals.
@@ -323,7 +351,6 @@ fn distance2(a: &[f64], b: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::factors::Factors;
-    use faer::Mat;
 
     /// Adapters of `families` that have nothing in common, interleaved: adapter i is of family i mod `families`.
     fn families(n: usize, families: usize, d: usize) -> Stack {

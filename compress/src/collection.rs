@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use faer::Mat;
 use lory_kernels::QuantType;
+use lory_models::adapter::peft::{PeftAdapter, PermutedHeads};
 use lory_models::adapter::{Adapter, BaseInfo, CoreMatrix, Delta, Site, gguf_lora};
 use lory_models::gguf::Gguf;
 use lory_models::{Bytes, Tensor};
@@ -123,18 +124,66 @@ impl Source {
     pub fn load(&self, base: &BaseInfo, gguf: Option<&Gguf>) -> Result<Loaded> {
         match self.kind {
             SourceKind::Gguf => {
-                let bytes: Arc<Vec<u8>> = Arc::new(fs::read(&self.path).map_err(Error::io(&self.path))?);
+                let bytes: Arc<Vec<u8>> = Arc::new(read_regular(&self.path)?);
                 let shown: Arc<str> = self.path.to_string_lossy().into();
                 let file = Gguf::parse(vec![(shown, bytes.clone() as Bytes)])?;
                 let adapter = gguf_lora::load(&self.name, &file, base)?;
                 Ok(Loaded { adapter, files: vec![(self.path.clone(), bytes)], kind: "lora".into() })
             }
-            SourceKind::Peft => {
-                let _ = gguf;
-                Err(Error::Request(format!("{}: PEFT folders cannot be read yet", self.path.display())))
-            }
+            SourceKind::Peft => self.load_peft(base, gguf),
         }
     }
+
+    fn load_peft(&self, base: &BaseInfo, gguf: Option<&Gguf>) -> Result<Loaded> {
+        let config_path = self.path.join("adapter_config.json");
+        let weights_path = self.path.join("adapter_model.safetensors");
+        let pickle = self.path.join("adapter_model.bin");
+        if !weights_path.exists() && pickle.exists() {
+            return Err(Error::Request(format!(
+                "{}: is a pickle, which may run code and is never read; save the adapter again with \
+                 safe_serialization=True",
+                pickle.display()
+            )));
+        }
+        let config = read_regular(&config_path)?;
+        let weights = Arc::new(read_regular(&weights_path)?);
+        let permuted = match gguf {
+            Some(gguf) => PermutedHeads::from_metadata(gguf.metadata())?,
+            None => None,
+        };
+        let peft = PeftAdapter::read(&self.name, &config, weights.clone() as Bytes, base, permuted)?;
+        let adapter = peft.into_adapter(base, |site| weight(gguf?, base, site))?;
+        let dora = adapter.cores().iter().any(|(_, core)| core.row_scale.is_some());
+        let kind = if dora { "dora" } else { "lora" };
+        Ok(Loaded { adapter, files: vec![(weights_path, weights)], kind: kind.into() })
+    }
+}
+
+/// A file's bytes; never waits for a FIFO or reads a device.
+fn read_regular(path: &Path) -> Result<Vec<u8>> {
+    if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
+        return Err(Error::Request(format!("{}: is not a regular file", path.display())));
+    }
+    fs::read(path).map_err(Error::io(path))
+}
+
+/// The base's weight at a site, cut out of a fused tensor where there is one.
+fn weight(gguf: &Gguf, base: &BaseInfo, site: Site) -> Option<Tensor> {
+    if let Ok(t) = gguf.tensor(&format!("{site}.weight"))
+        && base.shapes.get(site)?.out_features == t.rows()
+    {
+        return Some(t);
+    }
+    if site == Site::OUTPUT {
+        // Tied: the embedding is the output too.
+        return gguf.tensor("token_embd.weight").ok();
+    }
+    let layer = site.layer_index()?;
+    ["attn_qkv", "ffn_up"].into_iter().find_map(|fused| {
+        let name = format!("blk.{layer}.{fused}");
+        let (_, rows) = base.targets(&name)?.into_iter().find(|(s, _)| *s == site)?;
+        gguf.tensor(&format!("{name}.weight")).ok()?.slice_rows(rows).ok()
+    })
 }
 
 /// An adapter in memory, with the files that its tensors may point into.

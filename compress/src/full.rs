@@ -132,6 +132,14 @@ fn block_gram(factor: &Mat<f32>, span: &Range<usize>) -> Mat<f32> {
     linalg::mul_tn(block, block)
 }
 
+/// Whether the triangle of a d × n side saves more products than the QR costs (2dn² operations, against two
+/// products of d × n with the block in every step).
+fn worth_reducing(d: usize, n: usize, rank: usize, options: FullOptions) -> bool {
+    // Structured collections seldom need more sweeps than this.
+    let steps = START_STEPS + options.sweeps.min(15);
+    n < d && (n <= options.exact || d * n < 2 * steps * (rank + OVERSAMPLE) * (d - n))
+}
+
 /// One side's factors, its current block of directions and their products.
 struct Side<'a> {
     /// d × N, or its triangle after QR when N < d.
@@ -153,7 +161,7 @@ impl<'a> Side<'a> {
     fn new(factor: Cow<'a, Mat<f32>>, spans: Vec<Range<usize>>, options: FullOptions, id: u64) -> Self {
         let rank = options.rank.min(factor.nrows());
         let rng = Rng::stream(options.seed, id);
-        let (factor, qr) = if factor.ncols() < factor.nrows() {
+        let (factor, qr) = if worth_reducing(factor.nrows(), factor.ncols(), rank, options) {
             let qr = Qr::new(factor.into_owned());
             (Cow::Owned(qr.r()), Some(qr))
         } else {

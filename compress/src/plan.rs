@@ -15,9 +15,11 @@ use crate::pipeline::mean_error;
 use crate::progress::{Progress, Silent};
 use crate::{Error, Result, modules};
 
-/// Modules that adapters are assigned by: the assignment is one for all modules, and further ones hardly
-/// change it, while each costs a pass over its factors in every round.
+/// Most modules that adapters are assigned by: the assignment is one for all modules, and further ones hardly
+/// change it, while each costs a pass over its factors in every round …
 const CLUSTER_SITES: usize = 14;
+/// … so that large collections get by with fewer: this many bytes of factors, but at least three modules.
+const CLUSTER_BYTES: usize = 1 << 30;
 /// Modules that the number of clusters is chosen by under `--auto`.
 const SEARCH_SITES: usize = 4;
 /// Most reassignment rounds, in the choice of the number of clusters and for good.
@@ -107,7 +109,10 @@ fn clusters_for(
     if clusters <= 1 {
         return Ok(Clustering::single(n));
     }
-    let sample = modules::single(&modules::sample(sites, CLUSTER_SITES, options.seed));
+    let drawn = modules::sample(sites, CLUSTER_SITES, options.seed);
+    let bytes = drawn.iter().map(|s| collection.stack_bytes(*s)).sum::<usize>().max(1);
+    let most = (drawn.len() as f64 * CLUSTER_BYTES as f64 / bytes as f64) as usize;
+    let sample = modules::single(&modules::sample(&drawn, most.max(3), options.seed));
     let settings = ClusterOptions { clusters, rank, rounds: ROUNDS, seed: options.seed };
     cluster_on(collection, &sample, settings, progress, cancel)
 }

@@ -15,6 +15,7 @@ use lory_models::adapter::pack::Pack;
 use lory_models::adapter::{Adapter, AdapterSet, BaseInfo, gguf_lora};
 use lory_models::decoder::Decoder;
 use lory_models::gguf::Gguf;
+use lory_runtime::{Engine, EngineOptions, Request, SamplerOptions, SessionOptions};
 use lory_tests::fixtures::{self, fixture, gguf};
 use lory_tests::runner::Runner;
 use tempfile::TempDir;
@@ -67,7 +68,9 @@ fn logits(base: &Base, adapter: Option<Arc<Adapter>>) -> Vec<f32> {
 
 #[test]
 fn two_hundred_adapters_answer_alike_from_the_pack_and_extracted() {
-    let options = Options { rank: Some(16), clusters: Some(4), ..Options::default() };
+    // Halves: with integer bases the activations are rounded too, differently on the two roads.
+    let storage = Storage { basis: QuantType::F16, core: QuantType::F16 };
+    let options = Options { rank: Some(16), clusters: Some(4), storage, ..Options::default() };
     let (dir, base, report, path) = packed(200, Kind::Shared, &options);
     assert_eq!((report.adapters, report.clusters), (200, 4));
     assert!(report.cluster_sizes.iter().all(|n| *n > 0));
@@ -214,6 +217,67 @@ fn adapters_that_do_not_fit_keep_their_own_factors() {
     for error in dense_errors(&collection, 16, &adapter) {
         assert!(error < 1e-5, "{error}");
     }
+}
+
+#[test]
+fn the_engine_answers_alike_from_the_pack_and_from_the_extracted_file() {
+    let options = Options { rank: Some(16), clusters: Some(2), ..Options::default() };
+    let (dir, base, _, path) = packed(24, Kind::Shared, &options);
+    let pack = open(&path);
+    let f = fixtures::model("llama");
+    let settings = EngineOptions { threads: Some(2), n_ctx: Some(256), ..EngineOptions::default() };
+    let engine = Engine::open(&fixture("models/llama.gguf"), &settings).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(engine.adapters().open_pack(&path).unwrap_or_else(|e| panic!("{e}")), 24);
+    for i in [2, 11, 23] {
+        let name = Synthetic::name(i);
+        let file = dir.path().join(format!("extracted-{i}.gguf"));
+        extract(&pack, &name, &base.info, QuantType::F32, &file).unwrap_or_else(|e| panic!("{e}"));
+        let from_file = engine.adapters().load_lora(&file, None).unwrap_or_else(|e| panic!("{e}"));
+        let from_pack = engine.adapters().resolve(&name).unwrap_or_else(|e| panic!("{e}"));
+        let answers = [from_pack, from_file].map(|id| {
+            let options = SessionOptions { adapters: vec![(id, 1.0)], ..SessionOptions::default() };
+            let mut session = engine.session(&options).unwrap_or_else(|e| panic!("{e}"));
+            let request = Request {
+                tokens: f.tokens.clone(),
+                max_new_tokens: 12,
+                sampler: SamplerOptions::greedy(),
+                ignore_eos: true,
+                ..Request::default()
+            };
+            session.generate(request).and_then(|mut g| g.text()).unwrap_or_else(|e| panic!("{e}"))
+        });
+        assert_eq!(answers[0], answers[1], "{name}");
+    }
+}
+
+#[test]
+fn peft_folders_and_gguf_files_mix() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let base = base();
+    let folder = dir.path().join("adapters");
+    synth(&folder, &base, 4, 4, Kind::Shared, 1);
+    let peft = ["lora", "rslora", "patterns", "dora", "lora_bf16"].map(|name| fixture("peft").join(name));
+    let paths: Vec<PathBuf> = [folder].into_iter().chain(peft).collect();
+    let collection = collect(&base, &paths, dir.path()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(collection.len(), 9);
+    let storage = Storage { basis: QuantType::F32, core: QuantType::F32 };
+    let options = Options { rank: Some(64), clusters: Some(1), storage, ..Options::default() };
+    let path = dir.path().join("p.gguf");
+    let report = compress(&collection, &options, &path, &Silent, &GO_ON).unwrap_or_else(|e| panic!("{e}"));
+    assert!(report.err2.worst < 1e-4, "64 columns hold all of them: {:?}", report.err2);
+    let pack = open(&path);
+    assert_eq!(pack.info("dora").expect("there").meta.kind, "dora");
+    for name in ["lora", "rslora", "dora"] {
+        // The same adapter uncompressed; that one is compared with PEFT's own forward elsewhere.
+        let source = Source::find(&[fixture("peft").join(name)]).expect("a source").remove(0);
+        let direct = source.load(&base.info, Some(&base.gguf)).unwrap_or_else(|e| panic!("{e}")).adapter;
+        let want = logits(&base, Some(Arc::new(direct)));
+        let got = logits(&base, Some(pack.adapter(name).expect("packed")));
+        let error = fixtures::relative_error(&got, &want);
+        assert!(error < 2e-3, "{name}: {error}");
+    }
+    let refused = collect(&base, &[fixture("peft").join("ia3")], dir.path());
+    assert!(refused.is_err_and(|e| e.to_string().contains("IA3")));
 }
 
 #[test]

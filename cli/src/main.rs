@@ -18,10 +18,10 @@ mod output;
 mod pack;
 mod prompt;
 mod run;
-mod pack;
 mod sampling_flags;
 mod speed;
 mod synth;
+mod synth_adapters;
 mod terminal;
 mod tokenize;
 

@@ -9,9 +9,10 @@ use lory_models::synth::{self, FileType};
 use crate::{
     failure::{Failure, Outcome},
     output::Output,
+    synth_adapters::Adapters,
 };
 
-/// Write a random model of a published shape.
+/// Write a random model of a published shape, or random adapters for a model.
 #[derive(Args)]
 #[command(arg_required_else_help = true)]
 pub struct Synth {
@@ -22,12 +23,14 @@ pub struct Synth {
 #[derive(Subcommand)]
 enum What {
     Model(Model),
+    Adapters(Adapters),
 }
 
 impl Synth {
     pub fn run(self) -> Outcome {
         match self.what {
             What::Model(model) => model.run(),
+            What::Adapters(adapters) => adapters.run(),
         }
     }
 }

@@ -195,7 +195,7 @@ fn losses<E>(
     visit: &Visit<'_, E>,
 ) -> Result<Vec<Vec<f64>>, E> {
     let per_module = visit(&|stack| {
-        let bases: Vec<Option<(Mat<f32>, Mat<f32>)>> = (0..k)
+        let bases: Vec<Option<Pair>> = (0..k)
             .into_par_iter()
             .map(|c| {
                 let positions: Vec<usize> =
@@ -222,10 +222,13 @@ fn losses<E>(
     Ok(sums)
 }
 
+/// U and V of one cluster at one module.
+type Pair = (Mat<f32>, Mat<f32>);
+
 /// err² of every entry under every basis. All bases go through the factors in one product per side: skinny
 /// products would read the factors once per cluster.
-fn errors_under(stack: &Stack, bases: &[Option<(Mat<f32>, Mat<f32>)>]) -> Vec<Vec<f64>> {
-    let sides = |side: fn(&(Mat<f32>, Mat<f32>)) -> &Mat<f32>, factor: &Mat<f32>| {
+fn errors_under(stack: &Stack, bases: &[Option<Pair>]) -> Vec<Vec<f64>> {
+    let sides = |side: fn(&Pair) -> &Mat<f32>, factor: &Mat<f32>| {
         let width = bases.iter().flatten().map(|b| side(b).ncols()).sum();
         let mut joined = Mat::<f32>::zeros(factor.nrows(), width);
         let mut at = 0;

@@ -70,7 +70,7 @@ fn logits(base: &Base, adapter: Option<Arc<Adapter>>) -> Vec<f32> {
 fn two_hundred_adapters_answer_alike_from_the_pack_and_extracted() {
     // Halves: with integer bases the activations are rounded too, differently on the two roads.
     let storage = Storage { basis: QuantType::F16, core: QuantType::F16 };
-    let options = Options { rank: Some(16), clusters: Some(4), storage, ..Options::default() };
+    let options = Options { rank: Some(8), clusters: Some(4), storage, ..Options::default() };
     let (dir, base, report, path) = packed(200, Kind::Shared, &options);
     assert_eq!((report.adapters, report.clusters), (200, 4));
     assert!(report.cluster_sizes.iter().all(|n| *n > 0));

@@ -216,8 +216,8 @@ fn on_a_terminal(dialog: &[(&str, &str)], dir: &std::path::Path) -> Option<(Opti
 fn on_a_terminal_keys_complete_remember_and_end() {
     let dir = tempfile::tempdir().unwrap();
     let dialog = [
-        ("/help lists", "/ad\t no\t\r"),
-        // Tab completes the command and the name; a tab typed at once with others is a key, too.
+        ("/help lists", "/ad\tno\t\r"),
+        // Tab completes the command with its space, and the name.
         ("now speaking: base", "/ad\tat\t\r"),
         ("now speaking: attn", "hello\r"),
         ("[prompt", "/compare attn none hello\r"),

@@ -80,7 +80,7 @@ fn an_adapter_is_no_model_and_a_model_no_adapter() {
 #[test]
 fn an_adapter_for_another_base_is_refused() {
     let adapter = arg(&fixture("lora/attn.gguf"));
-    let ran = lory(&["run", "-m", &arg(&fixture("models/llama_tied.gguf")), "-p", "x", "--lora", &adapter]);
+    let ran = lory(&["run", "-m", &arg(&fixture("models/qwen2.gguf")), "-p", "x", "--lora", &adapter]);
     assert!(ran.one_line_error(1).contains("attn.gguf"), "{ran:?}");
 }
 

@@ -16,11 +16,11 @@ pub const HELP: &str = "\
 \"\"\"                     begins and ends a message of several lines
 Tab completes commands, adapters and files.";
 
-/// The commands, for completion.
+/// The commands, for completion: with a space where something follows.
 pub const NAMES: &[&str] =
-    &["/help", "/exit", "/clear", "/regen", "/system", "/adapter", "/lora", "/compare"];
-/// What follows `/lora`.
-pub const LORA_VERBS: &[&str] = &["add", "rm", "list", "scale"];
+    &["/help", "/exit", "/clear", "/regen", "/system ", "/adapter ", "/lora ", "/compare "];
+/// What follows `/lora`, in the same way.
+pub const LORA_VERBS: &[&str] = &["add ", "rm ", "list", "scale "];
 
 /// A command with its arguments.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,7 +100,7 @@ fn lora(rest: &str) -> Result<Command, String> {
         ("rm" | "remove", _) => Err("write /lora rm NAME".into()),
         ("scale", (name, Some(scale))) => Ok(Command::LoraScale { name, scale }),
         ("scale", _) => Err("write /lora scale NAME SCALE, with a number such as 0.3".into()),
-        (other, _) => Err(format!("no /lora {other}; there are {}", LORA_VERBS.join(", "))),
+        (other, _) => Err(format!("no /lora {other}; there are add, rm, list and scale")),
     }
 }
 

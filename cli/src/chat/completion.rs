@@ -128,6 +128,6 @@ mod tests {
     #[test]
     fn only_what_begins_alike_is_offered() {
         let got: Vec<String> = pairs("/a", NAMES).into_iter().map(|p| p.replacement).collect();
-        assert_eq!(got, ["/adapter"]);
+        assert_eq!(got, ["/adapter "]);
     }
 }

@@ -4,15 +4,24 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use lory_models::synth::{self, FileType};
+use lory_kernels::QuantType;
+use lory_models::{
+    adapter::{
+        BaseInfo,
+        pack::{SynthSpec, synth_pack},
+    },
+    synth::{self, FileType},
+};
+use lory_runtime::mapping::{Loading, open_gguf};
 
 use crate::{
+    compress::storage_type,
     failure::{Failure, Outcome},
     output::Output,
     synth_adapters::Adapters,
 };
 
-/// Write a random model of a published shape, or random adapters for a model.
+/// Write a random model of a published shape, or random adapters for a model: files, or a pack.
 #[derive(Args)]
 #[command(arg_required_else_help = true)]
 pub struct Synth {
@@ -24,6 +33,7 @@ pub struct Synth {
 enum What {
     Model(Model),
     Adapters(Adapters),
+    Pack(Pack),
 }
 
 impl Synth {
@@ -31,6 +41,7 @@ impl Synth {
         match self.what {
             What::Model(model) => model.run(),
             What::Adapters(adapters) => adapters.run(),
+            What::Pack(pack) => pack.run(),
         }
     }
 }
@@ -83,6 +94,57 @@ impl Model {
         });
         bar.finish_and_clear();
         written.map_err(|e| Output::failed(&self.output, &e))?.finish()
+    }
+}
+
+/// A pack of random adapters for all projections of a model, named synth-00000, synth-00001 …
+#[derive(Args)]
+#[command(after_help = "Examples:
+  lory synth pack -m model.gguf --adapters 1000 --rank 16 --clusters 4 -o pack.gguf
+  lory run -m model.gguf --pack pack.gguf --adapter synth-00007 -p Hello")]
+struct Pack {
+    /// The model that the adapters are for.
+    #[arg(short = 'm', long, value_name = "FILE")]
+    model: PathBuf,
+    /// Number of adapters.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    adapters: usize,
+    /// Rank of the shared bases.
+    #[arg(long, value_name = "R", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    rank: u16,
+    /// Number of bases; the adapters are spread evenly over them.
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    clusters: u16,
+    /// Diagonal cores (r numbers per projection) instead of full ones (r x r).
+    #[arg(long)]
+    diagonal: bool,
+    /// Format of the bases.
+    #[arg(long, value_name = "TYPE", default_value = "F16", value_parser = storage_type)]
+    basis_type: QuantType,
+    /// Format of the cores.
+    #[arg(long, value_name = "TYPE", default_value = "F16", value_parser = storage_type)]
+    core_type: QuantType,
+    /// The file to write.
+    #[arg(short = 'o', long, value_name = "PACK")]
+    output: PathBuf,
+    /// The same seed gives the same file.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+impl Pack {
+    fn run(self) -> Outcome {
+        let base = BaseInfo::from_gguf(&open_gguf(&self.model, Loading::Map)?.gguf)?;
+        let spec = SynthSpec {
+            n_adapters: self.adapters,
+            clusters: self.clusters.into(),
+            rank: self.rank.into(),
+            diagonal: self.diagonal,
+            basis_type: self.basis_type,
+            core_type: self.core_type,
+            seed: self.seed,
+        };
+        synth_pack(&base, &spec, Output::create(&self.output)?)?.finish()
     }
 }
 

@@ -200,6 +200,42 @@ fn a_synthetic_model_is_reproducible_and_runs() {
 }
 
 #[test]
+fn a_random_pack_is_reproducible_and_its_adapters_differ() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = arg(&fixture("models/llama.gguf"));
+    let paths = ["a.gguf", "b.gguf"].map(|n| arg(&dir.path().join(n)));
+    for path in &paths {
+        let size = ["--adapters", "20", "--rank", "8", "--clusters", "2"];
+        lory(&[&["synth", "pack", "-m", &model, "-o", path], &size[..]].concat()).success();
+    }
+    assert_eq!(fs::read(&paths[0]).unwrap(), fs::read(&paths[1]).unwrap());
+    let shown = lory(&["inspect", &paths[0]]);
+    assert!(shown.success().contains("kind      pack of adapters"), "{shown:?}");
+    let run = |adapters: &[&str]| {
+        let args = [
+            "run",
+            "-m",
+            &model,
+            "-p",
+            "hello",
+            "-n",
+            "16",
+            "--temp",
+            "0",
+            "--ignore-eos",
+            "--pack",
+            &paths[0],
+        ];
+        lory(&[&args[..], adapters].concat()).success().to_owned()
+    };
+    let base = run(&[]);
+    let first = run(&["--adapter", "synth-00000"]);
+    let second = run(&["--adapter", "synth-00001"]);
+    assert!(base != first && first != second && base != second);
+    assert_eq!(run(&["--adapter", "synth-00000:0"]), base);
+}
+
+#[test]
 fn a_reader_that_leaves_is_no_error() {
     let model = arg(&fixture("models/llama.gguf"));
     let args = ["run", "-m", &model, "-p", "x", "-n", "2000", "--ignore-eos", "-c", "4096"];

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Op, Simd};
+use super::simd::{Op, Rows, Simd};
 
 /// AVX2, FMA and F16C, with or without the VNNI instructions on 256 bits.
 #[derive(Clone, Copy)]
@@ -220,11 +220,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         proven!([_mm256_set1_epi32(x); 2])
     }
     #[inline(always)]
-    unsafe fn gather_u16(self, rows: &[*const u8; 16], offset: usize) -> I {
+    unsafe fn gather_u16(self, rows: &Rows, offset: usize) -> I {
         let mut words = [0i16; 16];
-        for (word, row) in words.iter_mut().zip(rows) {
-            // SAFETY: the caller promises two readable bytes behind every pointer.
-            *word = unsafe { row.add(offset).cast::<i16>().read_unaligned() };
+        for (i, word) in words.iter_mut().enumerate() {
+            // SAFETY: the caller promises two readable bytes in every row.
+            *word = unsafe { rows.at(i, offset).cast::<i16>().read_unaligned() };
         }
         let w = &words;
         proven!({
@@ -298,6 +298,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let n = _mm_cvtsi32_si128(N as i32);
             [_mm256_sra_epi32(x[0], n), _mm256_sra_epi32(x[1], n)]
         })
+    }
+    #[inline(always)]
+    fn add_i(self, a: I, b: I) -> I {
+        proven!([_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])])
     }
     #[inline(always)]
     fn sub_i(self, a: I, b: I) -> I {

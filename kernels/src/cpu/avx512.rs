@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Op, Simd};
+use super::simd::{Op, Rows, Simd};
 
 /// AVX-512 F, BW, DQ and VL, with or without VNNI.
 #[derive(Clone, Copy)]
@@ -139,11 +139,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         proven!(_mm512_set1_epi32(x))
     }
     #[inline(always)]
-    unsafe fn gather_u16(self, rows: &[*const u8; 16], offset: usize) -> __m512i {
+    unsafe fn gather_u16(self, rows: &Rows, offset: usize) -> __m512i {
         let mut words = [0i16; 16];
-        for (word, row) in words.iter_mut().zip(rows) {
-            // SAFETY: the caller promises two readable bytes behind every pointer.
-            *word = unsafe { row.add(offset).cast::<i16>().read_unaligned() };
+        for (i, word) in words.iter_mut().enumerate() {
+            // SAFETY: the caller promises two readable bytes in every row.
+            *word = unsafe { rows.at(i, offset).cast::<i16>().read_unaligned() };
         }
         let w = &words;
         proven!({
@@ -205,6 +205,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn sra<const N: u32>(self, x: __m512i) -> __m512i {
         proven!(_mm512_srai_epi32::<N>(x))
+    }
+    #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_add_epi32(a, b))
     }
     #[inline(always)]
     fn sub_i(self, a: __m512i, b: __m512i) -> __m512i {

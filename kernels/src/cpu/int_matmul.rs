@@ -5,8 +5,10 @@ use std::mem::MaybeUninit;
 
 use super::Isa;
 use super::activations::{Activations, Offset, Shared};
+use super::int_direct::{DIRECT_ROWS, Direct};
 use super::int_tile::Sweep;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
+use super::simd::Rows;
 use crate::quant::{
     IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, QMatrix, QuantType,
 };
@@ -16,6 +18,10 @@ use crate::quant::{
 pub(crate) const ROW_BLOCK: usize = 256;
 /// The most panels of any level's tile.
 const MAX_PANELS: usize = 2;
+/// Bytes that are fetched ahead at most: a part of the second-level cache.
+const NEAR: usize = 256 << 10;
+/// The most bytes of [`COLUMNS`] weights: those of Q8_0.
+const CHUNK_BYTES: usize = COLUMNS / 32 * size_of::<Q8_0>();
 
 /// The functions of one format.
 pub(crate) struct IntKernel {
@@ -23,22 +29,30 @@ pub(crate) struct IntKernel {
     pub group: usize,
     offset: Offset,
     wide: bool,
-    fill: unsafe fn(Isa, &[*const u8; ROWS], usize, usize, *mut Panel),
+    fill: unsafe fn(Isa, Rows, usize, usize, *mut Panel),
+    direct: unsafe fn(Isa, &Strip<'_>, Rows, usize, *mut [f32; ROWS]),
     block_len: usize,
-    sweep: unsafe fn(Isa, Strip<'_>, *const Panel, usize, usize, *mut [f32; ROWS]),
+    block_bytes: usize,
+    sweep: unsafe fn(Isa, &Strip<'_>, *const Panel, usize, usize, *mut [f32; ROWS]),
 }
 
 impl IntKernel {
     const fn new<B: PanelBlock, const STEPS: usize, const MIN: bool, const WIDE: bool>() -> IntKernel {
         assert!(
-            B::GROUP == 4 * STEPS && B::HAS_MIN == MIN && B::WIDE == WIDE && COLUMNS.is_multiple_of(B::LEN)
+            B::GROUP == 4 * STEPS
+                && B::HAS_MIN == MIN
+                && B::WIDE == WIDE
+                && size_of::<B>() * (COLUMNS / B::LEN) <= CHUNK_BYTES
         );
+        assert!(COLUMNS.is_multiple_of(B::LEN));
         IntKernel {
             group: B::GROUP,
             offset: if MIN { Offset::Min } else { Offset::Zero(B::ZERO) },
             wide: WIDE,
             fill: fill::<B>,
+            direct: direct::<B, MIN, WIDE>,
             block_len: B::LEN,
+            block_bytes: size_of::<B>(),
             sweep: sweep::<STEPS, MIN, WIDE>,
         }
     }
@@ -70,34 +84,40 @@ impl IntKernel {
 }
 
 /// # Safety
-/// Every pointer is to `blocks` blocks of B, at most [`COLUMNS`] columns.
-unsafe fn fill<B: PanelBlock>(
-    isa: Isa,
-    rows: &[*const u8; ROWS],
-    blocks: usize,
-    ahead: usize,
-    panel: *mut Panel,
-) {
+/// Each row has `blocks` blocks of B, at most [`COLUMNS`] columns.
+unsafe fn fill<B: PanelBlock>(isa: Isa, rows: Rows, blocks: usize, ahead: usize, panel: *mut Panel) {
     isa.run(Fill::<B> { rows, blocks, ahead, panel, block: PhantomData });
+}
+
+/// # Safety
+/// Each row has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's first tile.
+unsafe fn direct<B: PanelBlock, const MIN: bool, const WIDE: bool>(
+    isa: Isa,
+    strip: &Strip<'_>,
+    rows: Rows,
+    ahead: usize,
+    acc: *mut [f32; ROWS],
+) {
+    let (x, offsets, tile) = (strip.x, strip.offsets, strip.tiles.start);
+    let acc_stride = isa.tile_panels();
+    isa.run(Direct::<B, MIN, WIDE> { rows, ahead, x, offsets, tile, acc, acc_stride, block: PhantomData });
 }
 
 /// # Safety
 /// The level's number of panels, filled with `columns` columns; accumulators for all rows of the strip.
 unsafe fn sweep<const STEPS: usize, const MIN: bool, const WIDE: bool>(
     isa: Isa,
-    strip: Strip<'_>,
+    strip: &Strip<'_>,
     panels: *const Panel,
     column: usize,
     columns: usize,
     acc: *mut [f32; ROWS],
 ) {
-    let Strip { x, offsets, ref tiles, .. } = strip;
-    let tiles = tiles.clone();
+    let (x, offsets, tiles) = (strip.x, strip.offsets, strip.tiles.clone());
     isa.run(Sweep::<STEPS, MIN, WIDE> { panels, column, columns, x, offsets, tiles, acc });
 }
 
 /// Some weight rows times some tiles of activations.
-#[derive(Clone)]
 pub(crate) struct Strip<'a> {
     /// The weights.
     pub weight: QMatrix<'a>,
@@ -117,35 +137,20 @@ impl Strip<'_> {
     /// # Safety
     /// `out` holds all rows of `x`, and no one else uses the outputs of these rows and tiles.
     pub unsafe fn run(&self, isa: Isa, kernel: &IntKernel, out: Shared<f32>) {
-        let panels = isa.tile_panels();
-        let (columns, size) = (self.weight.cols(), self.weight.row_bytes());
-        assert!(self.x.columns == columns && self.rows.len() <= panels * ROWS);
         let first_row = self.x.tiles.start(self.tiles.start);
         let n_rows = self.x.tiles.start(self.tiles.end) - first_row;
-        assert!(n_rows <= ROW_BLOCK);
-        let mut storage = [const { MaybeUninit::<Panel>::uninit() }; MAX_PANELS];
+        assert!(self.x.columns == self.weight.cols() && n_rows <= ROW_BLOCK);
+        let panels = isa.tile_panels();
+        assert!(panels <= MAX_PANELS && self.rows.len() <= panels * ROWS);
         let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; ROW_BLOCK * MAX_PANELS];
-        // The next strip's same columns: far enough for memory, near enough for the second-level cache.
-        let ahead = if size * panels * ROWS <= 256 << 10 { size * panels * ROWS } else { 0 };
-        for column in (0..columns).step_by(COLUMNS) {
-            let n = COLUMNS.min(columns - column);
-            let skip = column / kernel.block_len * self.weight.ty().block_bytes();
-            let ahead = if ahead > 0 { ahead } else { n / kernel.block_len * self.weight.ty().block_bytes() };
-            for (p, panel) in storage.iter_mut().enumerate().take(panels) {
-                let mut rows = [std::ptr::null(); ROWS];
-                for (i, row) in rows.iter_mut().enumerate() {
-                    // Rows past the end repeat the last one; their results are not written.
-                    let row_index = (self.rows.start + p * ROWS + i).min(self.rows.end - 1);
-                    *row = self.weight.row(row_index)[skip..].as_ptr();
-                }
-                // SAFETY: whole blocks, as columns are, and `n` of them lie in each row.
-                unsafe { (kernel.fill)(isa, &rows, n / kernel.block_len, ahead, panel.as_mut_ptr()) };
-            }
-            // SAFETY: the panels have just been filled with `n` columns; there are accumulators
-            // for `n_rows` rows, written at column 0 before they are read.
-            unsafe {
-                let acc = acc.as_mut_ptr().cast();
-                (kernel.sweep)(isa, self.clone(), storage.as_ptr().cast(), column, n, acc);
+        let few = n_rows <= DIRECT_ROWS && self.tiles.len() == 1;
+        // SAFETY: accumulators for all rows of the strip.
+        unsafe {
+            let acc = acc.as_mut_ptr().cast();
+            if few && self.rows.len().is_multiple_of(ROWS) {
+                self.directly(isa, kernel, acc);
+            } else {
+                self.through_panels(isa, kernel, acc);
             }
         }
         let width = self.weight.rows();
@@ -154,10 +159,61 @@ impl Strip<'_> {
                 let n = ROWS.min(self.rows.end - start);
                 // SAFETY: written above if there is any column; these outputs are this strip's alone.
                 unsafe {
-                    let lanes = if columns > 0 { acc[row * panels + p].assume_init() } else { [0.0; ROWS] };
+                    let lanes =
+                        if self.x.columns > 0 { acc[row * panels + p].assume_init() } else { [0.0; ROWS] };
                     out.slice((first_row + row) * width + start, n).copy_from_slice(&lanes[..n]);
                 }
             }
+        }
+    }
+
+    /// Every block is unpacked into registers and multiplied there.
+    ///
+    /// # Safety
+    /// Whole panels of weight rows; `acc[row][panel]` has room.
+    unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
+        let stride = self.weight.row_bytes();
+        for (p, row) in self.rows.clone().step_by(ROWS).enumerate() {
+            let rows = Rows::new(self.weight.row(row).as_ptr(), stride);
+            // The next panel, or where that would leave the cache, a page.
+            let ahead = if stride <= NEAR / ROWS { stride * ROWS } else { 4096 };
+            // SAFETY: the weight has these 16 rows; the caller vouches for `acc`.
+            unsafe { (kernel.direct)(isa, self, rows, ahead, acc.add(p)) };
+        }
+    }
+
+    /// Blocks are unpacked into panels, which all tiles pass.
+    ///
+    /// # Safety
+    /// `acc[row][panel]` has room.
+    unsafe fn through_panels(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
+        let (panels, stride) = (isa.tile_panels(), self.weight.row_bytes());
+        let mut storage = [const { MaybeUninit::<Panel>::uninit() }; MAX_PANELS];
+        let mut copies = [0; CHUNK_BYTES * ROWS];
+        for column in (0..self.x.columns).step_by(COLUMNS) {
+            let columns = COLUMNS.min(self.x.columns - column);
+            let blocks = columns / kernel.block_len;
+            let (skip, bytes) = (column / kernel.block_len * kernel.block_bytes, blocks * kernel.block_bytes);
+            // The same columns of the next strip, or where that would leave the cache, the next ones of this.
+            let ahead = if stride * panels * ROWS <= NEAR { stride * panels * ROWS } else { bytes };
+            for (p, panel) in storage.iter_mut().enumerate().take(panels) {
+                let first = self.rows.start + p * ROWS;
+                let rows = if first + ROWS <= self.rows.end {
+                    Rows::new(self.weight.row(first)[skip..].as_ptr(), stride)
+                } else {
+                    // Missing rows repeat the last one; their results are not written.
+                    for (i, copy) in copies.chunks_exact_mut(CHUNK_BYTES).enumerate() {
+                        let row = self.weight.row((first + i).min(self.rows.end - 1));
+                        copy[..bytes].copy_from_slice(&row[skip..][..bytes]);
+                    }
+                    Rows::new(copies.as_ptr(), CHUNK_BYTES)
+                };
+                // SAFETY: the rows have so many blocks from here on.
+                unsafe { (kernel.fill)(isa, rows, blocks, ahead, panel.as_mut_ptr()) };
+            }
+            // SAFETY: the panels have just been filled; accumulators are written at column 0
+            // before they are read.
+            unsafe { (kernel.sweep)(isa, self, storage.as_ptr().cast(), column, columns, acc) };
         }
     }
 }

@@ -8,6 +8,7 @@ mod avx2;
 mod avx512;
 mod backend;
 mod float_matmul;
+mod int_direct;
 mod int_matmul;
 mod int_tile;
 mod isa;

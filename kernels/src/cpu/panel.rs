@@ -1,6 +1,8 @@
 //! Sixteen weight rows side by side, as the integer tile wants them.
 
-use super::simd::{Op, Simd};
+use std::marker::PhantomData;
+
+use super::simd::{Op, Rows, Simd};
 use crate::quant::IntBlock;
 
 /// Columns that a panel holds: two super-blocks. The two panels of a tile take 24 KiB, and stay in the
@@ -19,107 +21,116 @@ pub(crate) struct Panel {
     pub mins: [[f32; ROWS]; COLUMNS / 16],
 }
 
-/// Where one block of 16 rows goes: the same arrays, from the block's first column on.
-#[derive(Clone, Copy)]
-pub(crate) struct Slot {
-    codes: *mut [u8; 64],
-    scales: *mut [f32; ROWS],
-    mins: *mut [f32; ROWS],
-}
-
-impl Slot {
-    /// Four codes of each row.
-    ///
-    /// # Safety
-    /// `i` is below a quarter of the block's length.
-    #[inline(always)]
-    pub unsafe fn codes<S: Simd>(self, s: S, i: usize, codes: S::I) {
-        // SAFETY: the slot points at room for a whole block.
-        s.store_i(codes, unsafe { &mut *self.codes.add(i) });
-    }
-
-    /// The scales of group `g`.
-    ///
-    /// # Safety
-    /// The block has so many groups.
-    #[inline(always)]
-    pub unsafe fn scale<S: Simd>(self, s: S, g: usize, scales: S::F) {
-        // SAFETY: the slot points at room for a whole block.
-        s.store(scales, unsafe { &mut *self.scales.add(g) });
-    }
-
-    /// The minima of group `g`.
-    ///
-    /// # Safety
-    /// The block has so many groups.
-    #[inline(always)]
-    pub unsafe fn min<S: Simd>(self, s: S, g: usize, mins: S::F) {
-        // SAFETY: the slot points at room for a whole block.
-        s.store(mins, unsafe { &mut *self.mins.add(g) });
-    }
-}
-
 /// A format that can be unpacked 16 rows at a time: [`IntBlock::codes`] with vectors.
 pub(crate) trait PanelBlock: IntBlock {
     /// Whether codes go beyond 63 (see [`Simd::dot4`]).
     const WIDE: bool = false;
 
-    /// Takes one block of each of 16 rows apart.
+    /// Takes one block of each of 16 rows apart and hands its groups over in order.
     ///
     /// # Safety
-    /// Every pointer is to a block, and `slot` to room for its parts.
-    unsafe fn unpack<S: Simd>(s: S, rows: &[*const u8; ROWS], slot: Slot);
+    /// The rows point at blocks.
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>);
+}
+
+/// What becomes of groups.
+pub(crate) trait Sink<S: Simd> {
+    /// The next group: `codes[i]` holds codes `4i .. 4i + 4` of each row. `mins` counts only in
+    /// formats that have them.
+    fn group<const STEPS: usize>(&mut self, s: S, codes: [S::I; STEPS], scales: S::F, mins: S::F);
+}
+
+/// Spreads prefetches of the lines of all rows evenly over their blocks, so that a burst of them does not hold up
+/// the loads.
+pub(crate) struct Ahead {
+    rows: Rows,
+    /// Lines per block, rounded up.
+    per_block: usize,
+    left: usize,
+    row: usize,
+    offset: usize,
+}
+
+impl Ahead {
+    /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes.
+    #[inline(always)]
+    pub fn new(rows: Rows, distance: usize, blocks: usize, size: usize) -> Ahead {
+        let left = ROWS * (blocks * size).div_ceil(64);
+        Ahead { rows, per_block: left.div_ceil(blocks.max(1)), left, row: 0, offset: distance }
+    }
+
+    /// The share of one block.
+    #[inline(always)]
+    pub fn step<S: Simd>(&mut self, s: S) {
+        let n = self.per_block.min(self.left);
+        self.left -= n;
+        for _ in 0..n {
+            s.prefetch(self.rows.at(self.row, self.offset));
+            self.row += 1;
+            if self.row == ROWS {
+                (self.row, self.offset) = (0, self.offset + 64);
+            }
+        }
+    }
 }
 
 /// Fills one panel.
-pub(crate) struct Fill<'a, B> {
+pub(crate) struct Fill<B> {
     /// Where the first block of each row lies.
-    pub rows: &'a [*const u8; ROWS],
+    pub rows: Rows,
     /// Blocks per row, at most `COLUMNS / B::LEN`.
     pub blocks: usize,
-    /// Bytes to what will be read some microseconds later, from each row.
+    /// See [`Ahead::new`].
     pub ahead: usize,
     /// Receives them.
     pub panel: *mut Panel,
     /// The format.
-    pub block: std::marker::PhantomData<B>,
+    pub block: PhantomData<B>,
 }
 
-impl<B: PanelBlock> Op for Fill<'_, B> {
+/// Stores groups one after the other.
+struct Store {
+    panel: *mut Panel,
+    code: usize,
+    group: usize,
+    mins: bool,
+}
+
+impl<S: Simd> Sink<S> for Store {
+    #[inline(always)]
+    fn group<const STEPS: usize>(&mut self, s: S, codes: [S::I; STEPS], scales: S::F, mins: S::F) {
+        // SAFETY: `Fill` makes no more groups than the panel has room for.
+        unsafe {
+            for (i, codes) in codes.into_iter().enumerate() {
+                let to: *mut [u8; 64] = (&raw mut (*self.panel).codes).cast();
+                s.store_i(codes, &mut *to.add(self.code + i));
+            }
+            let to: *mut [f32; ROWS] = (&raw mut (*self.panel).scales).cast();
+            s.store(scales, &mut *to.add(self.group));
+            if self.mins {
+                let to: *mut [f32; ROWS] = (&raw mut (*self.panel).mins).cast();
+                s.store(mins, &mut *to.add(self.group));
+            }
+        }
+        self.code += STEPS;
+        self.group += 1;
+    }
+}
+
+impl<B: PanelBlock> Op for Fill<B> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let size = size_of::<B>();
-        let lines = (self.blocks * size).div_ceil(64);
-        let mut prefetched = 0;
-        let mut rows = *self.rows;
-        // SAFETY: field pointers of the caller's panel.
-        let mut slot = unsafe {
-            Slot {
-                codes: (&raw mut (*self.panel).codes).cast(),
-                scales: (&raw mut (*self.panel).scales).cast(),
-                mins: (&raw mut (*self.panel).mins).cast(),
-            }
-        };
-        for block in 0..self.blocks {
-            // The lines of all rows are spread evenly over the blocks, so that a burst of them does not hold up the loads.
-            let until = ROWS * lines * (block + 1) / self.blocks;
-            while prefetched < until {
-                let row = self.rows[prefetched % ROWS];
-                s.prefetch(row.wrapping_add(self.ahead + prefetched / ROWS * 64));
-                prefetched += 1;
-            }
-            // SAFETY: the caller's rows have `blocks` blocks, and the panel has room for them.
-            unsafe {
-                B::unpack(s, &rows, slot);
-                slot.codes = slot.codes.add(B::LEN / 4);
-                slot.scales = slot.scales.add(B::LEN / B::GROUP);
-                slot.mins = slot.mins.add(B::LEN / B::GROUP);
-            }
-            for row in &mut rows {
-                *row = row.wrapping_add(size);
-            }
+        assert!(self.blocks <= COLUMNS / B::LEN);
+        let mut ahead = Ahead::new(self.rows, self.ahead, self.blocks, size_of::<B>());
+        let mut rows = self.rows;
+        let mut store = Store { panel: self.panel, code: 0, group: 0, mins: B::HAS_MIN };
+        for _ in 0..self.blocks {
+            ahead.step(s);
+            // SAFETY: the caller's rows have `blocks` blocks.
+            unsafe { B::unpack(s, &rows, &mut store) };
+            rows.advance(size_of::<B>());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Vectors as arrays, which the compiler maps to what the target has.
 
-use super::simd::{Op, Simd};
+use super::simd::{Op, Rows, Simd};
 use crate::ops::sum;
 
 /// The level that every machine has.
@@ -144,9 +144,13 @@ impl Simd for Portable {
         [x as u32; 16]
     }
     #[inline(always)]
-    unsafe fn gather_u16(self, rows: &[*const u8; 16], offset: usize) -> [u32; 16] {
-        // SAFETY: the caller promises two readable bytes behind every pointer.
-        rows.map(|row| u32::from(u16::from_le_bytes(unsafe { row.add(offset).cast::<[u8; 2]>().read() })))
+    unsafe fn gather_u16(self, rows: &Rows, offset: usize) -> [u32; 16] {
+        let mut out = [0; 16];
+        for (i, word) in out.iter_mut().enumerate() {
+            // SAFETY: the caller promises two readable bytes in every row.
+            *word = u32::from(u16::from_le_bytes(unsafe { rows.at(i, offset).cast::<[u8; 2]>().read() }));
+        }
+        out
     }
     #[inline(always)]
     unsafe fn load_lanes(self, rows: [*const u8; 4]) -> [u32; 16] {
@@ -196,6 +200,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn sra<const N: u32>(self, x: [u32; 16]) -> [u32; 16] {
         x.map(|x| (x as i32 >> N) as u32)
+    }
+    #[inline(always)]
+    fn add_i(self, a: [u32; 16], b: [u32; 16]) -> [u32; 16] {
+        zip(a, b, u32::wrapping_add)
     }
     #[inline(always)]
     fn sub_i(self, a: [u32; 16], b: [u32; 16]) -> [u32; 16] {

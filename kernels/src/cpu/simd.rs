@@ -4,6 +4,35 @@
 //! AVX2, an array elsewhere. Kernels are generic over [`Simd`] and thereby compute the same bits
 //! everywhere; only [`Simd::dot4`] differs in how, and its sums are exact integers.
 
+/// Sixteen rows at equal distances. Four pointers and the distance address them all, and stay in registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    every_fourth: [*const u8; 4],
+    stride: usize,
+}
+
+impl Rows {
+    /// Rows at `first`, `first + stride`, …
+    pub fn new(first: *const u8, stride: usize) -> Rows {
+        let at = |i| first.wrapping_add(i * stride);
+        Rows { every_fourth: [at(0), at(4), at(8), at(12)], stride }
+    }
+
+    /// Byte `offset` of row `i`.
+    #[inline(always)]
+    pub fn at(&self, i: usize, offset: usize) -> *const u8 {
+        self.every_fourth[i / 4].wrapping_add(i % 4 * self.stride + offset)
+    }
+
+    /// Goes on by so many bytes in each row.
+    #[inline(always)]
+    pub fn advance(&mut self, bytes: usize) {
+        for row in &mut self.every_fourth {
+            *row = row.wrapping_add(bytes);
+        }
+    }
+}
+
 /// A level of instructions. A value exists only where the processor has it, so its methods
 /// are safe to call (the values are made in `run` of each level's file).
 pub(crate) trait Simd: Copy {
@@ -68,11 +97,11 @@ pub(crate) trait Simd: Copy {
     fn store_i(self, x: Self::I, out: &mut [u8; 64]);
     /// All lanes `x`.
     fn splat_i(self, x: i32) -> Self::I;
-    /// 16 numbers of 16 bits, each `offset` bytes behind one of the pointers, zero-extended.
+    /// The 16-bit number at `offset` of each row, zero-extended.
     ///
     /// # Safety
     /// Two bytes are readable there.
-    unsafe fn gather_u16(self, rows: &[*const u8; 16], offset: usize) -> Self::I;
+    unsafe fn gather_u16(self, rows: &Rows, offset: usize) -> Self::I;
     /// 16 bytes from each pointer, one lane after the other.
     ///
     /// # Safety
@@ -94,6 +123,8 @@ pub(crate) trait Simd: Copy {
     fn shr<const N: u32>(self, x: Self::I) -> Self::I;
     /// 32-bit lanes, the sign enters.
     fn sra<const N: u32>(self, x: Self::I) -> Self::I;
+    /// a + b in 32-bit lanes.
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// a − b in 32-bit lanes.
     fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// Low 32 bits of the products of 32-bit lanes.

@@ -9,11 +9,9 @@
 
 use std::mem::offset_of;
 
-use super::panel::{PanelBlock, ROWS, Slot};
-use super::simd::Simd;
+use super::panel::{PanelBlock, Sink};
+use super::simd::{Rows, Simd};
 use crate::quant::{IQ4_NL, IQ4_VALUES, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
-
-type Rows = [*const u8; ROWS];
 
 /// Bytes `offset..offset + 16` of each row as four vectors of four bytes of all rows.
 ///
@@ -27,10 +25,10 @@ unsafe fn columns<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 4] {
         // SAFETY: the caller's promise.
         *x = unsafe {
             s.load_lanes([
-                rows[r].add(offset),
-                rows[r + 4].add(offset),
-                rows[r + 8].add(offset),
-                rows[r + 12].add(offset),
+                rows.at(r, offset),
+                rows.at(r + 4, offset),
+                rows.at(r + 8, offset),
+                rows.at(r + 12, offset),
             ])
         };
     }
@@ -125,7 +123,7 @@ fn bit<S: Simd, const TO: u32>(s: S, x: S::I, n: usize) -> S::I {
 /// The nibbles of 16 bytes per row: 32 codes, the low ones first.
 ///
 /// # Safety
-/// 16 bytes at `offset` of each row, and room in `slot`.
+/// 16 bytes are readable at `offset` of each row.
 #[inline(always)]
 unsafe fn nibbles<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 8] {
     // SAFETY: the caller's promise.
@@ -138,54 +136,43 @@ unsafe fn nibbles<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 8] {
     out
 }
 
-/// # Safety
-/// Room for 32 codes.
-#[inline(always)]
-unsafe fn put<S: Simd>(s: S, slot: Slot, codes: [S::I; 8]) {
-    for (i, codes) in codes.into_iter().enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe { slot.codes(s, i, codes) };
-    }
-}
-
 impl PanelBlock for Q8_0 {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            slot.scale(s, 0, half(s, rows, offset_of!(Q8_0, d)));
-            for part in 0..2 {
-                let x = columns(s, rows, offset_of!(Q8_0, qs) + 16 * part);
-                for (i, x) in x.into_iter().enumerate() {
-                    slot.codes(s, 4 * part + i, s.xor(x, s.splat_i(i32::from_ne_bytes([0x80; 4]))));
-                }
-            }
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, low, high) = unsafe {
+            let qs = offset_of!(Q8_0, qs);
+            (half(s, rows, offset_of!(Q8_0, d)), columns(s, rows, qs), columns(s, rows, qs + 16))
+        };
+        let mut codes = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
+        for codes in &mut codes {
+            *codes = s.xor(*codes, s.splat_i(i32::from_ne_bytes([0x80; 4])));
         }
+        sink.group(s, codes, d, d);
     }
 }
 
 impl PanelBlock for Q4_0 {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            slot.scale(s, 0, half(s, rows, offset_of!(Q4_0, d)));
-            put(s, slot, nibbles(s, rows, offset_of!(Q4_0, qs)));
-        }
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, codes) =
+            unsafe { (half(s, rows, offset_of!(Q4_0, d)), nibbles(s, rows, offset_of!(Q4_0, qs))) };
+        sink.group(s, codes, d, d);
     }
 }
 
 impl PanelBlock for Q4_1 {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            slot.scale(s, 0, half(s, rows, offset_of!(Q4_1, d)));
-            slot.min(s, 0, s.sub(s.splat(-0.0), half(s, rows, offset_of!(Q4_1, m))));
-            put(s, slot, nibbles(s, rows, offset_of!(Q4_1, qs)));
-        }
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, m, codes) = unsafe {
+            let codes = nibbles(s, rows, offset_of!(Q4_1, qs));
+            (half(s, rows, offset_of!(Q4_1, d)), half(s, rows, offset_of!(Q4_1, m)), codes)
+        };
+        sink.group(s, codes, d, s.sub(s.splat(-0.0), m));
     }
 }
 
@@ -204,28 +191,27 @@ fn add_fifth_bits<S: Simd>(s: S, qh: S::I, codes: &mut [S::I; 8]) {
 
 impl PanelBlock for Q5_0 {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            slot.scale(s, 0, half(s, rows, offset_of!(Q5_0, d)));
-            let mut codes = nibbles(s, rows, offset_of!(Q5_0, qs));
-            add_fifth_bits(s, word(s, rows, offset_of!(Q5_0, qh)), &mut codes);
-            put(s, slot, codes);
-        }
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, qh, mut codes) = unsafe {
+            let codes = nibbles(s, rows, offset_of!(Q5_0, qs));
+            (half(s, rows, offset_of!(Q5_0, d)), word(s, rows, offset_of!(Q5_0, qh)), codes)
+        };
+        add_fifth_bits(s, qh, &mut codes);
+        sink.group(s, codes, d, d);
     }
 }
 
 impl PanelBlock for Q5_1 {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            slot.scale(s, 0, half(s, rows, offset_of!(Q5_1, d)));
-            slot.min(s, 0, s.sub(s.splat(-0.0), half(s, rows, offset_of!(Q5_1, m))));
-            let mut codes = nibbles(s, rows, offset_of!(Q5_1, qs));
-            add_fifth_bits(s, word(s, rows, offset_of!(Q5_1, qh)), &mut codes);
-            put(s, slot, codes);
-        }
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, m, qh, mut codes) = unsafe {
+            let (d, m) = (half(s, rows, offset_of!(Q5_1, d)), half(s, rows, offset_of!(Q5_1, m)));
+            (d, m, word(s, rows, offset_of!(Q5_1, qh)), nibbles(s, rows, offset_of!(Q5_1, qs)))
+        };
+        add_fifth_bits(s, qh, &mut codes);
+        sink.group(s, codes, d, s.sub(s.splat(-0.0), m));
     }
 }
 
@@ -240,19 +226,29 @@ const IQ4_CODES: [u8; 16] = {
     codes
 };
 
+/// 32 codes through [`IQ4_CODES`].
+///
+/// # Safety
+/// 16 bytes are readable at `offset` of each row.
+#[inline(always)]
+unsafe fn looked_up<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 8] {
+    // SAFETY: the caller's promise.
+    let mut codes = unsafe { nibbles(s, rows, offset) };
+    for codes in &mut codes {
+        *codes = s.lookup(&IQ4_CODES, *codes);
+    }
+    codes
+}
+
 impl PanelBlock for IQ4_NL {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            slot.scale(s, 0, half(s, rows, offset_of!(IQ4_NL, d)));
-            let indices = nibbles(s, rows, offset_of!(IQ4_NL, qs));
-            for (i, x) in indices.into_iter().enumerate() {
-                slot.codes(s, i, s.lookup(&IQ4_CODES, x));
-            }
-        }
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, codes) =
+            unsafe { (half(s, rows, offset_of!(IQ4_NL, d)), looked_up(s, rows, offset_of!(IQ4_NL, qs))) };
+        sink.group(s, codes, d, d);
     }
 }
 
@@ -260,111 +256,133 @@ impl PanelBlock for IQ4_XS {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            let d = half(s, rows, offset_of!(IQ4_XS, d));
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, mut high, mut low) = unsafe {
             let high = s.gather_u16(rows, offset_of!(IQ4_XS, scales_h));
-            let low = word(s, rows, offset_of!(IQ4_XS, scales_l));
-            let (mut high, mut low) = (high, low);
-            for g in 0..8 {
-                let scale = s.or(s.and(low, s.splat_i(15)), s.shl::<4>(s.and(high, s.splat_i(3))));
-                slot.scale(s, g, s.mul(d, s.to_f(s.sub_i(scale, s.splat_i(32)))));
-                (high, low) = (s.shr::<2>(high), s.shr::<4>(low));
-                let indices = nibbles(s, rows, offset_of!(IQ4_XS, qs) + 16 * g);
-                for (i, x) in indices.into_iter().enumerate() {
-                    slot.codes(s, 8 * g + i, s.lookup(&IQ4_CODES, x));
-                }
-            }
+            (half(s, rows, offset_of!(IQ4_XS, d)), high, word(s, rows, offset_of!(IQ4_XS, scales_l)))
+        };
+        for g in 0..8 {
+            let scale = s.or(s.and(low, s.splat_i(15)), s.shl::<4>(s.and(high, s.splat_i(3))));
+            let scale = s.mul(d, s.to_f(s.sub_i(scale, s.splat_i(32))));
+            (high, low) = (s.shr::<2>(high), s.shr::<4>(low));
+            // SAFETY: offsets within the block.
+            let codes = unsafe { looked_up(s, rows, offset_of!(IQ4_XS, qs) + 16 * g) };
+            sink.group(s, codes, scale, scale);
         }
     }
 }
 
-/// Scales and minima of Q4_K and Q5_K, whose first 16 bytes are d, dmin and twelve packed bytes.
-///
-/// # Safety
-/// 16 bytes are readable in each row, and `slot` has room for 8 groups.
-#[inline(always)]
-unsafe fn k_scales<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-    // SAFETY: the caller's promise.
-    let [d, p0, p1, p2] = unsafe { columns(s, rows, 0) };
-    let (d, dmin) = (s.f16_low(d), s.f16_low(s.shr::<16>(d)));
-    let top = [s.shl::<4>(pair(s, p0, 3)), s.shl::<4>(pair(s, p1, 3))];
-    let scales = [mask(s, p0, 63), s.or(mask(s, p2, 15), top[0])];
-    let mins = [mask(s, p1, 63), s.or(mask(s, s.shr::<4>(p2), 15), top[1])];
-    for g in 0..8 {
-        // SAFETY: 8 groups.
-        unsafe {
-            slot.scale(s, g, s.mul(d, s.to_f(byte(s, scales[g / 4], g % 4))));
-            slot.min(s, g, s.mul(dmin, s.to_f(byte(s, mins[g / 4], g % 4))));
+/// Scales and minima of Q4_K and Q5_K, packed, four groups in a word.
+struct KScales<S: Simd> {
+    d: S::F,
+    dmin: S::F,
+    scales: [S::I; 2],
+    mins: [S::I; 2],
+}
+
+impl<S: Simd> KScales<S> {
+    /// From the first 16 bytes of the blocks: d, dmin and twelve packed bytes.
+    ///
+    /// # Safety
+    /// They are readable.
+    #[inline(always)]
+    unsafe fn new(s: S, rows: &Rows) -> Self {
+        // SAFETY: the caller's promise.
+        let [d, p0, p1, p2] = unsafe { columns(s, rows, 0) };
+        let top = [s.shl::<4>(pair(s, p0, 3)), s.shl::<4>(pair(s, p1, 3))];
+        KScales {
+            d: s.f16_low(d),
+            dmin: s.f16_low(s.shr::<16>(d)),
+            scales: [mask(s, p0, 63), s.or(mask(s, p2, 15), top[0])],
+            mins: [mask(s, p1, 63), s.or(mask(s, s.shr::<4>(p2), 15), top[1])],
         }
     }
+
+    #[inline(always)]
+    fn scale(&self, s: S, g: usize) -> S::F {
+        s.mul(self.d, s.to_f(byte(s, self.scales[g / 4], g % 4)))
+    }
+
+    #[inline(always)]
+    fn min(&self, s: S, g: usize) -> S::F {
+        s.mul(self.dmin, s.to_f(byte(s, self.mins[g / 4], g % 4)))
+    }
+}
+
+/// Bytes `offset .. offset + 32` of each row as eight vectors.
+///
+/// # Safety
+/// They are readable.
+#[inline(always)]
+unsafe fn columns8<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 8] {
+    // SAFETY: the caller's promise.
+    let (a, b) = unsafe { (columns(s, rows, offset), columns(s, rows, offset + 16)) };
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
 }
 
 impl PanelBlock for Q4_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            k_scales(s, rows, slot);
-            for i in 0..4 {
-                for part in 0..2 {
-                    let x = columns(s, rows, offset_of!(Q4_K, qs) + 32 * i + 16 * part);
-                    for (j, x) in x.into_iter().enumerate() {
-                        slot.codes(s, 16 * i + 4 * part + j, mask(s, x, 15));
-                        slot.codes(s, 16 * i + 4 * part + j + 8, mask(s, s.shr::<4>(x), 15));
-                    }
-                }
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: the scales come first in the block.
+        let scales = unsafe { KScales::new(s, rows) };
+        for i in 0..4 {
+            // SAFETY: offsets within the block.
+            let x = unsafe { columns8(s, rows, offset_of!(Q4_K, qs) + 32 * i) };
+            let (mut low, mut high) = (x, x);
+            for j in 0..8 {
+                low[j] = mask(s, x[j], 15);
+                high[j] = mask(s, s.shr::<4>(x[j]), 15);
             }
+            sink.group(s, low, scales.scale(s, 2 * i), scales.min(s, 2 * i));
+            sink.group(s, high, scales.scale(s, 2 * i + 1), scales.min(s, 2 * i + 1));
         }
     }
 }
 
 impl PanelBlock for Q5_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            k_scales(s, rows, slot);
-            for part in 0..2 {
-                let high = columns(s, rows, offset_of!(Q5_K, qh) + 16 * part);
-                for i in 0..4 {
-                    let x = columns(s, rows, offset_of!(Q5_K, qs) + 32 * i + 16 * part);
-                    for (j, x) in x.into_iter().enumerate() {
-                        let (even, odd) =
-                            (bit::<S, 4>(s, high[j], 2 * i), bit::<S, 4>(s, high[j], 2 * i + 1));
-                        slot.codes(s, 16 * i + 4 * part + j, s.or(mask(s, x, 15), even));
-                        slot.codes(s, 16 * i + 4 * part + j + 8, s.or(mask(s, s.shr::<4>(x), 15), odd));
-                    }
-                }
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: the scales come first in the block; offsets within it.
+        let (scales, fifth) = unsafe { (KScales::new(s, rows), columns8(s, rows, offset_of!(Q5_K, qh))) };
+        for i in 0..4 {
+            // SAFETY: offsets within the block.
+            let x = unsafe { columns8(s, rows, offset_of!(Q5_K, qs) + 32 * i) };
+            let (mut low, mut high) = (x, x);
+            for j in 0..8 {
+                low[j] = s.or(mask(s, x[j], 15), bit::<S, 4>(s, fifth[j], 2 * i));
+                high[j] = s.or(mask(s, s.shr::<4>(x[j]), 15), bit::<S, 4>(s, fifth[j], 2 * i + 1));
             }
+            sink.group(s, low, scales.scale(s, 2 * i), scales.min(s, 2 * i));
+            sink.group(s, high, scales.scale(s, 2 * i + 1), scales.min(s, 2 * i + 1));
         }
     }
 }
 
 impl PanelBlock for Q6_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            let d = half(s, rows, offset_of!(Q6_K, d));
-            let scales = columns(s, rows, offset_of!(Q6_K, scales));
-            for g in 0..16 {
-                slot.scale(s, g, s.mul(d, s.to_f(signed_byte(s, scales[g / 4], g % 4))));
-            }
-            for i in 0..4 {
-                // 16 bytes of high bits serve groups h·8 + part + 2p, p < 4, of 16 weights.
-                let (h, part) = (i / 2, i % 2);
-                let high = columns(s, rows, offset_of!(Q6_K, qh) + 16 * i);
-                for p in 0..2 {
-                    let low = columns(s, rows, offset_of!(Q6_K, ql) + 64 * h + 32 * p + 16 * part);
-                    for j in 0..4 {
-                        let first = 4 * (8 * h + part + 2 * p) + j;
-                        let top = s.shl::<4>(pair(s, high[j], p));
-                        slot.codes(s, first, s.or(mask(s, low[j], 15), top));
-                        let top = s.shl::<4>(pair(s, high[j], p + 2));
-                        slot.codes(s, first + 16, s.or(mask(s, s.shr::<4>(low[j]), 15), top));
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, scales) =
+            unsafe { (half(s, rows, offset_of!(Q6_K, d)), columns(s, rows, offset_of!(Q6_K, scales))) };
+        for h in 0..2 {
+            // SAFETY: offsets within the block.
+            let (low, high) = unsafe {
+                let ql = offset_of!(Q6_K, ql) + 64 * h;
+                let low = [columns8(s, rows, ql), columns8(s, rows, ql + 32)];
+                (low, columns8(s, rows, offset_of!(Q6_K, qh) + 32 * h))
+            };
+            for p in 0..4 {
+                for part in 0..2 {
+                    let mut codes = [high[0]; 4];
+                    for (j, codes) in codes.iter_mut().enumerate() {
+                        let x = low[p % 2][4 * part + j];
+                        let x = mask(s, if p < 2 { x } else { s.shr::<4>(x) }, 15);
+                        *codes = s.or(x, s.shl::<4>(pair(s, high[4 * part + j], p)));
                     }
+                    let g = 8 * h + 2 * p + part;
+                    let scale = s.mul(d, s.to_f(signed_byte(s, scales[g / 4], g % 4)));
+                    sink.group(s, codes, scale, scale);
                 }
             }
         }
@@ -373,23 +391,25 @@ impl PanelBlock for Q6_K {
 
 impl PanelBlock for Q2_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            let (d, dmin) = (half(s, rows, offset_of!(Q2_K, d)), half(s, rows, offset_of!(Q2_K, dmin)));
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, dmin, packed) = unsafe {
             let packed = columns(s, rows, offset_of!(Q2_K, scales));
-            for g in 0..16 {
-                let (scale, min) = (mask(s, packed[g / 4], 15), mask(s, s.shr::<4>(packed[g / 4]), 15));
-                slot.scale(s, g, s.mul(d, s.to_f(byte(s, scale, g % 4))));
-                slot.min(s, g, s.mul(dmin, s.to_f(byte(s, min, g % 4))));
-            }
-            for i in 0..4 {
-                let (h, part) = (i / 2, i % 2);
-                let x = columns(s, rows, offset_of!(Q2_K, qs) + 16 * i);
-                for p in 0..4 {
-                    for (j, x) in x.iter().enumerate() {
-                        slot.codes(s, 4 * (8 * h + part + 2 * p) + j, pair(s, *x, p));
+            (half(s, rows, offset_of!(Q2_K, d)), half(s, rows, offset_of!(Q2_K, dmin)), packed)
+        };
+        for h in 0..2 {
+            // SAFETY: offsets within the block.
+            let x = unsafe { columns8(s, rows, offset_of!(Q2_K, qs) + 32 * h) };
+            for p in 0..4 {
+                for part in 0..2 {
+                    let mut codes = [x[0]; 4];
+                    for (j, codes) in codes.iter_mut().enumerate() {
+                        *codes = pair(s, x[4 * part + j], p);
                     }
+                    let g = 8 * h + 2 * p + part;
+                    let packed = byte(s, packed[g / 4], g % 4);
+                    let scale = s.mul(d, s.to_f(s.and(packed, s.splat_i(15))));
+                    sink.group(s, codes, scale, s.mul(dmin, s.to_f(s.shr::<4>(packed))));
                 }
             }
         }
@@ -398,30 +418,30 @@ impl PanelBlock for Q2_K {
 
 impl PanelBlock for Q3_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, slot: Slot) {
-        // SAFETY: offsets within the block, indices within its parts.
-        unsafe {
-            let d = half(s, rows, offset_of!(Q3_K, d));
+    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+        // SAFETY: offsets within the block.
+        let (d, low, top, third) = unsafe {
             let at = offset_of!(Q3_K, scales);
             let low = [word(s, rows, at), word(s, rows, at + 4)];
-            let top = word(s, rows, at + 8);
-            for g in 0..16 {
-                // Words of four scales: low nibbles from byte g % 8, top pairs from byte g % 4.
-                let nibble = if g < 8 { low[g / 4] } else { s.shr::<4>(low[g / 4 - 2]) };
-                let scale = s.or(mask(s, nibble, 15), s.shl::<4>(pair(s, top, g / 4)));
-                let scale = s.sub_i(byte(s, scale, g % 4), s.splat_i(32));
-                slot.scale(s, g, s.mul(d, s.to_f(scale)));
-            }
-            let high =
-                [columns(s, rows, offset_of!(Q3_K, hmask)), columns(s, rows, offset_of!(Q3_K, hmask) + 16)];
-            for i in 0..4 {
-                let (h, part) = (i / 2, i % 2);
-                let x = columns(s, rows, offset_of!(Q3_K, qs) + 16 * i);
-                for p in 0..4 {
-                    for (j, x) in x.iter().enumerate() {
-                        let third = bit::<S, 2>(s, high[part][j], 4 * h + p);
-                        slot.codes(s, 4 * (8 * h + part + 2 * p) + j, s.or(pair(s, *x, p), third));
+            let third = columns8(s, rows, offset_of!(Q3_K, hmask));
+            (half(s, rows, offset_of!(Q3_K, d)), low, word(s, rows, at + 8), third)
+        };
+        for h in 0..2 {
+            // SAFETY: offsets within the block.
+            let x = unsafe { columns8(s, rows, offset_of!(Q3_K, qs) + 32 * h) };
+            for p in 0..4 {
+                for part in 0..2 {
+                    let mut codes = [x[0]; 4];
+                    for (j, codes) in codes.iter_mut().enumerate() {
+                        let third = bit::<S, 2>(s, third[4 * part + j], 4 * h + p);
+                        *codes = s.or(pair(s, x[4 * part + j], p), third);
                     }
+                    let g = 8 * h + 2 * p + part;
+                    // Words of four scales: low nibbles from byte g % 8, top pairs from byte g % 4.
+                    let nibble = if g < 8 { low[g / 4] } else { s.shr::<4>(low[g / 4 - 2]) };
+                    let scale = s.or(mask(s, nibble, 15), s.shl::<4>(pair(s, top, g / 4)));
+                    let scale = s.sub_i(byte(s, scale, g % 4), s.splat_i(32));
+                    sink.group(s, codes, s.mul(d, s.to_f(scale)), d);
                 }
             }
         }

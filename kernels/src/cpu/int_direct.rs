@@ -1,0 +1,127 @@
+//! The integer kernel for few activation rows: weights go from memory to the dot product in registers.
+//!
+//! With up to four rows a panel in between would cost more than it saves: its stores alone
+//! take as long as the unpacking. Bits are those of the tile, since the order of a lane is the same.
+
+// Tiles index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
+use std::marker::PhantomData;
+
+use super::activations::Activations;
+use super::panel::{Ahead, PanelBlock, ROWS, Sink};
+use super::simd::{Op, Rows, Simd};
+
+/// The most activation rows.
+pub(crate) const DIRECT_ROWS: usize = 4;
+
+/// Sixteen weight rows × one tile of activations, over all columns.
+pub(crate) struct Direct<'a, B, const MIN: bool, const WIDE: bool> {
+    /// The weights.
+    pub rows: Rows,
+    /// See [`Ahead::new`].
+    pub ahead: usize,
+    /// The right-hand side.
+    pub x: &'a Activations,
+    /// From [`Activations::offsets`].
+    pub offsets: &'a [i32],
+    /// Which tile of it; at most [`DIRECT_ROWS`] rows.
+    pub tile: usize,
+    /// Receives `acc[row · acc_stride]`.
+    pub acc: *mut [f32; ROWS],
+    /// See `acc`.
+    pub acc_stride: usize,
+    /// The format.
+    pub block: PhantomData<B>,
+}
+
+impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Op for Direct<'_, B, MIN, WIDE> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.x.tiles.start(self.tile + 1) - self.x.tiles.start(self.tile) {
+            1 => self.tile::<S, 1>(s),
+            2 => self.tile::<S, 2>(s),
+            3 => self.tile::<S, 3>(s),
+            4 => self.tile::<S, 4>(s),
+            rows => unreachable!("{rows} rows"),
+        }
+    }
+}
+
+impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Direct<'_, B, MIN, WIDE> {
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize>(self, s: S) {
+        let (columns, start) = (self.x.columns, self.x.tiles.start(self.tile));
+        let mut dot = Dot::<S, M, MIN, WIDE> {
+            acc: [s.splat(0.0); M],
+            q: self.x.q[start * columns / 4..][..M * columns / 4].as_ptr(),
+            scales: self.x.scales[start * columns / 32..][..M * columns / 32].as_ptr(),
+            offsets: self.offsets[start * columns / B::GROUP..][..M * columns / B::GROUP].as_ptr(),
+            odd: false,
+        };
+        let blocks = columns / B::LEN;
+        let mut ahead = Ahead::new(self.rows, self.ahead, blocks, size_of::<B>());
+        let mut rows = self.rows;
+        for _ in 0..blocks {
+            ahead.step(s);
+            // SAFETY: the caller's rows have so many blocks.
+            unsafe { B::unpack(s, &rows, &mut dot) };
+            rows.advance(size_of::<B>());
+        }
+        for m in 0..M {
+            // SAFETY: the caller's accumulators.
+            s.store(dot.acc[m], unsafe { &mut *self.acc.add(m * self.acc_stride) });
+        }
+    }
+}
+
+/// Multiplies groups as they come.
+struct Dot<S: Simd, const M: usize, const MIN: bool, const WIDE: bool> {
+    acc: [S::F; M],
+    q: *const [i8; 4],
+    scales: *const f32,
+    offsets: *const i32,
+    /// Of groups of 16, whether the next is the second of its activation block.
+    odd: bool,
+}
+
+impl<S: Simd, const M: usize, const MIN: bool, const WIDE: bool> Sink<S> for Dot<S, M, MIN, WIDE> {
+    #[inline(always)]
+    fn group<const STEPS: usize>(&mut self, s: S, codes: [S::I; STEPS], scales: S::F, mins: S::F) {
+        // SAFETY: `tile` gives operands for all columns, and no more groups come than those have.
+        let (q, x, offsets) = unsafe {
+            (
+                std::slice::from_raw_parts(self.q, STEPS * M),
+                &*self.scales.cast::<[f32; M]>(),
+                &*self.offsets.cast::<[i32; M]>(),
+            )
+        };
+        // Two chains, since one would wait for the latency of the dot product; the sums are exact in any order.
+        let mut sums = [[s.splat_i(0); 2]; M];
+        for m in 0..M {
+            if !MIN {
+                sums[m][0] = s.splat_i(offsets[m]);
+            }
+        }
+        for step in 0..STEPS {
+            for m in 0..M {
+                sums[m][step % 2] = s.dot4::<WIDE>(sums[m][step % 2], codes[step], &q[step * M + m]);
+            }
+        }
+        for m in 0..M {
+            self.acc[m] =
+                s.fma(s.to_f(s.add_i(sums[m][0], sums[m][1])), s.mul(scales, s.splat(x[m])), self.acc[m]);
+            if MIN {
+                self.acc[m] = s.fma(mins, s.splat(f32::from_bits(offsets[m] as u32)), self.acc[m]);
+            }
+        }
+        self.q = self.q.wrapping_add(STEPS * M);
+        self.offsets = self.offsets.wrapping_add(M);
+        if STEPS == 8 || self.odd {
+            self.scales = self.scales.wrapping_add(M);
+        }
+        self.odd = !self.odd;
+    }
+}

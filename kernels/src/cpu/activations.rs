@@ -20,6 +20,11 @@ impl Tiles {
         Tiles { rows, count: rows.div_ceil(largest) }
     }
 
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Number of tiles.
     pub fn count(&self) -> usize {
         self.count

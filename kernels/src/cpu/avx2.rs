@@ -68,6 +68,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     // accumulators are touched once per group and may stay in memory.
     const TILE_ROWS: usize = 3;
     const TILE_PANELS: usize = 1;
+    const DIRECT_ROWS: usize = 4;
     const FLOAT_ROWS: usize = 1;
     const WIDE_IS_SIGNED: bool = !VNNI;
 

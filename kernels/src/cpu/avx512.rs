@@ -35,6 +35,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     // 12 integer and 12 float accumulators, 2 vectors of codes, and scales: 32 registers.
     const TILE_ROWS: usize = 6;
     const TILE_PANELS: usize = 2;
+    const DIRECT_ROWS: usize = 8;
     const FLOAT_ROWS: usize = 6;
     const WIDE_IS_SIGNED: bool = !VNNI;
 

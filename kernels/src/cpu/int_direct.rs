@@ -1,6 +1,6 @@
 //! The integer kernel for few activation rows: weights go from memory to the dot product in registers.
 //!
-//! With up to four rows a panel in between would cost more than it saves: its stores alone
+//! With few rows a panel in between would cost more than it saves: its stores alone
 //! take as long as the unpacking. Bits are those of the tile, since the order of a lane is the same.
 
 // Tiles index several arrays at once.
@@ -12,9 +12,6 @@ use super::activations::Activations;
 use super::panel::{Ahead, PanelBlock, ROWS, Sink};
 use super::simd::{Op, Rows, Simd};
 
-/// The most activation rows.
-pub(crate) const DIRECT_ROWS: usize = 4;
-
 /// Sixteen weight rows × one tile of activations, over all columns.
 pub(crate) struct Direct<'a, B, const MIN: bool, const WIDE: bool> {
     /// The weights.
@@ -25,7 +22,7 @@ pub(crate) struct Direct<'a, B, const MIN: bool, const WIDE: bool> {
     pub x: &'a Activations,
     /// From [`Activations::offsets`].
     pub offsets: &'a [i32],
-    /// Which tile of it; at most [`DIRECT_ROWS`] rows.
+    /// Which tile of it; at most [`Simd::DIRECT_ROWS`] rows.
     pub tile: usize,
     /// Receives `acc[row · acc_stride]`.
     pub acc: *mut [f32; ROWS],
@@ -43,8 +40,12 @@ impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Op for Direct<'_, B, MIN,
         match self.x.tiles.start(self.tile + 1) - self.x.tiles.start(self.tile) {
             1 => self.tile::<S, 1>(s),
             2 => self.tile::<S, 2>(s),
-            3 => self.tile::<S, 3>(s),
-            4 => self.tile::<S, 4>(s),
+            3 if S::DIRECT_ROWS >= 3 => self.tile::<S, 3>(s),
+            4 if S::DIRECT_ROWS >= 4 => self.tile::<S, 4>(s),
+            5 if S::DIRECT_ROWS >= 5 => self.tile::<S, 5>(s),
+            6 if S::DIRECT_ROWS >= 6 => self.tile::<S, 6>(s),
+            7 if S::DIRECT_ROWS >= 7 => self.tile::<S, 7>(s),
+            8 if S::DIRECT_ROWS >= 8 => self.tile::<S, 8>(s),
             rows => unreachable!("{rows} rows"),
         }
     }
@@ -98,7 +99,8 @@ impl<S: Simd, const M: usize, const MIN: bool, const WIDE: bool> Sink<S> for Dot
                 &*self.offsets.cast::<[i32; M]>(),
             )
         };
-        // Two chains, since one would wait for the latency of the dot product; the sums are exact in any order.
+        // Two chains for few rows, since one would wait for the latency of the dot product; the sums are exact in any order.
+        let chains = if M <= 2 { 2 } else { 1 };
         let mut sums = [[s.splat_i(0); 2]; M];
         for m in 0..M {
             if !MIN {
@@ -107,12 +109,13 @@ impl<S: Simd, const M: usize, const MIN: bool, const WIDE: bool> Sink<S> for Dot
         }
         for step in 0..STEPS {
             for m in 0..M {
-                sums[m][step % 2] = s.dot4::<WIDE>(sums[m][step % 2], codes[step], &q[step * M + m]);
+                sums[m][step % chains] =
+                    s.dot4::<WIDE>(sums[m][step % chains], codes[step], &q[step * M + m]);
             }
         }
         for m in 0..M {
-            self.acc[m] =
-                s.fma(s.to_f(s.add_i(sums[m][0], sums[m][1])), s.mul(scales, s.splat(x[m])), self.acc[m]);
+            let sum = if chains == 2 { s.add_i(sums[m][0], sums[m][1]) } else { sums[m][0] };
+            self.acc[m] = s.fma(s.to_f(sum), s.mul(scales, s.splat(x[m])), self.acc[m]);
             if MIN {
                 self.acc[m] = s.fma(mins, s.splat(f32::from_bits(offsets[m] as u32)), self.acc[m]);
             }

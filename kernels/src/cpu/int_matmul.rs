@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::Isa;
 use super::activations::{Activations, Offset, Shared};
-use super::int_direct::{DIRECT_ROWS, Direct};
+use super::int_direct::Direct;
 use super::int_tile::Sweep;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
 use super::simd::Rows;
@@ -143,11 +143,10 @@ impl Strip<'_> {
         let panels = isa.tile_panels();
         assert!(panels <= MAX_PANELS && self.rows.len() <= panels * ROWS);
         let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; ROW_BLOCK * MAX_PANELS];
-        let few = n_rows <= DIRECT_ROWS && self.tiles.len() == 1;
         // SAFETY: accumulators for all rows of the strip.
         unsafe {
             let acc = acc.as_mut_ptr().cast();
-            if few && self.rows.len().is_multiple_of(ROWS) {
+            if self.x.tiles.rows() <= isa.direct_rows() {
                 self.directly(isa, kernel, acc);
             } else {
                 self.through_panels(isa, kernel, acc);
@@ -170,14 +169,22 @@ impl Strip<'_> {
     /// Every block is unpacked into registers and multiplied there.
     ///
     /// # Safety
-    /// Whole panels of weight rows; `acc[row][panel]` has room.
+    /// The activations are one tile; `acc[row][panel]` has room.
     unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
         let stride = self.weight.row_bytes();
         for (p, row) in self.rows.clone().step_by(ROWS).enumerate() {
-            let rows = Rows::new(self.weight.row(row).as_ptr(), stride);
+            let copies: Vec<u8>;
+            let rows = if row + ROWS <= self.rows.end {
+                Rows::new(self.weight.row(row).as_ptr(), stride)
+            } else {
+                // Missing rows repeat the last one; their results are not written.
+                let last = self.rows.end - 1;
+                copies = (row..row + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
+                Rows::new(copies.as_ptr(), stride)
+            };
             // The next panel, or where that would leave the cache, a page.
             let ahead = if stride <= NEAR / ROWS { stride * ROWS } else { 4096 };
-            // SAFETY: the weight has these 16 rows; the caller vouches for `acc`.
+            // SAFETY: these are 16 rows of the weight's length; the caller vouches for `acc`.
             unsafe { (kernel.direct)(isa, self, rows, ahead, acc.add(p)) };
         }
     }

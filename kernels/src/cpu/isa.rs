@@ -131,6 +131,16 @@ impl Isa {
         self.run(Traits).0
     }
 
+    /// See [`Simd::DIRECT_ROWS`].
+    pub(crate) fn direct_rows(self) -> usize {
+        self.run(Traits).3
+    }
+
+    /// The most rows of a tile where `rows` are to be divided.
+    pub(crate) fn rows_of_tile(self, rows: usize) -> usize {
+        if rows <= self.direct_rows() { self.direct_rows() } else { self.tile_rows() }
+    }
+
     /// See [`Simd::TILE_PANELS`].
     pub(crate) fn tile_panels(self) -> usize {
         self.run(Traits).1
@@ -151,11 +161,11 @@ impl Isa {
 struct Traits;
 
 impl Op for Traits {
-    type Out = (usize, usize, bool);
+    type Out = (usize, usize, bool, usize);
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Self::Out {
-        (S::TILE_ROWS, S::TILE_PANELS, S::WIDE_IS_SIGNED)
+        (S::TILE_ROWS, S::TILE_PANELS, S::WIDE_IS_SIGNED, S::DIRECT_ROWS)
     }
 }
 

@@ -136,7 +136,7 @@ impl<'x> Prepared<'x> {
         let kernels = || weights.iter().map(|w| IntKernel::of(w.ty()));
         let quantized = kernels()
             .any(|k| k.is_some())
-            .then(|| Activations::new(isa, pool, x, columns, rows, isa.tile_rows()));
+            .then(|| Activations::new(isa, pool, x, columns, rows, isa.rows_of_tile(rows)));
         let floats = kernels().any(|k| k.is_none()).then(|| padded(x, columns));
         let mut offsets: Vec<((usize, Offset), Vec<i32>)> = Vec::new();
         for (kernel, q) in kernels().flatten().zip(quantized.iter().cycle()) {

@@ -36,6 +36,7 @@ impl Simd for Portable {
 
     const TILE_ROWS: usize = 2;
     const TILE_PANELS: usize = 1;
+    const DIRECT_ROWS: usize = 2;
     const FLOAT_ROWS: usize = 1;
     const WIDE_IS_SIGNED: bool = false;
 

@@ -46,6 +46,8 @@ pub(crate) trait Simd: Copy {
     const TILE_ROWS: usize;
     /// See [`Simd::TILE_ROWS`].
     const TILE_PANELS: usize;
+    /// Activation rows for which weights are not unpacked into panels, at most.
+    const DIRECT_ROWS: usize;
     /// Activation rows in one float tile of [`FLOAT_WEIGHTS`] weight rows.
     const FLOAT_ROWS: usize;
     /// Whether [`Simd::dot4`] takes codes above 127 as `code - 128`.

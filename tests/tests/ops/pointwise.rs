@@ -98,31 +98,27 @@ fn sums_biases_gathers_and_embeddings() {
     let mut noise = Noise(14);
     let (rows, width) = (50, 513);
     let (x, y, bias) = (noise.values(rows * width), noise.values(rows * width), noise.values(width));
-    let tokens = [3, 0, 7, 7];
     let bytes = quantized(QuantType::Q6_K, &noise.values(8 * 512));
     let table = QMatrix::new(QuantType::Q6_K, 8, 512, &bytes).unwrap();
-    type Steps<'a> = &'a dyn Fn(&mut Vec<f32>, &mut Vec<f32>, &mut Vec<f32>);
-    let run = |b: Steps<'_>| {
-        let (mut x, mut gathered, mut embedded) = (x.clone(), vec![0.0; 3 * width], vec![0.0; 4 * 512]);
-        b(&mut x, &mut gathered, &mut embedded);
-        [x, gathered, embedded].concat()
-    };
-    let all = |b: &dyn lory_kernels::Backend<Buffer = Vec<f32>, Kv = lory_kernels::cpu::CpuKv>| {
-        run(&|x, gathered, embedded| {
-            b.add(x, &y, rows * width - 5).unwrap();
-            b.add_bias(x, rows, &bias).unwrap();
-            b.gather(x, width, &[49, 0, 12], gathered).unwrap();
-            b.embed(table, &tokens, 3.0, embedded).unwrap();
-        })
-    };
-    let want = run(&|x, gathered, embedded| {
-        Reference.add(x, &y, rows * width - 5).unwrap();
-        Reference.add_bias(x, rows, &bias).unwrap();
-        Reference.gather(x, width, &[49, 0, 12], gathered).unwrap();
-        Reference.embed(table, &tokens, 3.0, embedded).unwrap();
-    });
+    let want = all(&Reference, &x, &y, &bias, table);
     assert_eq!(want[width - 1], x[width - 1] + y[width - 1] + bias[width - 1]);
     for cpu in cpus() {
-        assert_same(&all(&cpu), &want, &cpu.label());
+        assert_same(&all(&cpu, &x, &y, &bias, table), &want, &cpu.label());
     }
+}
+
+fn all<B: Backend<Buffer = Vec<f32>>>(
+    b: &B,
+    x: &[f32],
+    y: &Vec<f32>,
+    bias: &[f32],
+    table: QMatrix<'_>,
+) -> Vec<f32> {
+    let (rows, width) = (x.len() / bias.len(), bias.len());
+    let (mut x, mut gathered, mut embedded) = (x.to_vec(), vec![0.0; 3 * width], vec![0.0; 4 * table.cols()]);
+    b.add(&mut x, y, rows * width - 5).unwrap();
+    b.add_bias(&mut x, rows, bias).unwrap();
+    b.gather(&x, width, &[49, 0, 12], &mut gathered).unwrap();
+    b.embed(table, &[3, 0, 7, 7], 3.0, &mut embedded).unwrap();
+    [x, gathered, embedded].concat()
 }

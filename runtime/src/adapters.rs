@@ -174,10 +174,16 @@ impl AdapterStore {
     }
 
     fn unknown(&self, state: &State, name: &str) -> Error {
-        let total = state.loaded.len() + state.packs.iter().map(|(_, p)| p.len()).sum::<usize>();
-        let hint = match total {
+        /// As many names as fit a line; a pack may have thousands.
+        const SHOWN: usize = 8;
+        let packed = state.packs.iter().flat_map(|(_, pack)| pack.names());
+        let mut names: Vec<_> = state.loaded.keys().map(String::as_str).chain(packed).collect();
+        names.sort_unstable();
+        names.dedup();
+        let hint = match names.len() {
             0 => "none is loaded".to_owned(),
-            n => format!("{n} are there, listed by their names"),
+            n if n <= SHOWN => format!("there are {}", names.join(", ")),
+            n => format!("there are {n}: {} …", names[..SHOWN].join(", ")),
         };
         Error::Request(format!("no adapter named `{name}`: {hint}"))
     }
@@ -229,14 +235,21 @@ impl AdapterStore {
     }
 }
 
-/// Opens a pack and the segments beside it.
+/// Opens a pack and the segments beside it, also while another process merges them into it.
 pub fn open_pack(path: &Path, loading: Loading) -> Result<Pack> {
-    // Segments first: a merge replaces the pack before it deletes what it took in.
-    let listed = segment_files(path).map_err(|e| Error::io(&path.to_string_lossy(), e))?;
-    let segments =
-        listed.iter().map(|p| Ok(mapping::open_gguf(p, loading)?.gguf)).collect::<Result<Vec<Gguf>>>()?;
-    let main = mapping::open_gguf(path, loading)?.gguf;
-    Ok(Pack::parse(main, segments)?)
+    loop {
+        // Segments first: a merge replaces the pack before it deletes what it took in. If one is
+        // gone before it could be opened, the pack has taken it in, and the list is short of it
+        // the next time.
+        let listed = segment_files(path).map_err(|e| Error::io(&path.to_string_lossy(), e))?;
+        let opened: Result<Vec<Gguf>> =
+            listed.iter().map(|p| Ok(mapping::open_gguf(p, loading)?.gguf)).collect();
+        match opened {
+            Ok(segments) => return Ok(Pack::parse(mapping::open_gguf(path, loading)?.gguf, segments)?),
+            Err(_) if listed.iter().any(|p| !p.exists()) => {}
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 fn name_of(path: &Path, name: Option<&str>) -> Result<String> {

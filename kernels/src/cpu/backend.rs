@@ -77,7 +77,7 @@ impl Backend for Cpu {
     }
 
     fn supports(&self, ty: QuantType) -> bool {
-        ty.is_native()
+        ty.is_readable()
     }
 
     fn load(&self, _weight: QMatrix<'_>) -> Result<(), BackendError> {

@@ -56,7 +56,7 @@ pub fn svd_at_equal_bytes(singles: &[Single], bytes: u64) -> f64 {
         kept += single.spectrum[top.rank];
         heap.extend(next(top.item, top.rank + 1));
     }
-    1.0 - kept / singles.len().max(1) as f64
+    (1.0 - kept / singles.len().max(1) as f64).max(0.0)
 }
 
 #[cfg(test)]

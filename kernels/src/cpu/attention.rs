@@ -1,8 +1,8 @@
 //! Attention in tiles with an online softmax (source: Milakov and Gimelshein, arXiv 1805.02867;
 //! Dao et al., arXiv 2205.14135).
 //!
-//! Positions are divided by their number alone, never by who asks: pages into blocks of [`BLOCK`], all
-//! positions into spans of whole pages, about [`SPAN`] positions each. A query's maximum, sum and output are updated block after
+//! Positions are divided by their number alone, never by who asks: into blocks of about [`BLOCK`] (whole
+//! pages, or parts of a long one) and spans of whole blocks, about [`SPAN`] each. A query's maximum, sum and output are updated block after
 //! block within a span, and the spans' results are merged in order. So a row's bits depend
 //! neither on its batch nor on which thread took which span.
 //!
@@ -10,50 +10,106 @@
 //! `(dims + 3) · 2⁻²⁴ · scale · Σ |q·k|`, which the exponential carries over to p relatively, and the sums to
 //! `(n + 2 · blocks + 8) · 2⁻²⁴ · Σ p |v|`.
 
-// Tiles index several arrays at once.
-#![allow(clippy::needless_range_loop)]
-
 use std::ops::Range;
 
 use super::activations::Shared;
+use super::attention_span::Span;
 use super::kv::{CpuKv, HeadLayout};
-use super::simd::{Op, Simd, exp, tanh};
+use super::simd::{Op, Simd};
 use super::{Isa, ThreadPool};
 use crate::backend::{AttentionParams, AttentionRow};
 use crate::ops::attention::first_visible;
 
-/// Positions at a time: keys and values of 128 dimensions, widened, are 16 KiB each.
-const BLOCK: usize = 32;
+/// Positions whose scores are turned into weights together.
+pub(super) const BLOCK: usize = 128;
+/// Vectors of 16 positions in a block, the last one of each page perhaps partly filled.
+pub(super) const VECTORS: usize = BLOCK / 16;
+/// Positions whose keys or values are widened together: 16 KiB in 128 dimensions.
+pub(super) const WIDE: usize = 32;
 /// Positions of a part that one thread may do alone.
 const SPAN: usize = 512;
 /// Queries (rows × heads of one kv head) that share widened keys and values at most.
 const QUERIES: usize = 64;
 
 /// Rows of one sequence that follow each other, on one kv head.
-struct Task {
-    rows: Range<usize>,
-    kv_head: usize,
+pub(super) struct Task {
+    pub rows: Range<usize>,
+    pub kv_head: usize,
 }
 
 /// What is the same for all tasks.
-struct Call<'a> {
-    kv: &'a CpuKv,
-    layer: usize,
-    q: &'a [f32],
-    rows: &'a [AttentionRow<'a>],
-    params: &'a AttentionParams,
+pub(super) struct Call<'a> {
+    pub kv: &'a CpuKv,
+    pub layer: usize,
+    pub q: &'a [f32],
+    pub rows: &'a [AttentionRow<'a>],
+    pub params: &'a AttentionParams,
     /// Query heads per kv head.
-    group: usize,
+    pub group: usize,
+    /// How positions are divided.
+    pub division: Division,
+    pub layout: HeadLayout,
+}
+
+/// Blocks and spans, which depend on the page's length alone.
+#[derive(Clone, Copy)]
+pub(super) struct Division {
+    pub page_len: usize,
+    /// Positions of a block; in pages longer than [`BLOCK`] the page's last one may be shorter.
+    pub block: usize,
     /// Positions of a span.
-    span: usize,
-    layout: HeadLayout,
+    pub span: usize,
+}
+
+impl Division {
+    fn new(page_len: usize) -> Division {
+        let pages = VECTORS / page_len.div_ceil(16);
+        let (block, unit) = if pages > 0 { (pages * page_len, pages * page_len) } else { (BLOCK, page_len) };
+        Division { page_len, block, span: (SPAN / unit).max(1) * unit }
+    }
+
+    /// The block that holds a position.
+    pub fn block(&self, position: usize) -> Range<usize> {
+        if self.page_len <= self.block {
+            let start = position - position % self.block;
+            return start..start + self.block;
+        }
+        let page = position - position % self.page_len;
+        let start = position - (position - page) % self.block;
+        start..(start + self.block).min(page + self.page_len)
+    }
+
+    /// The pieces of some positions of a block, and how many there are.
+    pub fn pieces(&self, positions: Range<usize>) -> ([Piece; VECTORS], usize) {
+        let mut pieces = [Piece::default(); VECTORS];
+        let (mut n, mut vector, mut first) = (0, 0, positions.start);
+        while first < positions.end {
+            let (page, offset) = (first / self.page_len, first % self.page_len);
+            let len = WIDE.min(self.page_len - offset).min(positions.end - first);
+            pieces[n] = Piece { page, offset, first, len, vector };
+            (n, vector, first) = (n + 1, vector + len.div_ceil(16), first + len);
+        }
+        (pieces, n)
+    }
+}
+
+/// Up to [`WIDE`] positions of one page.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Piece {
+    pub page: usize,
+    pub offset: usize,
+    /// First position and number of positions.
+    pub first: usize,
+    pub len: usize,
+    /// First of its vectors in the block's weights.
+    pub vector: usize,
 }
 
 /// Per query: the largest score, the sum of exponentials, and their weighted values (`dims / 16` vectors).
-struct Partial<'a> {
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
-    out: &'a mut [[f32; 16]],
+pub(super) struct Partial<'a> {
+    pub max: &'a mut [f32],
+    pub sum: &'a mut [f32],
+    pub out: &'a mut [[f32; 16]],
 }
 
 /// The memory of one task.
@@ -93,8 +149,8 @@ pub(crate) fn attention(
     let group = params.n_heads / shape.kv_heads;
     let width = params.n_heads * shape.head_dim;
     let (q, out) = (&q[..rows.len() * width], &mut out[..rows.len() * width]);
-    let span = (SPAN / shape.page_len).max(1) * shape.page_len;
-    let call = Call { kv, layer, q, rows, params, group, span, layout: kv.layout() };
+    let division = Division::new(shape.page_len);
+    let call = Call { kv, layer, q, rows, params, group, division, layout: kv.layout() };
     let tasks = call.tasks();
     let spans: Vec<Range<usize>> = tasks.iter().map(|t| call.spans(t)).collect();
     let out = Shared(out.as_mut_ptr());
@@ -151,13 +207,13 @@ impl Call<'_> {
         tasks
     }
 
-    fn seen(&self, row: usize) -> Range<usize> {
+    pub fn seen(&self, row: usize) -> Range<usize> {
         let row = &self.rows[row];
         first_visible(row.position, self.params.window) as usize..row.position as usize + 1
     }
 
     /// Positions that any row of the task sees.
-    fn positions(&self, task: &Task) -> Range<usize> {
+    pub fn positions(&self, task: &Task) -> Range<usize> {
         let start = task.rows.clone().map(|r| self.seen(r).start).min().unwrap_or(0);
         let end = task.rows.clone().map(|r| self.seen(r).end).max().unwrap_or(0);
         start..end
@@ -165,10 +221,16 @@ impl Call<'_> {
 
     fn spans(&self, task: &Task) -> Range<usize> {
         let positions = self.positions(task);
-        positions.start / self.span..positions.end.div_ceil(self.span)
+        positions.start / self.division.span..positions.end.div_ceil(self.division.span)
     }
 
-    fn queries(&self, task: &Task) -> usize {
+    /// Keys and values of page `page` of the task's sequence.
+    pub fn head(&self, task: &Task, page: usize) -> (&[u8], &[u8]) {
+        let page = self.rows[task.rows.start].pages[page];
+        self.kv.head(self.layer, page as usize, task.kv_head)
+    }
+
+    pub fn queries(&self, task: &Task) -> usize {
         task.rows.len() * self.group
     }
 
@@ -177,7 +239,7 @@ impl Call<'_> {
     }
 
     /// Where query `i` of a task stands, in `q` and in `out`.
-    fn line(&self, task: &Task, i: usize) -> usize {
+    pub fn line(&self, task: &Task, i: usize) -> usize {
         let row = task.rows.start + i / self.group;
         let head = task.kv_head * self.group + i % self.group;
         (row * self.params.n_heads + head) * self.kv.shape().head_dim
@@ -193,232 +255,6 @@ impl Call<'_> {
             let inverse = 1.0 / total.sum[i];
             for (out, x) in out.iter_mut().zip(lines.as_flattened()) {
                 *out = x * inverse;
-            }
-        }
-    }
-}
-
-/// All blocks of one span for one task.
-struct Span<'a> {
-    call: &'a Call<'a>,
-    task: &'a Task,
-    span: usize,
-    part: Partial<'a>,
-}
-
-impl Op for Span<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let (call, layout) = (self.call, self.call.layout);
-        let page_len = call.kv.shape().page_len;
-        self.part.max.fill(f32::NEG_INFINITY);
-        self.part.sum.fill(0.0);
-        self.part.out.fill([0.0; 16]);
-        let mut keys = vec![[[0.0; 16]; 2]; layout.dims];
-        let mut values = vec![[0.0; 16]; BLOCK * layout.dims / 16];
-        let mut weights = vec![[[0.0; 16]; 2]; call.queries(self.task)];
-        let positions = call.positions(self.task);
-        let until = positions.end.min((self.span + 1) * call.span);
-        let mut position = positions.start.max(self.span * call.span);
-        // Blocks start at multiples of BLOCK from their page's start.
-        position -= position % page_len % BLOCK;
-        while position < until {
-            let (page, offset) = (position / page_len, position % page_len);
-            let end = position + BLOCK.min(page_len - offset);
-            let used = position..end.min(until);
-            let (k, v) = call.kv.head(
-                call.layer,
-                call.rows[self.task.rows.start].pages[page] as usize,
-                self.task.kv_head,
-            );
-            let vectors = used.len().div_ceil(16);
-            layout.keys(s, k, offset, vectors, &mut keys);
-            layout.values(s, v, offset, &mut values[..used.len() * layout.dims / 16]);
-            self.scores(s, &keys, vectors, &mut weights);
-            self.softmax(s, used.clone(), vectors, &mut weights);
-            self.weigh(s, &weights, &values, used.len());
-            position = end;
-        }
-    }
-}
-
-impl Span<'_> {
-    /// `weights[query][n]` = q · k of 16 positions.
-    #[inline(always)]
-    fn scores<S: Simd>(&self, s: S, keys: &[[[f32; 16]; 2]], vectors: usize, weights: &mut [[[f32; 16]; 2]]) {
-        let queries = weights.len();
-        let most = if S::FLOAT_ROWS >= 4 { 4 } else { 2 };
-        let mut i = 0;
-        while i < queries {
-            let m = match (queries - i).min(most) {
-                4 => 4,
-                2 | 3 => 2,
-                _ => 1,
-            };
-            match (m, vectors) {
-                (4, 2) => self.score_tile::<S, 4, 2>(s, keys, i, weights),
-                (4, _) => self.score_tile::<S, 4, 1>(s, keys, i, weights),
-                (2, 2) => self.score_tile::<S, 2, 2>(s, keys, i, weights),
-                (2, _) => self.score_tile::<S, 2, 1>(s, keys, i, weights),
-                (_, 2) => self.score_tile::<S, 1, 2>(s, keys, i, weights),
-                (_, _) => self.score_tile::<S, 1, 1>(s, keys, i, weights),
-            }
-            i += m;
-        }
-    }
-
-    #[inline(always)]
-    fn score_tile<S: Simd, const M: usize, const N: usize>(
-        &self,
-        s: S,
-        keys: &[[[f32; 16]; 2]],
-        first: usize,
-        weights: &mut [[[f32; 16]; 2]],
-    ) {
-        let head_dim = self.call.kv.shape().head_dim;
-        let mut q: [&[f32]; M] = [&[]; M];
-        for (m, q) in q.iter_mut().enumerate() {
-            *q = &self.call.q[self.call.line(self.task, first + m)..][..head_dim];
-        }
-        let mut acc = [[s.splat(0.0); N]; M];
-        for (d, keys) in keys[..head_dim].iter().enumerate() {
-            for m in 0..M {
-                let x = s.splat(q[m][d]);
-                for n in 0..N {
-                    acc[m][n] = s.fma(x, s.load(&keys[n]), acc[m][n]);
-                }
-            }
-        }
-        for m in 0..M {
-            for n in 0..N {
-                s.store(acc[m][n], &mut weights[first + m][n]);
-            }
-        }
-    }
-
-    /// Scores become weights relative to the new maximum; sum and output are scaled to it.
-    #[inline(always)]
-    fn softmax<S: Simd>(&mut self, s: S, used: Range<usize>, vectors: usize, weights: &mut [[[f32; 16]; 2]]) {
-        let call = self.call;
-        let per_query = call.layout.dims / 16;
-        let scale = s.splat(call.params.scale);
-        let lowest = s.splat(f32::NEG_INFINITY);
-        let mut lanes = [0.0; 16];
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane = l as f32;
-        }
-        let lanes = s.load(&lanes);
-        for (i, weights) in weights.iter_mut().enumerate() {
-            let seen = call.seen(self.task.rows.start + i / call.group);
-            // Relative to the block, so that they are exact as floats.
-            let low = seen.start.saturating_sub(used.start) as f32;
-            let high = seen.end.min(used.end).saturating_sub(used.start) as f32;
-            let mut largest = lowest;
-            for n in 0..vectors {
-                let mut score = s.mul(s.load(&weights[n]), scale);
-                if let Some(cap) = call.params.softcap {
-                    let cap = s.splat(cap);
-                    score = s.mul(cap, tanh(s, s.div(score, cap)));
-                }
-                let position = s.add(lanes, s.splat(16.0 * n as f32));
-                score = s.select_gt(s.splat(high), position, score, lowest);
-                score = s.select_gt(s.splat(low), position, lowest, score);
-                s.store(score, &mut weights[n]);
-                largest = s.max(score, largest);
-            }
-            let max = s.largest(largest).max(self.part.max[i]);
-            if max == f32::NEG_INFINITY {
-                // Nothing of it seen so far.
-                *weights = [[0.0; 16]; 2];
-                continue;
-            }
-            let shift = s.splat(max);
-            let mut sum = s.splat(0.0);
-            for weights in weights[..vectors].iter_mut() {
-                let p = exp(s, s.sub(s.load(weights), shift));
-                sum = s.add(sum, p);
-                s.store(p, weights);
-            }
-            if max != self.part.max[i] {
-                let factor = crate::ops::exp::exp(self.part.max[i] - max);
-                self.part.sum[i] *= factor;
-                for out in &mut self.part.out[i * per_query..(i + 1) * per_query] {
-                    s.store(s.mul(s.load(out), s.splat(factor)), out);
-                }
-                self.part.max[i] = max;
-            }
-            self.part.sum[i] += s.fold(sum);
-        }
-    }
-
-    /// Adds the weighted values.
-    #[inline(always)]
-    fn weigh<S: Simd>(&mut self, s: S, weights: &[[[f32; 16]; 2]], values: &[[f32; 16]], n: usize) {
-        let most = if S::FLOAT_ROWS >= 4 { 4 } else { 2 };
-        let mut i = 0;
-        while i < weights.len() {
-            i += match (weights.len() - i).min(most) {
-                4 => self.weigh_rows::<S, 4>(s, i, weights, values, n),
-                2 | 3 => self.weigh_rows::<S, 2>(s, i, weights, values, n),
-                _ => self.weigh_rows::<S, 1>(s, i, weights, values, n),
-            };
-        }
-    }
-
-    #[inline(always)]
-    fn weigh_rows<S: Simd, const M: usize>(
-        &mut self,
-        s: S,
-        first: usize,
-        weights: &[[[f32; 16]; 2]],
-        values: &[[f32; 16]],
-        n: usize,
-    ) -> usize {
-        let per_query = self.call.layout.dims / 16;
-        let mut d = 0;
-        while d + 4 <= per_query {
-            self.weigh_tile::<S, M, 4>(s, first, d, weights, values, n);
-            d += 4;
-        }
-        while d < per_query {
-            self.weigh_tile::<S, M, 1>(s, first, d, weights, values, n);
-            d += 1;
-        }
-        M
-    }
-
-    #[inline(always)]
-    fn weigh_tile<S: Simd, const M: usize, const D: usize>(
-        &mut self,
-        s: S,
-        first: usize,
-        d: usize,
-        weights: &[[[f32; 16]; 2]],
-        values: &[[f32; 16]],
-        n: usize,
-    ) {
-        let per_query = self.call.layout.dims / 16;
-        let mut acc = [[s.splat(0.0); D]; M];
-        for m in 0..M {
-            for j in 0..D {
-                acc[m][j] = s.load(&self.part.out[(first + m) * per_query + d + j]);
-            }
-        }
-        let weights = &weights[first..first + M];
-        for (p, values) in values[..n * per_query].chunks_exact(per_query).enumerate() {
-            let values = &values[d..d + D];
-            for m in 0..M {
-                let weight = s.splat(weights[m][p / 16][p % 16]);
-                for j in 0..D {
-                    acc[m][j] = s.fma(weight, s.load(&values[j]), acc[m][j]);
-                }
-            }
-        }
-        for m in 0..M {
-            for j in 0..D {
-                s.store(acc[m][j], &mut self.part.out[(first + m) * per_query + d + j]);
             }
         }
     }

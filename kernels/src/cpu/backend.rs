@@ -4,7 +4,7 @@ use super::activations::Shared;
 use super::attention::attention;
 use super::kv::CpuKv;
 use super::lora::lora;
-use super::matmul::{Input, Product, matmul};
+use super::matmul::{Input, Output, Product, matmul};
 use super::pointwise::{Glu, RmsNorm, RopeTables, Softcap, split};
 use super::{Isa, ThreadPool, physical_cores, zeros};
 use crate::QuantType;
@@ -132,9 +132,11 @@ impl Backend for Cpu {
         jobs: &mut [MatmulJob<'_, Vec<f32>>],
     ) -> Result<(), BackendError> {
         let Some(columns) = jobs.first().map(|job| job.weight.cols()) else { return Ok(()) };
-        let mut products: Vec<_> =
-            jobs.iter_mut().map(|job| Product { input: 0, weight: job.weight, out: job.out }).collect();
-        matmul(self.isa, &self.pool, &[Input { x, rows, columns }], &mut products).map_err(failed)
+        let products: Vec<_> = jobs
+            .iter_mut()
+            .map(|job| Product { input: 0, weight: job.weight, out: Output::set(job.out) })
+            .collect();
+        matmul(self.isa, &self.pool, &[Input { x, rows, columns }], &products).map_err(failed)
     }
 
     fn lora(

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Isa;
-use super::activations::Shared;
+use super::matmul::Output;
 use super::simd::{FLOAT_WEIGHTS, Op, Simd};
 use crate::quant::{BF16, Block, F16, F32, FormatError, QMatrix, QuantType, dequantize_row};
 
@@ -170,16 +170,20 @@ impl<B: FloatBlock> Op for Widen<'_, B> {
     }
 }
 
+/// The sums of lanes.
 struct Fold<'a> {
-    lanes: &'a [f32; 16],
+    lanes: &'a [[f32; 16]],
+    sums: &'a mut [f32; STRIP],
 }
 
 impl Op for Fold<'_> {
-    type Out = f32;
+    type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        s.fold(s.load(self.lanes))
+    fn run<S: Simd>(self, s: S) {
+        for (lanes, sum) in self.lanes.iter().zip(self.sums) {
+            *sum = s.fold(s.load(lanes));
+        }
     }
 }
 
@@ -202,7 +206,7 @@ impl FloatStrip<'_> {
     ///
     /// # Safety
     /// `out` holds all rows of `x`, and no one else uses the outputs of these rows.
-    pub unsafe fn run(&self, isa: Isa, out: Shared<f32>) -> Result<(), FormatError> {
+    pub unsafe fn run(&self, isa: Isa, out: Output<'_>) -> Result<(), FormatError> {
         assert!(self.rows.len() <= STRIP && self.x_rows.len() <= ROW_BLOCK);
         assert!(self.x_stride.is_multiple_of(16) && self.x_stride >= self.weight.cols());
         let mut acc = [const { MaybeUninit::<[f32; 16]>::uninit() }; STRIP * ROW_BLOCK];
@@ -213,16 +217,15 @@ impl FloatStrip<'_> {
             unsafe { self.chunk(isa, column, acc, &mut wide)? };
         }
         for (i, row) in self.x_rows.clone().enumerate() {
-            for (w, n) in self.rows.clone().enumerate() {
-                let sum = if self.weight.cols() > 0 {
-                    // SAFETY: the sweeps have written it.
-                    isa.run(Fold { lanes: unsafe { acc[i * STRIP + w].assume_init_ref() } })
-                } else {
-                    0.0
-                };
-                // SAFETY: this output is this strip's alone.
-                unsafe { *out.0.add(row * self.weight.rows() + n) = sum };
+            let mut sums = [0.0; STRIP];
+            if self.weight.cols() > 0 {
+                // SAFETY: the sweeps have written them.
+                let lanes =
+                    unsafe { std::slice::from_raw_parts(acc[i * STRIP..].as_ptr().cast(), self.rows.len()) };
+                isa.run(Fold { lanes, sums: &mut sums });
             }
+            // SAFETY: these outputs are this strip's alone.
+            unsafe { out.put(row, self.weight.rows(), self.rows.start, &sums[..self.rows.len()]) };
         }
         Ok(())
     }

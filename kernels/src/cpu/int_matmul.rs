@@ -4,9 +4,10 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::Isa;
-use super::activations::{Activations, Offset, Shared};
+use super::activations::{Activations, Offset};
 use super::int_direct::Direct;
 use super::int_tile::Sweep;
+use super::matmul::Output;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
 use super::simd::Rows;
 use crate::quant::{
@@ -136,7 +137,7 @@ impl Strip<'_> {
     ///
     /// # Safety
     /// `out` holds all rows of `x`, and no one else uses the outputs of these rows and tiles.
-    pub unsafe fn run(&self, isa: Isa, kernel: &IntKernel, out: Shared<f32>) {
+    pub unsafe fn run(&self, isa: Isa, kernel: &IntKernel, out: Output<'_>) {
         let first_row = self.x.tiles.start(self.tiles.start);
         let n_rows = self.x.tiles.start(self.tiles.end) - first_row;
         assert!(self.x.columns == self.weight.cols() && n_rows <= ROW_BLOCK);
@@ -160,7 +161,7 @@ impl Strip<'_> {
                 unsafe {
                     let lanes =
                         if self.x.columns > 0 { acc[row * panels + p].assume_init() } else { [0.0; ROWS] };
-                    out.slice((first_row + row) * width + start, n).copy_from_slice(&lanes[..n]);
+                    out.put(first_row + row, width, start, &lanes[..n]);
                 }
             }
         }
@@ -196,7 +197,7 @@ impl Strip<'_> {
     unsafe fn through_panels(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
         let (panels, stride) = (isa.tile_panels(), self.weight.row_bytes());
         let mut storage = [const { MaybeUninit::<Panel>::uninit() }; MAX_PANELS];
-        let mut copies = [0; CHUNK_BYTES * ROWS];
+        let mut copies = Vec::new();
         for column in (0..self.x.columns).step_by(COLUMNS) {
             let columns = COLUMNS.min(self.x.columns - column);
             let blocks = columns / kernel.block_len;
@@ -209,6 +210,7 @@ impl Strip<'_> {
                     Rows::new(self.weight.row(first)[skip..].as_ptr(), stride)
                 } else {
                     // Missing rows repeat the last one; their results are not written.
+                    copies.resize(CHUNK_BYTES * ROWS, 0);
                     for (i, copy) in copies.chunks_exact_mut(CHUNK_BYTES).enumerate() {
                         let row = self.weight.row((first + i).min(self.rows.end - 1));
                         copy[..bytes].copy_from_slice(&row[skip..][..bytes]);

@@ -3,14 +3,20 @@
 //! `[layer][page][kv_head]`, and in it the keys transposed, `[dim][position]`, so that scores of 16 positions come
 //! from one vector without sums across lanes; then the values, `[position][dim]`. Positions of a page
 //! are rounded up to 16, dimensions to 16 (Q8_0: 32), with zeros. Q8_0 keeps the scales
-//! behind the codes, one per 32 dimensions and position, in the same order.
+//! behind the codes, one per 32 dimensions and position, in the same order and widened to floats, which costs a twentieth
+//! of the cache and saves a conversion at every use.
 
 use super::activations::Shared;
+use std::marker::PhantomData;
+
 use super::memory::{wrong_page, zeros};
 use super::simd::{Op, Simd};
 use super::{Isa, ThreadPool};
 use crate::backend::{BackendError, KvShape, KvType};
-use crate::quant::{Block, Half, Q8_0};
+use crate::quant::{Block, Q8_0};
+
+/// Bytes of a scale.
+const SCALE: usize = size_of::<f32>();
 
 /// Keys and values of all layers, in pages.
 pub struct CpuKv {
@@ -38,7 +44,7 @@ impl HeadLayout {
             KvType::F16 => (shape.head_dim.next_multiple_of(16), 0, 2),
             KvType::Q8_0 => {
                 let dims = shape.head_dim.next_multiple_of(Q8_0::LEN);
-                (dims, dims / Q8_0::LEN * 2, 1)
+                (dims, dims / Q8_0::LEN * SCALE, 1)
             }
         };
         HeadLayout { ty: shape.ty, positions, dims, half: positions * (dims * element + scales) }
@@ -188,92 +194,185 @@ impl Op for Put<'_> {
                     } else {
                         b * stride + position
                     };
-                    scales[2 * at..2 * at + 2].copy_from_slice(&Half::to_bits(block.d).to_le_bytes());
+                    scales[SCALE * at..][..SCALE].copy_from_slice(&block.d.to_f32().to_ne_bytes());
                 }
             }
         }
     }
 }
 
-impl HeadLayout {
-    /// Positions `first..first + 16 · N` of the keys as floats, `out[d][n]`.
+/// How one number is stored.
+pub(crate) trait Element {
+    /// Bytes of one.
+    const BYTES: usize;
+    /// Whether a scale belongs to every [`Q8_0::LEN`] dimensions.
+    const SCALED: bool = false;
+
+    /// 16 of them.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::F;
+}
+
+/// [`KvType::F32`].
+pub(crate) struct Single;
+/// [`KvType::F16`].
+pub(crate) struct Halved;
+/// [`KvType::Q8_0`].
+pub(crate) struct Byte;
+
+impl Element for Single {
+    const BYTES: usize = 4;
+
     #[inline(always)]
-    pub fn keys<S: Simd>(self, s: S, keys: &[u8], first: usize, vectors: usize, out: &mut [[[f32; 16]; 2]]) {
-        let (codes, scales) = keys.split_at(self.positions * self.dims * self.element());
-        let mut scale = [s.splat(1.0); 2];
-        for (d, out) in out[..self.dims].iter_mut().enumerate() {
-            for n in 0..vectors {
-                let at = d * self.positions + first + 16 * n;
-                let x = match self.ty {
-                    KvType::F32 => s.load(&floats(codes, at)),
-                    KvType::F16 => s.load_f16(halves(codes, at)),
-                    KvType::Q8_0 => {
-                        if d % Q8_0::LEN == 0 {
-                            let at = d / Q8_0::LEN * self.positions + first + 16 * n;
-                            scale[n] = s.load_f16(halves(scales, at));
-                        }
-                        s.mul(s.load_i8(bytes(codes, at)), scale[n])
-                    }
-                };
-                s.store(x, &mut out[n]);
+    unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        s.load(&unsafe { from.cast::<[f32; 16]>().read_unaligned() })
+    }
+}
+
+impl Element for Halved {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::F {
+        // SAFETY: the caller's promise; pairs of bytes have align 1.
+        s.load_f16(unsafe { &*from.cast() })
+    }
+}
+
+impl Element for Byte {
+    const BYTES: usize = 1;
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        s.load_i8(unsafe { &*from.cast() })
+    }
+}
+
+/// Lines of vectors of 16 floats.
+pub(crate) trait Source {
+    /// Vector `n` of line `line`.
+    ///
+    /// # Safety
+    /// Both are within what the source was made for.
+    unsafe fn vector<S: Simd>(&self, s: S, line: usize, n: usize) -> S::F;
+}
+
+/// Keys of some positions of one head and page; a line is a dimension, a vector 16 positions.
+pub(crate) struct Keys<'a, E> {
+    codes: &'a [u8],
+    scales: &'a [u8],
+    positions: usize,
+    first: usize,
+    element: PhantomData<E>,
+}
+
+impl<'a, E: Element> Keys<'a, E> {
+    /// Of positions `first .. first + 16 · vectors` of `keys`.
+    ///
+    /// # Panics
+    /// If `keys` do not have the layout, or it has fewer positions.
+    #[inline(always)]
+    pub fn new(layout: HeadLayout, keys: &'a [u8], first: usize, vectors: usize) -> Self {
+        assert!(keys.len() == layout.half && first + 16 * vectors <= layout.positions);
+        let (codes, scales) = keys.split_at(layout.positions * layout.dims * E::BYTES);
+        assert!(!E::SCALED || scales.len() == layout.positions * (layout.dims / Q8_0::LEN) * SCALE);
+        Keys { codes, scales, positions: layout.positions, first, element: PhantomData }
+    }
+}
+
+impl<E: Element> Source for Keys<'_, E> {
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(&self, s: S, line: usize, n: usize) -> S::F {
+        let at = line * self.positions + self.first + 16 * n;
+        // SAFETY: `new` checked the sizes, and the caller stays within them.
+        unsafe {
+            let x = E::load(s, self.codes.as_ptr().add(at * E::BYTES));
+            if !E::SCALED {
+                return x;
+            }
+            let at = line / Q8_0::LEN * self.positions + self.first + 16 * n;
+            s.mul(x, Single::load(s, self.scales.as_ptr().add(SCALE * at)))
+        }
+    }
+}
+
+/// Values of some positions of one head and page; a line is a position, a vector 16 dimensions.
+pub(crate) struct Values<'a, E> {
+    codes: &'a [u8],
+    scales: &'a [u8],
+    dims: usize,
+    first: usize,
+    element: PhantomData<E>,
+}
+
+impl<'a, E: Element> Values<'a, E> {
+    /// Of positions `first .. first + len` of `values`.
+    ///
+    /// # Panics
+    /// If `values` do not have the layout, or it has fewer positions.
+    #[inline(always)]
+    pub fn new(layout: HeadLayout, values: &'a [u8], first: usize, len: usize) -> Self {
+        assert!(values.len() == layout.half && first + len <= layout.positions);
+        let (codes, scales) = values.split_at(layout.positions * layout.dims * E::BYTES);
+        assert!(!E::SCALED || scales.len() == layout.positions * (layout.dims / Q8_0::LEN) * SCALE);
+        Values { codes, scales, dims: layout.dims, first, element: PhantomData }
+    }
+}
+
+impl<E: Element> Source for Values<'_, E> {
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(&self, s: S, line: usize, n: usize) -> S::F {
+        let at = (self.first + line) * self.dims + 16 * n;
+        // SAFETY: `new` checked the sizes, and the caller stays within them.
+        unsafe {
+            let x = E::load(s, self.codes.as_ptr().add(at * E::BYTES));
+            if !E::SCALED {
+                return x;
+            }
+            let at = (self.first + line) * (self.dims / Q8_0::LEN) + n / 2;
+            s.mul(x, s.splat(self.scales.as_ptr().add(SCALE * at).cast::<f32>().read_unaligned()))
+        }
+    }
+}
+
+/// Vectors that were widened before.
+pub(crate) struct Widened<'a> {
+    vectors: &'a [[f32; 16]],
+    per_line: usize,
+}
+
+impl<'a> Widened<'a> {
+    /// Fills `out` from a source.
+    ///
+    /// # Safety
+    /// The source was made for so many lines and vectors in each.
+    #[inline(always)]
+    pub unsafe fn fill<S: Simd>(
+        s: S,
+        source: &impl Source,
+        lines: usize,
+        per_line: usize,
+        out: &'a mut [[f32; 16]],
+    ) -> Widened<'a> {
+        for (line, out) in out[..lines * per_line].chunks_exact_mut(per_line).enumerate() {
+            for (n, out) in out.iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                s.store(unsafe { source.vector(s, line, n) }, out);
             }
         }
+        Widened { vectors: &out[..lines * per_line], per_line }
     }
+}
 
-    /// Position `first + i` of the values as floats, `out[i · dims / 16 ..]`, for as many as `out` has lines.
+impl Source for Widened<'_> {
     #[inline(always)]
-    pub fn values<S: Simd>(self, s: S, values: &[u8], first: usize, out: &mut [[f32; 16]]) {
-        let (codes, scales) = values.split_at(self.positions * self.dims * self.element());
-        let per_line = self.dims / 16;
-        for (i, line) in out.chunks_exact_mut(per_line).enumerate() {
-            for (n, out) in line.iter_mut().enumerate() {
-                let at = (first + i) * self.dims + 16 * n;
-                let x = match self.ty {
-                    KvType::F32 => s.load(&floats(codes, at)),
-                    KvType::F16 => s.load_f16(halves(codes, at)),
-                    KvType::Q8_0 => {
-                        let at_scale = (first + i) * (self.dims / Q8_0::LEN) + n / 2;
-                        let scale = Half::from_bits(u16::from_le_bytes([
-                            scales[2 * at_scale],
-                            scales[2 * at_scale + 1],
-                        ]));
-                        s.mul(s.load_i8(bytes(codes, at)), s.splat(scale.to_f32()))
-                    }
-                };
-                s.store(x, out);
-            }
-        }
+    unsafe fn vector<S: Simd>(&self, s: S, line: usize, n: usize) -> S::F {
+        // SAFETY: the caller stays within the lines and vectors of `fill`.
+        s.load(unsafe { self.vectors.get_unchecked(line * self.per_line + n) })
     }
-
-    #[inline(always)]
-    fn element(self) -> usize {
-        match self.ty {
-            KvType::F32 => 4,
-            KvType::F16 => 2,
-            KvType::Q8_0 => 1,
-        }
-    }
-}
-
-#[inline(always)]
-fn floats(data: &[u8], at: usize) -> [f32; 16] {
-    let mut out = [0.0; 16];
-    for (out, bytes) in out.iter_mut().zip(data[4 * at..][..64].as_chunks::<4>().0) {
-        *out = f32::from_ne_bytes(*bytes);
-    }
-    out
-}
-
-#[inline(always)]
-fn halves(data: &[u8], at: usize) -> &[[u8; 2]; 16] {
-    match data[2 * at..][..32].as_chunks::<2>().0.first_chunk() {
-        Some(halves) => halves,
-        None => unreachable!("32 bytes are 16 halves"),
-    }
-}
-
-#[inline(always)]
-fn bytes(data: &[u8], at: usize) -> &[i8; 16] {
-    // SAFETY: 16 bytes, checked; i8 has the layout of u8.
-    unsafe { &*data[at..][..16].as_ptr().cast() }
 }

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::activations::Shared;
-use super::matmul::{Input, Product, matmul};
+use super::matmul::{Input, Output, Product, matmul};
 use super::pointwise::split;
 use super::{Isa, ThreadPool};
 use crate::backend::{Core, LoraGroup, LoraJob, LoraTerm};
@@ -28,7 +28,9 @@ struct Work<'a> {
     /// What is expanded: lines of `u.cols()`.
     lines: Vec<Line<'a>>,
     inner: Vec<f32>,
-    /// U of `inner`.
+    /// Whether U of `inner` is added to the output at once.
+    onto: bool,
+    /// U of `inner` otherwise.
     delta: Vec<f32>,
 }
 
@@ -57,6 +59,7 @@ pub(crate) fn lora(
     let mut row_lists: Vec<Vec<u32>> = Vec::new();
     let mut work = Vec::new();
     for (job, j) in jobs.iter().enumerate() {
+        let onto = is_plain(j.groups);
         for group in j.groups {
             let Some(u) = group.u else { continue };
             let rows: Vec<u32> = group.rows.iter().map(|(row, _)| *row).collect();
@@ -65,17 +68,27 @@ pub(crate) fn lora(
                 row_lists.push(rows);
                 row_lists.len() - 1
             });
-            work.push(Work::new(job, group, rows, u));
+            work.push(Work::new(job, group, rows, u, onto));
         }
     }
     shrink(isa, pool, x, in_width, &row_lists, &mut work)?;
     cores(isa, pool, serial, &mut work)?;
+    expand_onto(isa, pool, jobs, &work)?;
     expand(isa, pool, &mut work)?;
     add(pool, jobs, &work)
 }
 
+/// Whether sums of `U C Vᵀ x` are all that the groups add, each to rows in ascending order and so to
+/// distinct ones.
+fn is_plain(groups: &[LoraGroup<'_>]) -> bool {
+    let plain = |t: &LoraTerm<'_>| t.delta_scale.is_none() && t.row_scale.is_none() && t.bias.is_none();
+    groups.iter().all(|g| {
+        g.rows.is_sorted_by(|a, b| a.0 < b.0) && g.rows.iter().all(|(_, terms)| terms.iter().all(plain))
+    })
+}
+
 impl<'a> Work<'a> {
-    fn new(job: usize, group: &'a LoraGroup<'a>, rows: usize, u: QMatrix<'a>) -> Self {
+    fn new(job: usize, group: &'a LoraGroup<'a>, rows: usize, u: QMatrix<'a>, onto: bool) -> Self {
         let mut lines = Vec::new();
         for (index, (_, terms)) in group.rows.iter().enumerate() {
             if terms.iter().any(|t| t.delta_scale.is_none()) {
@@ -88,8 +101,7 @@ impl<'a> Work<'a> {
         lines.sort_by_key(Line::core_address);
         let z = vec![0.0; group.rows.len() * u.cols()];
         let inner = vec![0.0; lines.len() * u.cols()];
-        let delta = vec![0.0; lines.len() * u.rows()];
-        Work { job, group, rows, v: group.v, u, z, lines, inner, delta }
+        Work { job, group, rows, v: group.v, u, z, lines, inner, onto, delta: Vec::new() }
     }
 }
 
@@ -138,11 +150,11 @@ fn shrink(
         let n = w.z.len();
         w.z.copy_from_slice(&inputs[w.rows].x[..n]);
     }
-    let mut products: Vec<_> = work
+    let products: Vec<_> = work
         .iter_mut()
-        .filter_map(|w| Some(Product { input: w.rows, weight: w.v?, out: &mut w.z }))
+        .filter_map(|w| Some(Product { input: w.rows, weight: w.v?, out: Output::set(&mut w.z) }))
         .collect();
-    matmul(isa, pool, &inputs, &mut products)
+    matmul(isa, pool, &inputs, &products)
 }
 
 /// `inner[line] = Σ λ C z` of plain terms, `C z` of one with a scale of its own.
@@ -236,22 +248,66 @@ fn product(
     out: &mut [f32],
 ) -> Result<(), FormatError> {
     let input = Input { x, rows, columns: weight.cols() };
-    matmul(isa, serial, &[input], &mut [Product { input: 0, weight, out }])
+    matmul(isa, serial, &[input], &[Product { input: 0, weight, out: Output::set(out) }])
 }
 
+/// Expands straight onto the outputs, where plain terms are all there is.
+fn expand_onto(
+    isa: Isa,
+    pool: &ThreadPool,
+    jobs: &mut [LoraJob<'_, Vec<f32>>],
+    work: &[Work<'_>],
+) -> Result<(), FormatError> {
+    let outs: Vec<_> = jobs.iter_mut().map(|job| (Shared(job.out.as_mut_ptr()), job.out.len())).collect();
+    // Groups with a row in common keep their order: a group's turn comes after those of its rows.
+    let mut next_turn: Vec<Vec<u32>> = vec![Vec::new(); jobs.len()];
+    let mut turns: Vec<Vec<(&Work<'_>, Vec<u32>)>> = Vec::new();
+    for w in work.iter().filter(|w| w.onto) {
+        let lines: Vec<u32> = w.lines.iter().map(|line| w.group.rows[line.index].0).collect();
+        let next = &mut next_turn[w.job];
+        let rows = lines.iter().max().map_or(0, |row| *row as usize + 1);
+        next.resize(next.len().max(rows), 0);
+        let turn = lines.iter().map(|row| next[*row as usize]).max().unwrap_or(0);
+        lines.iter().for_each(|row| next[*row as usize] = turn + 1);
+        turns.resize_with(turns.len().max(turn as usize + 1), Vec::new);
+        turns[turn as usize].push((w, lines));
+    }
+    for turn in &turns {
+        let inputs: Vec<_> = turn
+            .iter()
+            .map(|(w, lines)| Input { x: &w.inner, rows: lines.len(), columns: w.u.cols() })
+            .collect();
+        let products: Vec<_> = turn
+            .iter()
+            .enumerate()
+            .map(|(i, (w, lines))| {
+                let (out, len) = outs[w.job];
+                // SAFETY: `jobs` are borrowed here until the end; the rows of a group are distinct (see
+                // `is_plain`), and those of a turn belong to one group each.
+                let out = unsafe { Output::add(out, len, lines) };
+                Product { input: i, weight: w.u, out }
+            })
+            .collect();
+        matmul(isa, pool, &inputs, &products)?;
+    }
+    Ok(())
+}
+
+/// Expands what has scales of its own, or other additions in between.
 fn expand(isa: Isa, pool: &ThreadPool, work: &mut [Work<'_>]) -> Result<(), FormatError> {
     let (mut inputs, mut products) = (Vec::new(), Vec::new());
-    for (i, w) in work.iter_mut().enumerate() {
+    for w in work.iter_mut().filter(|w| !w.onto) {
+        w.delta = vec![0.0; w.lines.len() * w.u.rows()];
+        products.push(Product { input: inputs.len(), weight: w.u, out: Output::set(&mut w.delta) });
         inputs.push(Input { x: &w.inner, rows: w.lines.len(), columns: w.u.cols() });
-        products.push(Product { input: i, weight: w.u, out: &mut w.delta });
     }
-    matmul(isa, pool, &inputs, &mut products)
+    matmul(isa, pool, &inputs, &products)
 }
 
 /// Adds the deltas, scaled outputs and biases, group after group and term after term.
 fn add(pool: &ThreadPool, jobs: &mut [LoraJob<'_, Vec<f32>>], work: &[Work<'_>]) -> Result<(), FormatError> {
     let failure = Mutex::new(None);
-    for (j, job) in jobs.iter_mut().enumerate() {
+    for (j, job) in jobs.iter_mut().enumerate().filter(|(_, job)| !is_plain(job.groups)) {
         let width = job.width;
         let terms = || job.groups.iter().flat_map(|g| &g.rows).flat_map(|(_, terms)| terms);
         let before = terms().any(|t| t.row_scale.is_some()).then(|| job.out.clone());

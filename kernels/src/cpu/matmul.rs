@@ -1,6 +1,7 @@
 //! Deals matrix products out to the threads.
 
 use std::borrow::Cow;
+use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
 use super::activations::{Activations, Offset, Shared};
@@ -27,8 +28,61 @@ pub(crate) struct Product<'a> {
     pub input: usize,
     /// The weight.
     pub weight: QMatrix<'a>,
-    /// rows × `weight.rows()`.
-    pub out: &'a mut [f32],
+    /// Receives lines of `weight.rows()`.
+    pub out: Output<'a>,
+}
+
+/// Where the lines of a product go.
+#[derive(Clone, Copy)]
+pub(crate) struct Output<'a> {
+    out: Shared<f32>,
+    len: usize,
+    /// Line `i` of the product is added to line `lines[i]`; `None`: it becomes line `i`.
+    lines: Option<&'a [u32]>,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Output<'a> {
+    /// Line after line.
+    pub fn set(out: &'a mut [f32]) -> Output<'a> {
+        Output { out: Shared(out.as_mut_ptr()), len: out.len(), lines: None, borrow: PhantomData }
+    }
+
+    /// Adds line `i` to line `lines[i]` of `len` floats at `out`.
+    ///
+    /// # Safety
+    /// They stay valid for `'a`, the lines are distinct, and until the product is done nothing else
+    /// uses them.
+    pub unsafe fn add(out: Shared<f32>, len: usize, lines: &'a [u32]) -> Output<'a> {
+        Output { out, len, lines: Some(lines), borrow: PhantomData }
+    }
+
+    fn check(&self, rows: usize, width: usize) {
+        let lines = match self.lines {
+            None => rows,
+            Some(lines) => {
+                assert!(lines.len() == rows);
+                lines.iter().max().map_or(0, |line| *line as usize + 1)
+            }
+        };
+        assert!(lines * width <= self.len, "{lines} lines of {width} in {} floats", self.len);
+    }
+
+    /// Writes columns `start ..` of line `row`.
+    ///
+    /// # Safety
+    /// They lie within the output, and no other thread uses them.
+    #[inline]
+    pub unsafe fn put(&self, row: usize, width: usize, start: usize, values: &[f32]) {
+        let line = self.lines.map_or(row, |lines| lines[row] as usize);
+        // SAFETY: the caller's promise.
+        let out = unsafe { self.out.slice(line * width + start, values.len()) };
+        if self.lines.is_some() {
+            out.iter_mut().zip(values).for_each(|(out, v)| *out += v);
+        } else {
+            out.copy_from_slice(values);
+        }
+    }
 }
 
 /// Tasks per thread: enough that a slow thread does not hold up the others for long.
@@ -37,7 +91,7 @@ const TASKS_PER_THREAD: usize = 12;
 /// How one product falls into tasks: strips of weight rows × blocks of activation rows.
 struct Plan<'a> {
     weight: QMatrix<'a>,
-    out: Shared<f32>,
+    out: Output<'a>,
     x: Form<'a>,
     /// Weight rows of a strip, strips, and how many a task takes.
     strip: usize,
@@ -56,13 +110,7 @@ enum Form<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(
-        isa: Isa,
-        pool: &ThreadPool,
-        product: &'a mut Product<'_>,
-        x: &'a Prepared<'_>,
-        strips: usize,
-    ) -> Self {
+    fn new(isa: Isa, pool: &ThreadPool, product: &Product<'a>, x: &'a Prepared<'_>, strips: usize) -> Self {
         let weight = product.weight;
         let (x, strip, units, most) = match (IntKernel::of(weight.ty()), &x.quantized, &x.floats) {
             (Some(kernel), Some(q), _) => {
@@ -83,8 +131,7 @@ impl<'a> Plan<'a> {
         let blocks = units.div_ceil(per_block);
         let strips = weight.rows().div_ceil(strip);
         let per_task = (strips * blocks).div_ceil(pool.threads() * TASKS_PER_THREAD).min(strips);
-        let out = Shared(product.out.as_mut_ptr());
-        Plan { weight, out, x, strip, strips, per_task, blocks, per_block }
+        Plan { weight, out: product.out, x, strip, strips, per_task, blocks, per_block }
     }
 
     fn tasks(&self) -> usize {
@@ -154,7 +201,7 @@ pub(crate) fn matmul(
     isa: Isa,
     pool: &ThreadPool,
     inputs: &[Input<'_>],
-    products: &mut [Product<'_>],
+    products: &[Product<'_>],
 ) -> Result<(), FormatError> {
     let prepared: Vec<Prepared<'_>> = inputs
         .iter()
@@ -167,9 +214,10 @@ pub(crate) fn matmul(
     let strips = |weight: QMatrix<'_>| weight.rows().div_ceil(isa.tile_panels() * ROWS).max(1);
     let total: usize = products.iter().map(|p| strips(p.weight)).sum();
     let mut plans = Vec::with_capacity(products.len());
-    for product in products.iter_mut() {
+    for product in products {
         let (input, weight) = (inputs[product.input], product.weight);
-        assert!(input.columns == weight.cols() && product.out.len() >= input.rows * weight.rows());
+        assert!(input.columns == weight.cols());
+        product.out.check(input.rows, weight.rows());
         if input.rows > 0 && weight.rows() > 0 {
             plans.push(Plan::new(isa, pool, product, &prepared[product.input], total));
         }

@@ -2,6 +2,7 @@
 
 mod activations;
 mod attention;
+mod attention_span;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -150,3 +150,38 @@ fn input_that_was_shrunk_already() {
         assert_same(&run(&cpu, &x, rank, &y, &groups)[0], &want[0], &cpu.label());
     }
 }
+
+/// Groups of plain terms go straight onto the outputs; those with rows in common must keep their order.
+#[test]
+fn overlapping_plain_groups() {
+    let mut noise = Noise(33);
+    let (in_width, width, rank, rows) = (128, 72, 32, 9);
+    let mut store = Store(Vec::new());
+    let bases: Vec<_> = (0..4)
+        .map(|_| {
+            let v = store.add(QuantType::Q8_0, rank, in_width, &mut noise);
+            (v, store.add(QuantType::Q8_0, width, rank, &mut noise))
+        })
+        .collect();
+    let c = store.add(QuantType::Q8_0, rank, rank, &mut noise);
+    let term = |core| LoraTerm { core, scale: 0.7, delta_scale: None, row_scale: None, bias: None };
+    let group = |basis: usize, rows: &[u32]| LoraGroup {
+        v: Some(store.get(bases[basis].0)),
+        u: Some(store.get(bases[basis].1)),
+        rows: rows
+            .iter()
+            .map(|row| {
+                let core = if row % 2 == 0 { Core::Full(store.get(c)) } else { Core::Identity };
+                (*row, vec![term(core), term(Core::Identity)])
+            })
+            .collect(),
+    };
+    let groups =
+        vec![vec![group(0, &[0, 2, 5]), group(1, &[1, 3]), group(2, &[2, 3, 8]), group(3, &[0, 1, 2, 3, 4])]];
+    let x = noise.values(rows * in_width);
+    let y = [(noise.values(rows * width), width)];
+    let want = run(&Reference, &x, in_width, &y, &groups);
+    for cpu in cpus() {
+        assert_same(&run(&cpu, &x, in_width, &y, &groups)[0], &want[0], &cpu.label());
+    }
+}

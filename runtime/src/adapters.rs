@@ -27,6 +27,18 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AdapterId(u64);
 
+impl AdapterId {
+    /// The id as a number that foreign code can keep; no two loadings of an engine share one.
+    pub fn to_u64(self) -> u64 {
+        self.0
+    }
+
+    /// The id with this number. One that was never given out is refused where it is used.
+    pub fn from_u64(id: u64) -> AdapterId {
+        AdapterId(id)
+    }
+}
+
 /// What the store tells about an adapter.
 #[derive(Clone, Debug)]
 pub struct AdapterInfo {

@@ -18,6 +18,16 @@ pub enum Error {
     /// A sampler option out of its range, or logits that are not numbers.
     #[error(transparent)]
     Sampler(#[from] crate::sampler::SamplerError),
+    /// The host gave up while a file was being read.
+    #[error("{file}: given up by the host after {done} of {total} bytes")]
+    Aborted {
+        /// The file's name.
+        file: String,
+        /// Bytes read by then.
+        done: u64,
+        /// Bytes to be read.
+        total: u64,
+    },
     /// A request that cannot be carried out as it is.
     #[error("{0}")]
     Request(String),

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -210,6 +211,45 @@ impl Generation {
             Some(Err(e)) => Some(Some(Err(e.clone()))),
         }
     }
+
+    /// The next event if it is there already; runs nothing. For hosts that call
+    /// [`crate::Engine::step`] themselves.
+    pub fn poll_next(&mut self) -> Poll<Option<Result<Event>>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        match self.poll() {
+            Some(next) => {
+                self.done = !matches!(next, Some(Ok(_)));
+                Poll::Ready(next)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// The next event of whichever of these generations of one engine has one first, with that
+    /// generation's index; `None` if all of them have ended before. As with [`Iterator::next`],
+    /// an event of `None` is the end of that generation.
+    pub fn next_of(generations: &mut [&mut Generation]) -> Option<(usize, Option<Result<Event>>)> {
+        let shared = generations.iter().find(|g| !g.done)?.shared.clone();
+        loop {
+            let seen = shared.steps_seen();
+            for (i, generation) in generations.iter_mut().enumerate().filter(|(_, g)| !g.done) {
+                if let Poll::Ready(next) = generation.poll_next() {
+                    return Some((i, next));
+                }
+            }
+            match shared.try_step() {
+                Some(Ok(_)) => {}
+                Some(Err(e)) => {
+                    let first = generations.iter_mut().position(|g| !g.done)?;
+                    generations.get_mut(first)?.done = true;
+                    return Some((first, Some(Err(e))));
+                }
+                None => shared.wait_for_step(seen),
+            }
+        }
+    }
 }
 
 impl Iterator for Generation {
@@ -219,23 +259,7 @@ impl Iterator for Generation {
         if self.done {
             return None;
         }
-        loop {
-            let seen = self.shared.steps_seen();
-            match self.poll() {
-                Some(next) => {
-                    self.done = !matches!(next, Some(Ok(_)));
-                    return next;
-                }
-                None => match self.shared.try_step() {
-                    Some(Ok(_)) => {}
-                    Some(Err(e)) => {
-                        self.done = true;
-                        return Some(Err(e));
-                    }
-                    None => self.shared.wait_for_step(seen),
-                },
-            }
-        }
+        Generation::next_of(&mut [self]).and_then(|(_, event)| event)
     }
 }
 

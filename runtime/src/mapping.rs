@@ -16,7 +16,13 @@
 //! [`Loading::Read`], the command line's `--no-mmap`: the file is copied into memory and nothing
 //! that happens to it later matters.
 
-use std::{fs, io::Read, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use lory_models::gguf::{self, Gguf};
 use memmap2::Mmap;
@@ -33,6 +39,12 @@ pub enum Loading {
     Read,
 }
 
+/// Told the bytes read so far and in all; `false` gives up.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
+
+/// Bytes read between two calls of a [`Progress`].
+const CHUNK: u64 = 4 << 20;
+
 /// A file's bytes, mapped or read, or bytes that never were a file.
 pub struct File {
     name: Arc<str>,
@@ -41,6 +53,7 @@ pub struct File {
 
 enum Bytes {
     Memory(Vec<u8>),
+    Owner(Box<dyn AsRef<[u8]> + Send + Sync>),
     Mapped { map: Mmap, handle: fs::File, modified: Option<SystemTime> },
 }
 
@@ -51,17 +64,27 @@ impl File {
     /// [`Error::Io`] if it does not exist or cannot be read, and for directories, FIFOs, sockets,
     /// devices and empty files. Never waits for a FIFO's other end.
     pub fn open(path: &Path, loading: Loading) -> Result<File> {
+        File::open_with(path, loading, &mut |_, _| true)
+    }
+
+    /// [`File::open`] with progress. Mapping reads nothing yet: `progress` is told once, at the end.
+    pub fn open_with(path: &Path, loading: Loading, progress: Progress<'_>) -> Result<File> {
         let name = path.to_string_lossy();
         // Looked at before it is opened: opening alone has effects on some devices.
         let metadata = fs::metadata(path).map_err(|e| Error::io(&name, e))?;
         regular(&name, &metadata)?;
         let handle = open_without_waiting(path).map_err(|e| Error::io(&name, e))?;
-        File::from_handle(handle, &name, loading)
+        File::from_handle(handle, &name, loading, progress)
     }
 
     /// Takes over an open file (a descriptor from elsewhere becomes one by `fs::File::from`);
     /// `name` is what errors call it. It is read from its start, wherever its cursor stands.
-    pub fn from_handle(mut handle: fs::File, name: &str, loading: Loading) -> Result<File> {
+    pub fn from_handle(
+        mut handle: fs::File,
+        name: &str,
+        loading: Loading,
+        progress: Progress<'_>,
+    ) -> Result<File> {
         // Looked at again: the path may name something else by now.
         let metadata = handle.metadata().map_err(|e| Error::io(name, e))?;
         regular(name, &metadata)?;
@@ -74,9 +97,14 @@ impl File {
                 if map.len() as u64 != len {
                     return Err(changed(name, len, map.len() as u64));
                 }
+                report(progress, name, len, len)?;
                 Bytes::Mapped { map, handle, modified: metadata.modified().ok() }
             }
-            Loading::Read => Bytes::Memory(read(&mut handle, name, len)?),
+            Loading::Read => {
+                use std::io::{Seek, SeekFrom};
+                handle.seek(SeekFrom::Start(0)).map_err(|e| Error::io(name, e))?;
+                Bytes::Memory(read(&mut handle, name, len, progress)?)
+            }
         };
         Ok(File { name: name.into(), bytes })
     }
@@ -84,6 +112,23 @@ impl File {
     /// Bytes that the caller has already; `name` is what errors call them.
     pub fn from_memory(bytes: Vec<u8>, name: &str) -> File {
         File { name: name.into(), bytes: Bytes::Memory(bytes) }
+    }
+
+    /// Bytes that somebody else owns and keeps as they are; nothing is copied.
+    pub fn from_owner(owner: Box<dyn AsRef<[u8]> + Send + Sync>, name: &str) -> File {
+        File { name: name.into(), bytes: Bytes::Owner(owner) }
+    }
+
+    /// Reads `len` bytes from a source that is no file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it has fewer or more bytes, fails, or there is no memory for them;
+    /// [`Error::Aborted`] if `progress` gives up.
+    pub fn from_reader(reader: &mut dyn Read, name: &str, len: u64, progress: Progress<'_>) -> Result<File> {
+        if len == 0 {
+            return Err(Error::io(name, "the file is empty"));
+        }
+        Ok(File::from_memory(read(reader, name, len, progress)?, name))
     }
 
     /// The name given or the path opened.
@@ -118,6 +163,7 @@ impl AsRef<[u8]> for File {
     fn as_ref(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Memory(v) => v,
+            Bytes::Owner(owner) => (**owner).as_ref(),
             Bytes::Mapped { map, .. } => map,
         }
     }
@@ -151,14 +197,29 @@ impl OpenGguf {
 /// # Errors
 /// As [`File::open`] and [`Gguf::parse`]; a shard that is missing is named.
 pub fn open_gguf(path: &Path, loading: Loading) -> Result<OpenGguf> {
+    open_gguf_with(path, loading, &mut |_, _| true)
+}
+
+/// [`open_gguf`] with progress over all shards together.
+///
+/// # Errors
+/// Also [`Error::Aborted`].
+pub fn open_gguf_with(path: &Path, loading: Loading, progress: Progress<'_>) -> Result<OpenGguf> {
     // Names that are not UTF-8 cannot follow the pattern; they are single files.
-    let files = match path.to_str().and_then(gguf::shard_name) {
-        Some(shard) if shard.count > 1 => shard
-            .siblings()
-            .map(|name| File::open(Path::new(&name), loading).map(Arc::new))
-            .collect::<Result<_>>()?,
-        _ => vec![Arc::new(File::open(path, loading)?)],
+    let paths: Vec<PathBuf> = match path.to_str().and_then(gguf::shard_name) {
+        Some(shard) if shard.count > 1 => shard.siblings().map(PathBuf::from).collect(),
+        _ => vec![path.into()],
     };
+    // A shard that is missing is reported when its turn comes.
+    let sizes: Vec<u64> = paths.iter().map(|p| fs::metadata(p).map_or(0, |m| m.len())).collect();
+    let total = sizes.iter().fold(0, |sum: u64, size| sum.saturating_add(*size));
+    let mut before = 0;
+    let mut files = Vec::new();
+    for (path, size) in paths.iter().zip(&sizes) {
+        let file = File::open_with(path, loading, &mut |done, _| progress(before + done, total))?;
+        files.push(Arc::new(file));
+        before += size;
+    }
     parse(files)
 }
 
@@ -214,17 +275,29 @@ fn open_without_waiting(path: &Path) -> std::io::Result<fs::File> {
     fs::File::open(path)
 }
 
-fn read(handle: &mut fs::File, name: &str, len: u64) -> Result<Vec<u8>> {
-    use std::io::{Seek, SeekFrom};
+fn report(progress: Progress<'_>, name: &str, done: u64, total: u64) -> Result<()> {
+    match progress(done, total) {
+        true => Ok(()),
+        false => Err(Error::Aborted { file: name.into(), done, total }),
+    }
+}
+
+fn read(reader: &mut dyn Read, name: &str, len: u64, progress: Progress<'_>) -> Result<Vec<u8>> {
     let fail = |e: &dyn std::fmt::Display| Error::io(name, e);
     let mut bytes = Vec::new();
     let size = usize::try_from(len).map_err(|e| fail(&e))?;
     bytes.try_reserve_exact(size).map_err(|_| fail(&format!("no memory for its {len} bytes")))?;
-    handle.seek(SeekFrom::Start(0)).map_err(|e| fail(&e))?;
-    // One byte more than promised would show that the file is growing.
-    handle.take(len.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| fail(&e))?;
-    if bytes.len() as u64 != len {
-        return Err(changed(name, len, bytes.len() as u64));
+    while (bytes.len() as u64) < len {
+        let have = bytes.len() as u64;
+        reader.take(CHUNK.min(len - have)).read_to_end(&mut bytes).map_err(|e| fail(&e))?;
+        if bytes.len() as u64 == have {
+            return Err(changed(name, len, have));
+        }
+        report(progress, name, bytes.len() as u64, len)?;
+    }
+    // One byte more than promised shows that the file is growing.
+    if reader.read(&mut [0]).map_err(|e| fail(&e))? > 0 {
+        return Err(changed(name, len, len + 1));
     }
     Ok(bytes)
 }
@@ -277,7 +350,10 @@ mod tests {
         for loading in [Loading::Map, Loading::Read] {
             let mut handle = fs::File::open(&path).unwrap();
             handle.read_exact(&mut [0; 4]).unwrap();
-            assert_eq!(File::from_handle(handle, "fd", loading).unwrap().as_ref(), b"0123456789");
+            assert_eq!(
+                File::from_handle(handle, "fd", loading, &mut |_, _| true).unwrap().as_ref(),
+                b"0123456789"
+            );
         }
     }
 
@@ -294,6 +370,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn readers_report_progress_and_can_be_given_up() {
+        let want: Vec<u8> = (0..9 << 20).map(|i| (i % 251) as u8).collect();
+        let len = want.len() as u64;
+        let mut seen = Vec::new();
+        let mut track = |done, total| {
+            seen.push((done, total));
+            true
+        };
+        let file = File::from_reader(&mut &want[..], "reader", len, &mut track).unwrap();
+        assert_eq!(file.as_ref(), want);
+        assert_eq!(seen, [(CHUNK, len), (2 * CHUNK, len), (len, len)]);
+        let stop = |done, _| done < 2 * CHUNK;
+        let given_up = File::from_reader(&mut &want[..], "reader", len, &mut { stop });
+        assert!(message(given_up).starts_with(&format!("reader: given up by the host after {}", 2 * CHUNK)));
+        for wrong in [len - 1, len + 1] {
+            let m = message(File::from_reader(&mut &want[..], "reader", wrong, &mut |_, _| true));
+            assert!(m.contains(&format!("had {wrong} bytes")), "{m}");
+        }
+        let huge = message(File::from_reader(&mut &want[..], "reader", u64::MAX, &mut |_, _| true));
+        assert!(huge.contains("no memory for its"), "{huge}");
+    }
+
+    #[test]
+    fn foreign_bytes_are_not_copied() {
+        let owner: Box<dyn AsRef<[u8]> + Send + Sync> = Box::new(&b"0123456789"[..]);
+        let at = (*owner).as_ref().as_ptr();
+        let file = File::from_owner(owner, "host");
+        assert_eq!(file.as_ref().as_ptr(), at);
+        file.check_unchanged().unwrap();
+    }
+
     #[cfg(unix)]
     #[test]
     fn fifos_sockets_and_devices_are_refused_without_waiting() {
@@ -304,7 +412,9 @@ mod tests {
         assert!(message(File::open(&fifo, Loading::Map)).ends_with("is a FIFO, not a regular file"));
         // Also when the FIFO takes the file's place between the look and the opening.
         let handle = open_without_waiting(&fifo).unwrap();
-        assert!(message(File::from_handle(handle, "f", Loading::Read)).contains("is a FIFO"));
+        assert!(
+            message(File::from_handle(handle, "f", Loading::Read, &mut |_, _| true)).contains("is a FIFO")
+        );
 
         let socket = dir.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();

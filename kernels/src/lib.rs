@@ -5,6 +5,7 @@
 //! [`quant::QMatrix`]: rows of blocks borrowed from wherever the caller keeps them.
 
 pub mod backend;
+pub mod ceilings;
 pub mod cpu;
 pub mod ops;
 pub mod quant;

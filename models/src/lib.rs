@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod arch;
 pub mod chat;
 pub mod config;
+pub mod cost;
 pub mod decoder;
 mod error;
 pub mod gguf;

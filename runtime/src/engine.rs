@@ -22,7 +22,7 @@ use crate::{
 
 /// Tokens per page of the KV cache: small enough that short sessions waste little, large enough
 /// that attention reads long runs.
-const PAGE_LEN: usize = 32;
+pub(crate) const PAGE_LEN: usize = 32;
 
 /// Rows whose logits are computed at a time; bounds the buffer for vocabularies of 256k entries.
 const LOGIT_ROWS: usize = 64;

@@ -15,6 +15,7 @@
 //! ```
 
 mod adapters;
+mod bare;
 mod engine;
 mod error;
 mod generate;
@@ -27,6 +28,7 @@ mod session;
 pub mod stop;
 
 pub use adapters::{AdapterId, AdapterInfo, AdapterStore, open_pack};
+pub use bare::{Bare, BareOptions, random_tokens};
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
 pub use generate::{Canceller, Event, FinishReason, Generation, Request, Stats};

@@ -1,0 +1,32 @@
+//! Lory beside llama.cpp: the same file, threads and tokens, in one process, in turns.
+//!
+//! `cargo bench -p lory-benches --features ggml --bench versus -- -m model.gguf`. Pairs of samples are
+//! interleaved (A B, B A, …), so that a noisy machine hits both sides; a ratio is that of one pair. The ceilings are
+//! measured in the same run, before (the table uses these) and after.
+//! First it checks that both sides compute the same logits.
+
+#[cfg(feature = "ggml")]
+mod check;
+#[cfg(feature = "ggml")]
+mod llama;
+#[cfg(feature = "ggml")]
+mod report;
+#[cfg(feature = "ggml")]
+mod run;
+#[cfg(feature = "ggml")]
+mod side;
+#[cfg(feature = "ggml")]
+mod test;
+
+#[cfg(feature = "ggml")]
+fn main() -> std::process::ExitCode {
+    run::main()
+}
+
+#[cfg(not(feature = "ggml"))]
+fn main() {
+    eprintln!(
+        "versus compares with llama.cpp, which is built from source (cmake and libclang are needed):\n  \
+         cargo bench -p lory-benches --features ggml --bench versus -- -m MODEL.gguf"
+    );
+}

@@ -9,6 +9,7 @@
 //! U and V are a [`Basis`] shared by many adapters, or an adapter's own [`Factors`]; C, s, g and b
 //! are its [`Core`] at one [`Site`].
 
+mod activation;
 mod base;
 mod batch;
 mod builder;
@@ -25,6 +26,7 @@ mod site;
 use std::sync::Arc;
 
 pub use self::{
+    activation::{Phase, Phases, last_occurrence},
     base::{BaseCheck, BaseInfo, Fingerprint, synthetic_base},
     batch::BatchAdapters,
     builder::AdapterBuilder,

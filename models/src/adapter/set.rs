@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use crate::{Error, Result};
 
-use super::Adapter;
+use super::{Adapter, activation::last_occurrence};
 
 /// Adapters that work together on one row, each with its weight λ; the delta is `Σ λ_j ΔW_j`.
 ///
-/// Sums are made in an order that depends on the adapters alone, not on the order given here.
+/// Sums are made in an order that depends on the adapters alone, not on the order given here. A set
+/// with activated adapters says what works at the end of a sequence; [`Phases`](super::Phases) says
+/// what works where.
 #[derive(Clone, Debug, Default)]
 pub struct AdapterSet {
     entries: Vec<(Arc<Adapter>, f32)>,
@@ -34,18 +36,12 @@ impl AdapterSet {
     /// Checks the set.
     ///
     /// # Errors
-    /// [`Error::Request`] for a λ that is not finite, for an adapter that stands twice, and for one
-    /// with [`Adapter::invocation`] tokens: nothing watches the prompt for them yet, and to run it
-    /// on every token would answer wrongly.
+    /// [`Error::Request`] for a λ that is not finite, and for an adapter that stands twice.
     pub fn new(entries: Vec<(Arc<Adapter>, f32)>) -> Result<AdapterSet> {
         for (i, (adapter, scale)) in entries.iter().enumerate() {
             let name = adapter.name();
             if !scale.is_finite() {
                 return Err(Error::Request(format!("adapter `{name}`: scale {scale} is not finite")));
-            }
-            if !adapter.invocation().is_empty() {
-                let m = "works only behind its invocation tokens (aLoRA), which is not supported";
-                return Err(Error::Request(format!("adapter `{name}`: {m}")));
             }
             let twin = entries.iter().take(i).find(|(a, _)| a.identity() == adapter.identity());
             if let Some((twin, _)) = twin {
@@ -56,6 +52,21 @@ impl AdapterSet {
             }
         }
         Ok(AdapterSet { entries })
+    }
+
+    /// A part of a set that was checked.
+    pub(super) fn checked(entries: Vec<(Arc<Adapter>, f32)>) -> AdapterSet {
+        AdapterSet { entries }
+    }
+
+    /// From which position of `prompt` on each entry works: 0 for a plain adapter, for one with
+    /// [`Adapter::invocation`] tokens the start of their last occurrence, `None` without any.
+    pub fn activations(&self, prompt: &[u32]) -> Vec<Option<usize>> {
+        let start = |(adapter, _): &(Arc<Adapter>, f32)| match adapter.invocation() {
+            [] => Some(0),
+            tokens => last_occurrence(prompt, tokens),
+        };
+        self.entries.iter().map(start).collect()
     }
 
     /// One adapter with λ = 1.

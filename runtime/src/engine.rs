@@ -2,7 +2,11 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Condvar, Mutex, TryLockError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, TryLockError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Waker,
 };
 
 use lory_kernels::{
@@ -14,7 +18,7 @@ use lory_kernels::{
 use lory_models::{decoder::Scratch, kv_cache::KvCache};
 
 use crate::{
-    AdapterStore, Error, Result, Session, SessionOptions, lock,
+    AdapterStore, Error, KvPolicy, Metrics, Result, Session, SessionOptions, lock,
     mapping::Loading,
     model::{LoadedModel, OpenOptions},
     scheduler::{Model, Scheduler},
@@ -41,6 +45,16 @@ pub struct EngineOptions {
     /// Tokens that the KV cache holds for all sessions together; `None` takes four contexts.
     /// Memory is touched only as it is used.
     pub kv_tokens: Option<usize>,
+    /// Bytes that the KV cache may have; with `kv_tokens`, the smaller of both counts.
+    pub kv_bytes: Option<usize>,
+    /// What happens when the KV cache is full.
+    pub kv_policy: KvPolicy,
+    /// Whether sessions with the same beginning and the same adapters share its keys and values.
+    /// Answers are the same bit for bit.
+    pub prefix_sharing: bool,
+    /// Bytes that adapters may have for themselves; `None` sets no limit. See
+    /// [`AdapterStore::set_budget`].
+    pub adapter_bytes: Option<usize>,
     /// Whether files are mapped or read; [`crate::mapping`] says what mapping promises.
     pub loading: Loading,
 }
@@ -53,6 +67,10 @@ impl Default for EngineOptions {
             n_batch: 512,
             kv_type: KvType::F16,
             kv_tokens: None,
+            kv_bytes: None,
+            kv_policy: KvPolicy::default(),
+            prefix_sharing: true,
+            adapter_bytes: None,
             loading: Loading::Map,
         }
     }
@@ -63,45 +81,109 @@ pub(crate) struct Shared {
     pub model: Arc<LoadedModel>,
     pub backend: Cpu,
     pub adapters: AdapterStore,
-    pub scheduler: Mutex<Scheduler<Cpu>>,
     pub n_ctx: usize,
-    steps: Mutex<u64>,
+    /// Bytes of a page of keys and values in all layers.
+    pub page_bytes: usize,
+    scheduler: Mutex<Scheduler<Cpu>>,
+    /// Held while waiting for the scheduler: whoever runs step after step stands in line like
+    /// everybody else, so that no call waits for more than the step that is running.
+    line: Mutex<()>,
+    /// Held by the thread whose turn it is to run a step.
+    turn: Mutex<()>,
+    progress: Mutex<Progress>,
     stepped: Condvar,
+    drivers: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Progress {
+    steps: u64,
+    requests: u64,
+    wakers: Vec<Waker>,
+}
+
+/// A turn at running a step; its end, however it comes, is told to everybody who waits for it.
+struct Turn<'a> {
+    shared: &'a Shared,
+    guard: Option<MutexGuard<'a, ()>>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // Counted after the turn is free: whoever found it taken sees another count and is woken.
+        self.guard.take();
+        let wakers = {
+            let mut progress = lock(&self.shared.progress);
+            progress.steps += 1;
+            std::mem::take(&mut progress.wakers)
+        };
+        self.shared.stepped.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
 }
 
 impl Shared {
-    /// How many steps have ended; for [`Shared::wait_for_step`].
-    pub(crate) fn steps_seen(&self) -> u64 {
-        *lock(&self.steps)
+    /// The state of all sessions, after the step that is running.
+    pub(crate) fn scheduler(&self) -> MutexGuard<'_, Scheduler<Cpu>> {
+        let _line = lock(&self.line);
+        lock(&self.scheduler)
     }
 
-    /// Runs one step for all sessions, unless another thread is doing so (`None`).
-    pub(crate) fn try_step(&self) -> Option<Result<bool>> {
-        let mut scheduler = match self.scheduler.try_lock() {
+    /// How many steps have ended; for [`Shared::wait_for_step`].
+    pub(crate) fn steps_seen(&self) -> u64 {
+        lock(&self.progress).steps
+    }
+
+    /// Runs one step for all sessions, unless another thread is doing so (`None`). `false` if there
+    /// was nothing to run.
+    pub(crate) fn try_step(&self) -> Option<bool> {
+        let guard = match self.turn.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
+        let _turn = Turn { shared: self, guard: Some(guard) };
+        Some(self.scheduler().step(&self.model()))
+    }
+
+    pub(crate) fn model(&self) -> Model<'_, Cpu> {
         let LoadedModel { decoder, tokenizer, .. } = &*self.model;
-        let ran = scheduler.step(&Model { backend: &self.backend, decoder, tokenizer });
-        drop(scheduler);
-        // Counted after the lock is free, so that whoever saw it taken and the old count is woken.
-        *lock(&self.steps) += 1;
-        self.stepped.notify_all();
-        Some(ran)
+        Model { backend: &self.backend, decoder, tokenizer }
     }
 
     /// Sleeps until a step has ended since `seen` was read.
     pub(crate) fn wait_for_step(&self, seen: u64) {
-        let steps = lock(&self.steps);
-        drop(self.stepped.wait_while(steps, |steps| *steps == seen));
+        let progress = lock(&self.progress);
+        drop(self.stepped.wait_while(progress, |p| p.steps == seen));
+    }
+
+    /// Wakes a task once a step has ended since `seen` was read.
+    pub(crate) fn wake_after_step(&self, seen: u64, waker: &Waker) {
+        let mut progress = lock(&self.progress);
+        if progress.steps != seen {
+            drop(progress);
+            waker.wake_by_ref();
+        } else if !progress.wakers.iter().any(|w| w.will_wake(waker)) {
+            progress.wakers.push(waker.clone());
+        }
+    }
+
+    /// Whether a thread runs the steps by itself.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.drivers.load(Ordering::Acquire) > 0
+    }
+
+    /// There is something new to run, or to give up.
+    pub(crate) fn announce(&self) {
+        lock(&self.progress).requests += 1;
+        self.stepped.notify_all();
     }
 }
 
 /// A model ready to answer; cheap to clone, shared between threads.
 #[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Engine {
@@ -138,19 +220,24 @@ impl Engine {
             page_len: PAGE_LEN,
             ty: options.kv_type,
         };
-        let kv_tokens = options.kv_tokens.unwrap_or(4 * n_ctx).max(1);
-        let cache = KvCache::new(&backend, shape, kv_tokens.div_ceil(PAGE_LEN))?;
+        let page_bytes = page_bytes(&backend, shape)?;
+        let cache = KvCache::new(&backend, shape, kv_pages(options, n_ctx, page_bytes)?)?;
+        let cache = if options.prefix_sharing { cache.with_sharing() } else { cache };
         let scratch = Scratch::new(&backend, &model.decoder, max_rows, LOGIT_ROWS.min(max_rows))?;
-        let adapters = AdapterStore::new(model.clone(), options.loading);
+        let adapters = AdapterStore::new(model.clone(), options.loading, options.adapter_bytes);
         Ok(Engine {
             shared: Arc::new(Shared {
                 model,
                 backend,
                 adapters,
-                scheduler: Mutex::new(Scheduler::new(cache, scratch)),
                 n_ctx,
-                steps: Mutex::new(0),
+                page_bytes,
+                scheduler: Mutex::new(Scheduler::new(cache, scratch, options.kv_policy)),
+                line: Mutex::new(()),
+                turn: Mutex::new(()),
+                progress: Mutex::default(),
                 stepped: Condvar::new(),
+                drivers: AtomicUsize::new(0),
             }),
         })
     }
@@ -184,14 +271,82 @@ impl Engine {
     /// another thread is running one. For hosts that schedule their own time; iterating a
     /// [`crate::Generation`] does it by itself.
     pub fn step(&self) -> Result<bool> {
-        self.shared.try_step().unwrap_or(Ok(false))
+        Ok(self.shared.try_step().unwrap_or(false))
     }
 
-    /// Tokens of KV cache in use and in all.
+    /// Runs steps, and sleeps while there is nothing to run, until `go_on` is false; it is asked
+    /// before every step and after every new request. While a thread is in here,
+    /// [`crate::Generation`]s that are polled as streams leave the steps to it. To let it notice a
+    /// change of `go_on` while it sleeps, call [`Engine::wake_drivers`].
+    pub fn drive(&self, go_on: impl Fn() -> bool) {
+        struct Driving<'a>(&'a Shared);
+        impl Drop for Driving<'_> {
+            fn drop(&mut self) {
+                self.0.drivers.fetch_sub(1, Ordering::AcqRel);
+                // Whoever left the steps to this thread has to run them now.
+                let wakers = std::mem::take(&mut lock(&self.0.progress).wakers);
+                wakers.into_iter().for_each(Waker::wake);
+            }
+        }
+        self.shared.drivers.fetch_add(1, Ordering::AcqRel);
+        let _driving = Driving(&self.shared);
+        while go_on() {
+            let (steps, requests) = {
+                let progress = lock(&self.shared.progress);
+                (progress.steps, progress.requests)
+            };
+            match self.shared.try_step() {
+                Some(true) => {}
+                Some(false) => {
+                    let progress = lock(&self.shared.progress);
+                    drop(self.shared.stepped.wait_while(progress, |p| p.requests == requests));
+                }
+                None => self.shared.wait_for_step(steps),
+            }
+        }
+    }
+
+    /// Lets threads in [`Engine::drive`] ask again whether to go on.
+    pub fn wake_drivers(&self) {
+        self.shared.announce();
+    }
+
+    /// Tokens of KV cache in use and in all. Pages that no session holds, but that are kept in case
+    /// a session with the same beginning comes, do not count as used.
     pub fn kv_usage(&self) -> (usize, usize) {
-        let scheduler = lock(&self.shared.scheduler);
+        let scheduler = self.shared.scheduler();
         let cache = scheduler.cache();
         let used = cache.total_pages() - cache.free_pages();
         (used * PAGE_LEN, cache.total_pages() * PAGE_LEN)
     }
+
+    /// What the engine has done so far, and what it holds now.
+    pub fn metrics(&self) -> Metrics {
+        let mut metrics = self.shared.scheduler().metrics();
+        metrics.kv_page_bytes = self.shared.page_bytes;
+        metrics.adapters = self.shared.adapters.usage();
+        metrics
+    }
+}
+
+/// Bytes of one page in all layers, as this device lays it out.
+fn page_bytes(backend: &Cpu, shape: KvShape) -> Result<usize> {
+    let one = backend.kv_alloc(shape, 1).map_err(lory_models::Error::from)?;
+    Ok(backend.kv_read_page(&one, 0).map_err(lory_models::Error::from)?.len())
+}
+
+fn kv_pages(options: &EngineOptions, n_ctx: usize, page_bytes: usize) -> Result<usize> {
+    let tokens = options.kv_tokens.unwrap_or(n_ctx.saturating_mul(4)).max(1);
+    let Some(bytes) = options.kv_bytes else { return Ok(tokens.div_ceil(PAGE_LEN)) };
+    let fitting = bytes / page_bytes.max(1);
+    if fitting == 0 {
+        let message = format!(
+            "a KV cache of {bytes} bytes holds no page of {PAGE_LEN} tokens, which takes {page_bytes}; give more"
+        );
+        return Err(Error::Request(message));
+    }
+    Ok(match options.kv_tokens {
+        Some(_) => tokens.div_ceil(PAGE_LEN).min(fitting),
+        None => fitting,
+    })
 }

@@ -28,6 +28,28 @@ pub enum Error {
         /// Bytes to be read.
         total: u64,
     },
+    /// No adapter has this name.
+    #[error("no adapter named `{name}`: {hint}")]
+    UnknownAdapter {
+        /// The name asked for.
+        name: String,
+        /// What there is.
+        hint: String,
+    },
+    /// An adapter does not fit beside those that are in use.
+    #[error(
+        "adapter `{name}` has {needed} bytes, but {used} of the {budget} that adapters may have are in use; unload some, or raise the budget"
+    )]
+    AdapterBudget {
+        /// The adapter.
+        name: String,
+        /// Its bytes.
+        needed: usize,
+        /// Bytes of the adapters that cannot be given up.
+        used: usize,
+        /// Bytes that all may have.
+        budget: usize,
+    },
     /// A request that cannot be carried out as it is.
     #[error("{0}")]
     Request(String),

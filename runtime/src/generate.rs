@@ -1,16 +1,25 @@
 //! What a session is asked for, and the stream that answers.
 
 use std::{
-    collections::VecDeque,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::Poll,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use crate::{Result, SamplerOptions, engine::Shared, lock, scheduler::SequenceId};
+use crate::{Result, SamplerOptions, engine::Shared, scheduler::SequenceId, stream::Stream};
+
+/// Final states that a request asks for, normed as the output layer takes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hidden {
+    /// None.
+    #[default]
+    None,
+    /// That of the last of the request's tokens.
+    Last,
+    /// Those of all of the request's tokens.
+    All,
+}
 
 /// One request to a session: tokens to append, and what to do after them.
 #[derive(Clone, Debug)]
@@ -25,8 +34,17 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Goes on past end-of-generation tokens.
     pub ignore_eos: bool,
-    /// Also yields the logits after every prompt token that has to be run: [`Event::Logits`].
+    /// Also yields the logits after every one of `tokens`: [`Event::Logits`].
     pub prompt_logits: bool,
+    /// Also yields the log-probability of every one of `tokens` behind what is before it, with so
+    /// many of the most probable alternatives: [`Event::Prompt`]. The first token of a session has
+    /// nothing before it, and none.
+    pub prompt_logprobs: Option<usize>,
+    /// Also yields final states: [`Event::Hidden`].
+    pub hidden: Hidden,
+    /// Events that may wait for their reader. A request whose queue is full is not run until
+    /// somebody reads, and gives its place in batch and cache to others.
+    pub max_queued: usize,
 }
 
 impl Default for Request {
@@ -38,6 +56,9 @@ impl Default for Request {
             stop: Vec::new(),
             ignore_eos: false,
             prompt_logits: false,
+            prompt_logprobs: None,
+            hidden: Hidden::None,
+            max_queued: 256,
         }
     }
 }
@@ -59,6 +80,7 @@ pub enum FinishReason {
 
 /// One step of an answer.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Event {
     /// A token was chosen.
     Token {
@@ -81,6 +103,24 @@ pub enum Event {
         /// vocab values.
         values: Vec<f32>,
     },
+    /// What the model thought of a prompt token.
+    Prompt {
+        /// The token's position in the session.
+        position: usize,
+        /// Its id.
+        id: u32,
+        /// Its natural log-probability after the tokens before it.
+        logprob: f32,
+        /// The most probable alternatives (token, log-probability), as many as asked for.
+        top: Vec<(u32, f32)>,
+    },
+    /// The final state of the prompt token at `position` of the session, after the last norm.
+    Hidden {
+        /// The token's position in the session.
+        position: usize,
+        /// n_embd values.
+        values: Vec<f32>,
+    },
 }
 
 /// What a request cost so far.
@@ -98,45 +138,6 @@ pub struct Stats {
     pub generated_time: Duration,
 }
 
-/// Where the scheduler leaves events for whoever holds the [`Generation`].
-#[derive(Default)]
-pub(crate) struct Stream {
-    state: Mutex<StreamState>,
-    cancelled: AtomicBool,
-}
-
-#[derive(Default)]
-struct StreamState {
-    events: VecDeque<Event>,
-    end: Option<Result<FinishReason>>,
-    stats: Stats,
-}
-
-/// Events that may wait before a request pauses until its reader catches up.
-const BACKPRESSURE: usize = 256;
-
-impl Stream {
-    pub(crate) fn push(&self, event: Event) {
-        lock(&self.state).events.push_back(event);
-    }
-
-    pub(crate) fn finish(&self, end: Result<FinishReason>) {
-        lock(&self.state).end.get_or_insert(end);
-    }
-
-    pub(crate) fn set_stats(&self, stats: Stats) {
-        lock(&self.state).stats = stats;
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        lock(&self.state).events.len() >= BACKPRESSURE
-    }
-
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
-    }
-}
-
 /// Ends a generation from anywhere, at the next step.
 #[derive(Clone)]
 pub struct Canceller(Arc<Stream>);
@@ -144,15 +145,18 @@ pub struct Canceller(Arc<Stream>);
 impl Canceller {
     /// Asks for the end. Takes effect before the next step starts.
     pub fn cancel(&self) {
-        self.0.cancelled.store(true, Ordering::Release);
+        self.0.cancel();
     }
 }
 
-/// A running request: an iterator over its events. Dropping it cancels the request; so does any
-/// change to its session, and the session's end.
+/// A running request: an iterator over its events, and a [`futures_core::Stream`] of them.
+/// Dropping it cancels the request; so does any change to its session, and the session's end.
 ///
 /// Whichever thread asks for the next event runs a step for all sessions of the engine if nobody
-/// else is doing so; there is no thread in the background.
+/// else is doing so; there is no thread in the background. A poll runs at most one step, which takes
+/// as long as the model takes for a batch, and asks to be polled again; while another thread runs
+/// the steps, it returns at once and is woken at the end of each. An executor that must never be
+/// held up lets a thread of its own call [`crate::Engine::drive`], and polls only look.
 pub struct Generation {
     shared: Arc<Shared>,
     id: SequenceId,
@@ -172,59 +176,43 @@ impl Generation {
 
     /// Ends this generation at the next step.
     pub fn cancel(&self) {
-        self.canceller().cancel();
+        self.stream.cancel();
     }
 
     /// Why it ended; `None` while it runs or if it ended with an error.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        match &lock(&self.stream.state).end {
-            Some(Ok(reason)) => Some(*reason),
-            _ => None,
-        }
+        self.stream.finish_reason()
     }
 
     /// What it has cost so far.
     pub fn stats(&self) -> Stats {
-        lock(&self.stream.state).stats
+        self.stream.stats()
     }
 
     /// Runs to the end and returns the whole text.
     pub fn text(&mut self) -> Result<String> {
         let mut text = String::new();
         for event in self {
-            match event? {
-                Event::Token { text: piece, .. } | Event::Text(piece) => text += &piece,
-                Event::Logits { .. } => {}
+            if let Event::Token { text: piece, .. } | Event::Text(piece) = event? {
+                text += &piece;
             }
         }
         Ok(text)
     }
 
-    fn poll(&mut self) -> Option<Option<Result<Event>>> {
-        let mut state = lock(&self.stream.state);
-        if let Some(event) = state.events.pop_front() {
-            return Some(Some(Ok(event)));
-        }
-        match &state.end {
-            None => None,
-            Some(Ok(_)) => Some(None),
-            Some(Err(e)) => Some(Some(Err(e.clone()))),
-        }
-    }
-
-    /// The next event if it is there already; runs nothing. For hosts that call
-    /// [`crate::Engine::step`] themselves.
+    /// The next event if it is there already, the end if it has come; runs nothing. For hosts that
+    /// call [`crate::Engine::step`] themselves.
     pub fn poll_next(&mut self) -> Poll<Option<Result<Event>>> {
         if self.done {
             return Poll::Ready(None);
         }
-        match self.poll() {
-            Some(next) => {
-                self.done = !matches!(next, Some(Ok(_)));
-                Poll::Ready(next)
-            }
-            None => Poll::Pending,
+        let was_full = self.stream.room() == 0;
+        let next = self.stream.poll();
+        if was_full && self.shared.is_driven() {
+            self.shared.announce();
         }
+        self.done = matches!(next, Poll::Ready(None | Some(Err(_))));
+        next
     }
 
     /// The next event of whichever of these generations of one engine has one first, with that
@@ -239,14 +227,8 @@ impl Generation {
                     return Some((i, next));
                 }
             }
-            match shared.try_step() {
-                Some(Ok(_)) => {}
-                Some(Err(e)) => {
-                    let first = generations.iter_mut().position(|g| !g.done)?;
-                    generations.get_mut(first)?.done = true;
-                    return Some((first, Some(Err(e))));
-                }
-                None => shared.wait_for_step(seen),
+            if shared.try_step().is_none() {
+                shared.wait_for_step(seen);
             }
         }
     }
@@ -256,10 +238,35 @@ impl Iterator for Generation {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Result<Event>> {
-        if self.done {
-            return None;
-        }
         Generation::next_of(&mut [self]).and_then(|(_, event)| event)
+    }
+}
+
+impl futures_core::Stream for Generation {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Event>>> {
+        let seen = self.shared.steps_seen();
+        if let Poll::Ready(next) = Generation::poll_next(&mut self) {
+            return Poll::Ready(next);
+        }
+        if self.shared.is_driven() {
+            self.shared.wake_after_step(seen, cx.waker());
+            return Poll::Pending;
+        }
+        match self.shared.try_step() {
+            Some(_) => {
+                let next = Generation::poll_next(&mut self);
+                if next.is_pending() {
+                    cx.waker().wake_by_ref();
+                }
+                next
+            }
+            None => {
+                self.shared.wake_after_step(seen, cx.waker());
+                Poll::Pending
+            }
+        }
     }
 }
 
@@ -271,6 +278,6 @@ impl Drop for Generation {
         // Lets a step of another thread end early enough, then takes the request out: nobody may
         // ever run another step.
         self.cancel();
-        lock(&self.shared.scheduler).cancel(self.id, &self.stream);
+        self.shared.scheduler().cancel(self.id, &self.stream);
     }
 }

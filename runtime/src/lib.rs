@@ -16,25 +16,36 @@
 
 mod adapters;
 mod bare;
+mod embed;
 mod engine;
 mod error;
 mod generate;
 pub mod mapping;
+mod metrics;
 mod model;
+mod order;
+mod room;
 pub mod sampler;
 mod scheduler;
+mod score;
 mod sequence;
 mod session;
+mod step;
 pub mod stop;
+mod stream;
 
-pub use adapters::{AdapterId, AdapterInfo, AdapterStore, open_pack};
+pub use adapters::{AdapterId, AdapterInfo, AdapterStore, AdapterUsage, open_pack};
 pub use bare::{Bare, BareOptions, random_tokens};
+pub use embed::{Pooling, normalize};
 pub use engine::{Engine, EngineOptions};
 pub use error::Error;
-pub use generate::{Canceller, Event, FinishReason, Generation, Request, Stats};
+pub use generate::{Canceller, Event, FinishReason, Generation, Hidden, Request, Stats};
+pub use metrics::{BUCKETS, Endings, Histogram, Metrics};
 pub use model::{LoadedModel, OpenOptions};
+pub use room::KvPolicy;
 pub use sampler::{Sampler, SamplerError, SamplerOptions};
-pub use session::{OnSwitch, Session, SessionOptions};
+pub use score::Score;
+pub use session::{OnSwitch, Session, SessionAdapter, SessionOptions};
 
 /// Results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

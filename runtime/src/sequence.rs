@@ -1,28 +1,41 @@
 //! One conversation inside the scheduler: its tokens, its pages, its adapters, its request.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use lory_models::{
-    adapter::AdapterSet,
+    adapter::Phases,
     kv_cache::Pages,
     tokenizer::{DecodeOptions, Detokenizer, EncodeOptions, Tokenizer},
 };
 
 use crate::{
-    Error, Event, FinishReason, Request, Result, Sampler, SamplerOptions,
-    generate::{Stats, Stream},
-    sampler::DryBreakers,
+    Error, Event, FinishReason, Hidden, Metrics, Request, Result, Sampler, SamplerOptions, Stats,
+    adapters::Bound,
+    sampler::{DryBreakers, token_logprob},
     stop::StopMatcher,
+    stream::Stream,
 };
 
 /// A request being worked on.
 pub(crate) struct Active {
     pub stream: Arc<Stream>,
-    pub arrival: u64,
     pub stats: Stats,
+    /// What decides whose turn it is.
+    pub turn: Turn,
+    /// Tokens of the session before the request's.
+    pub prompt_start: usize,
     /// Tokens of the session when the prompt was complete.
     pub prompt_end: usize,
-    prompt_logits: bool,
+    outputs: PromptOutputs,
+    /// The first prompt token whose outputs were not handed out yet. A request that lost its keys
+    /// and values runs tokens a second time, but reports them once.
+    report_from: usize,
+    /// Tokens that were run once, and are not counted again.
+    counted: usize,
+    clock: Clock,
     ignore_eos: bool,
     max_new_tokens: usize,
     sampler: Sampler,
@@ -32,6 +45,35 @@ pub(crate) struct Active {
     n_ctx: usize,
     /// Set when the request is over; the sequence drops it at the end of the step.
     end: Option<Result<FinishReason>>,
+}
+
+/// A request's place in the order of requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Turn {
+    /// When it came, on the scheduler's clock.
+    pub arrival: u64,
+    /// The last step that ran it.
+    pub last_run: u64,
+    /// Steps since then in which it could have run.
+    pub waited: u32,
+    /// Steps in which the cache had no room for it.
+    pub starved: u32,
+}
+
+/// What a request asks about its own tokens.
+#[derive(Clone, Copy, Debug)]
+struct PromptOutputs {
+    logits: bool,
+    logprobs: Option<usize>,
+    hidden: Hidden,
+}
+
+/// When what happened, for the metrics.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    submitted: Instant,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
 }
 
 impl Active {
@@ -53,10 +95,18 @@ impl Active {
         let decode = DecodeOptions { special: false, continuation };
         Ok(Active {
             stream,
-            arrival: 0,
             stats: Stats::default(),
+            turn: Turn::default(),
+            prompt_start: 0,
             prompt_end: 0,
-            prompt_logits: request.prompt_logits,
+            outputs: PromptOutputs {
+                logits: request.prompt_logits,
+                logprobs: request.prompt_logprobs,
+                hidden: request.hidden,
+            },
+            report_from: 0,
+            counted: 0,
+            clock: Clock { submitted: Instant::now(), first_token: None, last_token: None },
             ignore_eos: request.ignore_eos,
             max_new_tokens: request.max_new_tokens,
             sampler,
@@ -65,6 +115,57 @@ impl Active {
             n_ctx,
             end: None,
         })
+    }
+
+    /// Whether nobody reads what it has to say.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.stream.room() == 0
+    }
+
+    /// How many tokens may be taken from the cache instead of being run: those whose outputs nobody
+    /// asked for, and never the last one, whose logits choose the next.
+    pub(crate) fn may_be_cached(&self, tokens: usize) -> usize {
+        let PromptOutputs { logits, logprobs, hidden } = self.outputs;
+        let all = tokens.saturating_sub(1);
+        let all = if logits || hidden == Hidden::All { all.min(self.prompt_start) } else { all };
+        match logprobs {
+            // A token's log-probability comes from the token before it.
+            Some(_) => all.min(self.prompt_start.saturating_sub(1)),
+            None => all,
+        }
+    }
+
+    /// Prompt tokens of one step at most, so that their outputs fit the queue.
+    fn rows_at_once(&self) -> usize {
+        let PromptOutputs { logits, logprobs, hidden } = self.outputs;
+        match usize::from(logits) + usize::from(logprobs.is_some()) + usize::from(hidden == Hidden::All) {
+            0 => usize::MAX,
+            events => (self.stream.room() / events).max(1),
+        }
+    }
+
+    fn reports(&self, position: usize) -> bool {
+        (self.report_from..self.prompt_end).contains(&position)
+    }
+
+    fn wants_prompt_logits(&self, position: usize) -> bool {
+        self.outputs.logits && self.reports(position) && position >= self.prompt_start
+    }
+
+    fn wants_logprob_after(&self, position: usize) -> bool {
+        let next = position + 1;
+        self.outputs.logprobs.is_some()
+            && self.reports(position)
+            && (self.prompt_start..self.prompt_end).contains(&next)
+    }
+
+    fn wants_hidden(&self, position: usize) -> bool {
+        self.reports(position)
+            && match self.outputs.hidden {
+                Hidden::None => false,
+                Hidden::Last => position + 1 == self.prompt_end,
+                Hidden::All => position >= self.prompt_start,
+            }
     }
 }
 
@@ -83,21 +184,28 @@ pub(crate) struct Sequence {
     pub tokens: Vec<u32>,
     /// Keys and values of the first `pages.len()` tokens.
     pub pages: Pages,
-    pub adapters: Arc<AdapterSet>,
+    pub adapters: Arc<Bound>,
+    /// Which of its adapters work where; found anew for every request.
+    pub phases: Phases,
     /// Whether some cached tokens were computed under another adapter set (`OnSwitch::Keep`).
     pub mixed: bool,
+    /// Whether some cached tokens came from a file.
+    pub restored: bool,
     pub priority: i32,
     pub last_used: u64,
     pub active: Option<Active>,
 }
 
 impl Sequence {
-    pub(crate) fn new(adapters: Arc<AdapterSet>, priority: i32) -> Self {
+    pub(crate) fn new(adapters: Arc<Bound>, priority: i32) -> Self {
+        let phases = Phases::new(&adapters.set, &[]);
         Sequence {
             tokens: Vec::new(),
             pages: Pages::default(),
             adapters,
+            phases,
             mixed: false,
+            restored: false,
             priority,
             last_used: 0,
             active: None,
@@ -109,61 +217,113 @@ impl Sequence {
         self.tokens.len() - self.pages.len()
     }
 
+    /// Rows that it would run now, `budget` at most.
+    pub(crate) fn rows(&self, budget: usize) -> usize {
+        let at_once = self.active.as_ref().map_or(0, Active::rows_at_once);
+        self.pending().min(budget).min(at_once)
+    }
+
+    /// Whether its keys and values are what any session with these tokens and adapters would have,
+    /// so that they may be shared, and dropped to be computed again.
+    pub(crate) fn is_pure(&self) -> bool {
+        !self.mixed
+    }
+
     /// Whether the logits after the token at `position` are needed.
     pub(crate) fn wants_logits(&self, position: usize) -> bool {
         let last = position + 1 == self.tokens.len();
-        self.active
-            .as_ref()
-            .is_some_and(|a| (last && a.max_new_tokens > 0) || (a.prompt_logits && position < a.prompt_end))
+        self.active.as_ref().is_some_and(|a| {
+            (last && a.max_new_tokens > 0)
+                || a.wants_prompt_logits(position)
+                || a.wants_logprob_after(position)
+        })
+    }
+
+    /// Whether the final state of the token at `position` is needed.
+    pub(crate) fn wants_hidden(&self, position: usize) -> bool {
+        self.active.as_ref().is_some_and(|a| a.wants_hidden(position))
     }
 
     /// Ends the request, if there is one.
-    pub(crate) fn end(&mut self, end: Result<FinishReason>) {
-        if let Some(mut active) = self.active.take() {
-            let rest = active.stop.finish(&active.detokenizer.finish());
-            if !rest.is_empty() {
-                active.stream.push(Event::Text(rest));
-            }
-            active.stream.set_stats(active.stats);
-            active.stream.finish(end);
+    pub(crate) fn end(&mut self, end: Result<FinishReason>, metrics: &mut Metrics) {
+        let Some(mut active) = self.active.take() else { return };
+        let rest = active.stop.finish(&active.detokenizer.finish());
+        if !rest.is_empty() {
+            active.stream.push(Event::Text(rest));
         }
+        metrics.count_end(&end);
+        if let (Some(first), Some(last)) = (active.clock.first_token, active.clock.last_token)
+            && active.stats.generated_tokens > 1
+        {
+            metrics.tpot.record((last - first) / (active.stats.generated_tokens as u32 - 1));
+        }
+        active.stream.set_stats(active.stats);
+        active.stream.finish(end);
     }
 
     /// Takes a request that ended within this step out of the sequence.
-    pub(crate) fn retire_finished(&mut self) {
+    pub(crate) fn retire_finished(&mut self, metrics: &mut Metrics) {
         let pending = self.pending();
         let Some(active) = &mut self.active else { return };
         if active.max_new_tokens == 0 && pending == 0 {
             active.end.get_or_insert(Ok(FinishReason::Length));
         }
         if let Some(end) = active.end.take() {
-            self.end(end);
+            self.end(end, metrics);
         }
     }
 
     /// Counts a step that ran `len` tokens from `start` on.
-    pub(crate) fn account(&mut self, start: usize, len: usize, elapsed: Duration) {
+    pub(crate) fn account(&mut self, start: usize, len: usize, elapsed: Duration, metrics: &mut Metrics) {
         let Some(active) = &mut self.active else { return };
         if start < active.prompt_end {
-            active.stats.prompt_tokens += len;
+            let end = (start + len).min(active.prompt_end);
+            let new = end.saturating_sub(start.max(active.counted));
+            active.counted = active.counted.max(end);
+            active.stats.prompt_tokens += new;
             active.stats.prompt_time += elapsed;
+            metrics.prompt_tokens += new as u64;
         } else {
             active.stats.generated_time += elapsed;
         }
         active.stream.set_stats(active.stats);
     }
 
-    /// Handles the logits after the token at `position`: hands them out, and chooses the next
-    /// token if it was the last one.
-    pub(crate) fn take_logits(&mut self, position: usize, logits: &mut [f32], tokenizer: &Tokenizer) {
-        let last = position + 1 == self.tokens.len();
+    /// Handles what came out after the token at `position`: hands out what was asked for, and
+    /// chooses the next token if it was the last one.
+    pub(crate) fn take_outputs(
+        &mut self,
+        position: usize,
+        hidden: Option<Vec<f32>>,
+        logits: Option<&mut [f32]>,
+        tokenizer: &Tokenizer,
+        metrics: &mut Metrics,
+    ) {
         let Some(active) = &mut self.active else { return };
-        if active.prompt_logits && position < active.prompt_end {
+        if let Some(values) = hidden.filter(|_| active.wants_hidden(position)) {
+            active.stream.push(Event::Hidden { position, values });
+        }
+        let Some(logits) = logits else {
+            active.report_from = active.report_from.max(position + 1);
+            return;
+        };
+        if active.wants_prompt_logits(position) {
             active.stream.push(Event::Logits { position, values: logits.to_vec() });
         }
-        if !last || active.max_new_tokens == 0 {
-            return;
+        if active.wants_logprob_after(position)
+            && let (Some(id), Some(n)) = (self.tokens.get(position + 1), active.outputs.logprobs)
+        {
+            let (logprob, top) = token_logprob(logits, *id, n);
+            active.stream.push(Event::Prompt { position: position + 1, id: *id, logprob, top });
         }
+        active.report_from = active.report_from.max(position + 1);
+        if position + 1 == self.tokens.len() && active.max_new_tokens > 0 {
+            self.choose(logits, tokenizer, metrics);
+        }
+    }
+
+    fn choose(&mut self, logits: &mut [f32], tokenizer: &Tokenizer, metrics: &mut Metrics) {
+        let Some(active) = &mut self.active else { return };
         if self.tokens.len() >= active.n_ctx {
             active.end = Some(Ok(FinishReason::ContextFull));
             return;
@@ -178,6 +338,7 @@ impl Sequence {
         let id = choice.token;
         active.sampler.accept(id);
         active.stats.generated_tokens += 1;
+        active.count_token(metrics);
         self.tokens.push(id);
         let eog = tokenizer.is_eog(id) && !active.ignore_eos;
         let piece = if eog { String::new() } else { active.detokenizer.push(id) };
@@ -190,5 +351,31 @@ impl Sequence {
             (_, _, true) => Some(Ok(FinishReason::Length)),
             _ => None,
         };
+    }
+}
+
+impl Active {
+    fn count_token(&mut self, metrics: &mut Metrics) {
+        let now = Instant::now();
+        metrics.generated_tokens += 1;
+        if self.clock.first_token.is_none() {
+            self.clock.first_token = Some(now);
+            metrics.ttft.record(now - self.clock.submitted);
+        }
+        self.clock.last_token = Some(now);
+    }
+
+    /// Where the request begins and ends in a sequence of `prompt_end` tokens, of which `cached`
+    /// need not be run.
+    pub(crate) fn place(&mut self, prompt_start: usize, prompt_end: usize) {
+        (self.prompt_start, self.prompt_end) = (prompt_start, prompt_end);
+    }
+
+    /// Notes that the first `tokens` need not be run.
+    pub(crate) fn found_cached(&mut self, tokens: usize) {
+        let tokens = tokens.min(self.prompt_end);
+        self.stats.cached_tokens += tokens.saturating_sub(self.counted);
+        self.counted = self.counted.max(tokens);
+        self.stream.set_stats(self.stats);
     }
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use lory_models::adapter::AdapterSet;
+
 use crate::{
-    AdapterId, Error, Generation, Request, Result, engine::Shared, generate::Stream, lock,
-    scheduler::SequenceId, sequence::Active,
+    AdapterId, Error, Generation, Request, Result, engine::Shared, scheduler::SequenceId, sequence::Active,
+    stream::Stream,
 };
 
 /// What a session starts with.
@@ -28,48 +30,81 @@ pub enum OnSwitch {
     Keep,
 }
 
+/// An adapter of a session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionAdapter {
+    /// The loading that the session was given, which it keeps whatever happens to the name.
+    pub id: AdapterId,
+    /// The name it had in the store.
+    pub name: String,
+    /// λ.
+    pub scale: f32,
+    /// The position from which on it works, as the session's last request found it: 0 unless it has
+    /// invocation tokens, `None` if these do not stand in the session.
+    pub works_from: Option<usize>,
+}
+
 /// A conversation of one [`crate::Engine`]. It keeps the engine alive.
 pub struct Session {
-    shared: Arc<Shared>,
-    id: SequenceId,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) id: SequenceId,
 }
 
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>, options: &SessionOptions) -> Result<Session> {
-        let set = Arc::new(shared.adapters.set(&options.adapters)?);
-        let id = lock(&shared.scheduler).add(set, options.priority);
+        let adapters = Arc::new(shared.adapters.bind(&options.adapters)?);
+        let id = shared.scheduler().add(adapters, options.priority);
         Ok(Session { shared, id })
     }
 
     /// The conversation so far.
     pub fn tokens(&self) -> Vec<u32> {
-        lock(&self.shared.scheduler).get(self.id).tokens.clone()
+        self.shared.scheduler().get(self.id).tokens.clone()
     }
 
     /// How many of its tokens have their keys and values cached.
     pub fn cached_tokens(&self) -> usize {
-        lock(&self.shared.scheduler).get(self.id).pages.len()
+        self.shared.scheduler().get(self.id).pages.len()
     }
 
     /// Whether part of the cache was computed under other adapters than the present ones.
     pub fn is_mixed(&self) -> bool {
-        lock(&self.shared.scheduler).get(self.id).mixed
+        self.shared.scheduler().get(self.id).mixed
     }
 
     /// Changes the adapters: a change of index, whatever their size. Setting the same ones with
     /// the same weights changes nothing.
     pub fn set_adapters(&mut self, adapters: &[(AdapterId, f32)], on_switch: OnSwitch) -> Result<()> {
-        let set = self.shared.adapters.set(adapters)?;
-        let mut scheduler = lock(&self.shared.scheduler);
-        if scheduler.get(self.id).adapters.key() != set.key() {
-            scheduler.switch(self.id, Arc::new(set), on_switch == OnSwitch::Keep);
+        let bound = self.shared.adapters.bind(adapters)?;
+        let mut scheduler = self.shared.scheduler();
+        if scheduler.get(self.id).adapters.set.key() != bound.set.key() {
+            scheduler.switch(self.id, Arc::new(bound), on_switch == OnSwitch::Keep);
         }
         Ok(())
     }
 
+    /// The adapters that the session has now.
+    pub fn adapters(&self) -> Vec<SessionAdapter> {
+        let scheduler = self.shared.scheduler();
+        let sequence = scheduler.get(self.id);
+        let runs = sequence.phases.runs();
+        let entries = sequence.adapters.entries().zip(sequence.adapters.set.entries());
+        let describe = |((id, name, scale), (adapter, _)): ((AdapterId, &str, f32), &(Arc<_>, f32))| {
+            let works = |set: &AdapterSet| set.entries().iter().any(|(a, _)| Arc::ptr_eq(a, adapter));
+            let works_from = runs.iter().find(|run| works(&run.set)).map(|run| run.start);
+            SessionAdapter { id, name: name.into(), scale, works_from }
+        };
+        entries.map(describe).collect()
+    }
+
+    /// Sessions with a higher number go first when a step has not room for all.
+    pub fn set_priority(&mut self, priority: i32) {
+        self.shared.scheduler().set_priority(self.id, priority);
+    }
+
     /// Forgets all tokens from position `len` on.
     pub fn rewind(&mut self, len: usize) {
-        lock(&self.shared.scheduler).rewind(self.id, len);
+        self.shared.scheduler().rewind(self.id, len);
     }
 
     /// Forgets everything but the adapters.
@@ -81,7 +116,7 @@ impl Session {
     /// beginning, and returns how many tokens were kept; the rest of `tokens` is for
     /// [`Request::tokens`].
     pub fn rewind_to_common(&mut self, tokens: &[u32]) -> usize {
-        let mut scheduler = lock(&self.shared.scheduler);
+        let mut scheduler = self.shared.scheduler();
         let have = &scheduler.get(self.id).tokens;
         let common = have.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         scheduler.rewind(self.id, common);
@@ -91,7 +126,7 @@ impl Session {
     /// A second session with the same tokens, adapters and cached keys and values, which both
     /// share until one of them goes on.
     pub fn fork(&self) -> Session {
-        let id = lock(&self.shared.scheduler).fork(self.id);
+        let id = self.shared.scheduler().fork(self.id);
         Session { shared: self.shared.clone(), id }
     }
 
@@ -105,7 +140,7 @@ impl Session {
         if let Some(bad) = request.tokens.iter().find(|t| **t as usize >= vocab) {
             return Err(Error::Request(format!("token {bad} is outside the vocabulary of {vocab}")));
         }
-        let mut scheduler = lock(&self.shared.scheduler);
+        let mut scheduler = self.shared.scheduler();
         let mut history = scheduler.get(self.id).tokens.clone();
         history.extend_from_slice(&request.tokens);
         if history.is_empty() {
@@ -119,16 +154,17 @@ impl Session {
             );
             return Err(Error::Request(message));
         }
-        let stream = Arc::new(Stream::default());
+        let stream = Arc::new(Stream::new(request.max_queued));
         let active = Active::new(&request, &history, n_ctx, &model.tokenizer, stream.clone())?;
         scheduler.submit(self.id, &request.tokens, active);
         drop(scheduler);
+        self.shared.announce();
         Ok(Generation::new(self.shared.clone(), self.id, stream))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        lock(&self.shared.scheduler).remove(self.id);
+        self.shared.scheduler().remove(self.id);
     }
 }

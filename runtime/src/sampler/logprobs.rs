@@ -36,3 +36,12 @@ impl Distribution {
         &self.top
     }
 }
+
+/// The natural log-probability of `token` under `logits`, and the `n` likeliest tokens with theirs,
+/// as [`SamplerOptions::logprobs`](super::SamplerOptions::logprobs) gives them for drawn tokens.
+pub(crate) fn token_logprob(logits: &[f32], token: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
+    let mut distribution = Distribution::default();
+    distribution.read(logits, n);
+    let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    (distribution.log_probability(logit), distribution.top)
+}

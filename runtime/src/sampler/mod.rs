@@ -18,6 +18,7 @@ use dry::Dry;
 pub use dry::DryBreakers;
 use history::History;
 use logprobs::Distribution;
+pub(crate) use logprobs::token_logprob;
 pub use options::{DryOptions, MirostatOptions, SamplerError, SamplerOptions, XtcOptions};
 use rng::Rng;
 

@@ -1,0 +1,281 @@
+//! One step: rows of many sequences through the model together.
+//!
+//! A step takes rows in the order of [`crate::order`] up to the batch's size: one of every generating
+//! sequence, chunks of prompts. What one sequence gets does not depend on the others, bit for bit.
+
+use std::time::Instant;
+
+use lory_kernels::{Backend, backend::AttentionRow};
+use lory_models::{
+    adapter::{AdapterSet, BatchAdapters},
+    decoder::Batch,
+};
+
+use crate::{
+    Error, FinishReason, Result,
+    scheduler::{Model, Scheduler, SequenceId},
+};
+
+/// Rows of one sequence in a step.
+struct Chunk {
+    id: SequenceId,
+    /// Position of the first row.
+    start: usize,
+    len: usize,
+    slots: Vec<u32>,
+}
+
+/// A row whose final state is wanted.
+#[derive(Clone, Copy)]
+struct Output {
+    id: SequenceId,
+    position: usize,
+    logits: bool,
+    hidden: bool,
+}
+
+impl<B: Backend> Scheduler<B> {
+    /// Runs one step. `false` means that there was nothing to do.
+    ///
+    /// An error of the device ends the requests that cannot be run without it; the sequences keep
+    /// their tokens and can be run again.
+    pub(crate) fn step(&mut self, model: &Model<'_, B>) -> bool {
+        self.clock += 1;
+        let before = self.metrics.ended();
+        self.end_cancelled();
+        self.end_where_files_changed();
+        let chunks = self.form_chunks(model.backend);
+        if !chunks.is_empty() {
+            self.run_chunks(model, &chunks);
+        }
+        !chunks.is_empty() || self.metrics.ended() > before
+    }
+
+    fn end_cancelled(&mut self) {
+        for s in self.sequences.values_mut() {
+            if s.active.as_ref().is_some_and(|a| a.stream.is_cancelled()) {
+                s.end(Ok(FinishReason::Cancelled), &mut self.metrics);
+            }
+        }
+    }
+
+    /// Ends requests whose adapters lie in a mapped file that was cut or written to: its pages must
+    /// not be touched any more. Costs a system call per file in use.
+    fn end_where_files_changed(&mut self) {
+        let mut known: Vec<(*const crate::mapping::File, Option<Error>)> = Vec::new();
+        for s in self.sequences.values_mut().filter(|s| s.active.is_some()) {
+            let mut changed = None;
+            for file in s.adapters.files() {
+                let address: *const crate::mapping::File = file;
+                let seen = known.iter().find(|(a, _)| *a == address).map(|(_, e)| e.clone());
+                let state = seen.unwrap_or_else(|| {
+                    let state = file.check_unchanged().err();
+                    known.push((address, state.clone()));
+                    state
+                });
+                changed = changed.or(state);
+            }
+            if let Some(error) = changed {
+                s.end(Err(error), &mut self.metrics);
+            }
+        }
+    }
+
+    fn form_chunks(&mut self, backend: &B) -> Vec<Chunk> {
+        let runnable = self.runnable();
+        let mut budget = self.scratch.max_rows();
+        let mut chunks: Vec<Chunk> = Vec::new();
+        let mut waiting: Option<(SequenceId, Error)> = None;
+        for id in &runnable {
+            if budget == 0 {
+                break;
+            }
+            self.adopt_shared(*id);
+            let s = &self.sequences[id];
+            let (start, len) = (s.pages.len(), s.rows(budget));
+            match self.reserve(backend, *id, len, |other| chunks.iter().any(|c| c.id == other)) {
+                Ok(slots) => {
+                    budget -= len;
+                    chunks.push(Chunk { id: *id, start, len, slots });
+                }
+                Err(e) if self.must_wait(*id, &e) => {
+                    waiting.get_or_insert((*id, e));
+                }
+                Err(e) => self.fail(*id, start, e),
+            }
+        }
+        // If nobody runs, nobody will make room.
+        if let Some((id, e)) = waiting.filter(|_| chunks.is_empty()) {
+            self.fail(id, usize::MAX, e);
+        }
+        self.count_turns(&runnable, |id| chunks.iter().any(|c| c.id == id));
+        chunks
+    }
+
+    /// Whether a request that found no room may hope for some.
+    fn must_wait(&mut self, id: SequenceId, e: &Error) -> bool {
+        let full = matches!(e, Error::Model(lory_models::Error::KvFull { .. }));
+        if !full || self.policy == crate::KvPolicy::Refuse || self.can_never_fit(id) {
+            return false;
+        }
+        if let Some(active) = self.sequences.get_mut(&id).and_then(|s| s.active.as_mut()) {
+            active.turn.starved = active.turn.starved.saturating_add(1);
+        }
+        true
+    }
+
+    /// Takes what other sequences have computed already.
+    fn adopt_shared(&mut self, id: SequenceId) {
+        let Some(s) = self.sequences.get_mut(&id) else { return };
+        let (Some(active), false, true) = (&mut s.active, s.restored, !s.mixed) else { return };
+        let most = active.may_be_cached(s.tokens.len());
+        let Some(tokens) = s.tokens.get(..most) else { return };
+        let found = self.cache.adopt(&mut s.pages, tokens, &s.phases);
+        if found > 0 {
+            active.found_cached(s.pages.len());
+            self.metrics.cached_tokens += found as u64;
+            self.metrics.shared_tokens += found as u64;
+        }
+    }
+
+    /// Ends a request with an error; its sequence keeps what was cached before this step.
+    fn fail(&mut self, id: SequenceId, start: usize, e: Error) {
+        self.cut(id, start);
+        if let Some(s) = self.sequences.get_mut(&id) {
+            s.end(Err(e), &mut self.metrics);
+        }
+    }
+
+    fn run_chunks(&mut self, model: &Model<'_, B>, chunks: &[Chunk]) {
+        let started = Instant::now();
+        let failed = match self.run(model, chunks) {
+            Ok(()) => Vec::new(),
+            Err(e) if chunks.len() == 1 => vec![(chunks[0].id, e)],
+            // One request may be at fault (out of memory for its adapters): each runs alone.
+            Err(_) => {
+                let alone =
+                    |chunk| Some((Chunk::id(chunk), self.run(model, std::slice::from_ref(chunk)).err()?));
+                chunks.iter().filter_map(alone).collect()
+            }
+        };
+        for chunk in chunks {
+            if let Some((id, e)) = failed.iter().find(|(id, _)| *id == chunk.id) {
+                self.fail(*id, chunk.start, e.clone());
+            }
+        }
+        let elapsed = started.elapsed();
+        self.metrics.steps += 1;
+        self.metrics.step_time += elapsed;
+        self.metrics.row_capacity += self.scratch.max_rows() as u64;
+        for chunk in chunks {
+            self.metrics.rows += chunk.len as u64;
+            let Some(s) = self.sequences.get_mut(&chunk.id) else { continue };
+            s.last_used = self.clock;
+            s.account(chunk.start, chunk.len, elapsed, &mut self.metrics);
+            if !s.mixed && !s.restored {
+                self.cache.publish(&mut s.pages, &s.tokens, &s.phases);
+            }
+            s.retire_finished(&mut self.metrics);
+        }
+    }
+
+    fn run(&mut self, model: &Model<'_, B>, chunks: &[Chunk]) -> Result<()> {
+        let mut tokens = Vec::new();
+        let mut rows = Vec::new();
+        let mut slots = Vec::new();
+        let mut sets: Vec<Option<&AdapterSet>> = Vec::new();
+        let mut output_rows = Vec::new();
+        let mut outputs = Vec::new();
+        for chunk in chunks {
+            let s = &self.sequences[&chunk.id];
+            for position in chunk.start..chunk.start + chunk.len {
+                let (logits, hidden) = (s.wants_logits(position), s.wants_hidden(position));
+                if logits || hidden {
+                    output_rows.push(tokens.len() as u32);
+                    outputs.push(Output { id: chunk.id, position, logits, hidden });
+                }
+                tokens.push(s.tokens[position]);
+                rows.push(AttentionRow { pages: s.pages.ids(), position: position as u32 });
+                sets.push(Some(&*s.phases.at(position).set));
+            }
+            slots.extend_from_slice(&chunk.slots);
+        }
+        let adapters = BatchAdapters::new(&sets);
+        let batch =
+            Batch { tokens: &tokens, rows: &rows, slots: &slots, adapters: &adapters, outputs: &output_rows };
+        model.decoder.forward(model.backend, &mut self.cache, &mut self.scratch, &batch)?;
+        let adapters = adapters.select(&output_rows);
+        self.deliver(model, &adapters, &outputs);
+        Ok(())
+    }
+
+    /// Hands out what the rows asked for. From here on nothing can be run again: an error ends the
+    /// requests that it concerns.
+    fn deliver(&mut self, model: &Model<'_, B>, adapters: &BatchAdapters, outputs: &[Output]) {
+        let mut first = 0;
+        for group in outputs.chunk_by(|a, b| a.logits == b.logits) {
+            let at_once = if group[0].logits { self.scratch.max_logits().max(1) } else { usize::MAX };
+            for part in group.chunks(at_once) {
+                let range = first..first + part.len();
+                first = range.end;
+                match self.compute_logits(model, adapters, part, range.clone()) {
+                    Ok(()) => self.hand_out(model, part, range),
+                    // Each row alone, so that the error finds its request.
+                    Err(_) => {
+                        for (row, output) in range.zip(part) {
+                            let one = std::slice::from_ref(output);
+                            match self.compute_logits(model, adapters, one, row..row + 1) {
+                                Ok(()) => self.hand_out(model, one, row..row + 1),
+                                Err(e) => self.fail(output.id, usize::MAX, e),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Leaves the logits of some outputs in `self.logits`, if they are wanted.
+    fn compute_logits(
+        &mut self,
+        model: &Model<'_, B>,
+        adapters: &BatchAdapters,
+        outputs: &[Output],
+        range: std::ops::Range<usize>,
+    ) -> Result<()> {
+        if !outputs.iter().any(|o| o.logits) {
+            return Ok(());
+        }
+        self.logits.resize(range.len() * model.decoder.vocab_size(), 0.0);
+        let (scratch, logits) = (&mut self.scratch, &mut self.logits);
+        Ok(model.decoder.logits(model.backend, scratch, adapters, range, logits)?)
+    }
+
+    fn hand_out(&mut self, model: &Model<'_, B>, outputs: &[Output], range: std::ops::Range<usize>) {
+        // The vocabulary may be padded in the file: padding is never a choice.
+        let vocab = model.decoder.vocab_size();
+        let real = model.tokenizer.vocab_size().min(vocab);
+        for (i, (row, output)) in range.zip(outputs).enumerate() {
+            let hidden = match output.hidden {
+                true => match model.decoder.hidden(model.backend, &self.scratch, row) {
+                    Ok(values) => Some(values),
+                    Err(e) => {
+                        self.fail(output.id, usize::MAX, e.into());
+                        continue;
+                    }
+                },
+                false => None,
+            };
+            let logits = self.logits.get_mut(i * vocab..i * vocab + real).filter(|_| output.logits);
+            if let Some(s) = self.sequences.get_mut(&output.id) {
+                s.take_outputs(output.position, hidden, logits, model.tokenizer, &mut self.metrics);
+            }
+        }
+    }
+}
+
+impl Chunk {
+    fn id(&self) -> SequenceId {
+        self.id
+    }
+}

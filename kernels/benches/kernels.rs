@@ -79,7 +79,11 @@ fn main() {
             for (row, i) in [(0, 0), (rows - 1, 17), (rows / 2, n - 1)] {
                 let weight = QMatrix::new(ty, *n, COLUMNS, &weights[..size]).expect("whole rows").row(i);
                 let want = dot_row(ty, weight, &x[row * COLUMNS..][..COLUMNS]).expect("a native format");
-                assert_eq!(out[row * n + i].to_bits(), want.to_bits(), "{ty}, row {row}, output {i}");
+                let got = out[row * n + i];
+                // BF16 has a bound instead of these bits where the processor multiplies it.
+                let same =
+                    got.to_bits() == want.to_bits() || ty == QuantType::BF16 && (got - want).abs() < 1.0;
+                assert!(same, "{ty}, row {row}, output {i}: {got} for {want}");
             }
             let time = fastest(Duration::from_millis(if quick { 1 } else { 500 }), || work(&mut out));
             let (gb, gop) = (size as f64 / time / 1e9, (2 * rows * n * COLUMNS) as f64 / time / 1e9);

@@ -66,7 +66,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     // Six registers of integer accumulators, two of codes, and temporaries; the float
     // accumulators are touched once per group and may stay in memory.
-    const TILE_ROWS: usize = 3;
+    const TILE_ROWS: usize = 2;
     const TILE_PANELS: usize = 1;
     const DIRECT_ROWS: usize = 4;
     const FLOAT_ROWS: usize = 1;

@@ -18,9 +18,6 @@ const COLUMNS: usize = 512;
 pub(crate) const STRIP: usize = 16;
 /// Activation rows of a task at most; a task keeps 48 KiB of accumulators and 32 KiB of weights.
 pub(crate) const ROW_BLOCK: usize = 48;
-/// From so many activation rows on, weights are widened once instead of at every use.
-const WIDEN_FROM: usize = 8;
-
 /// A float format read 16 weights at a time.
 trait FloatBlock: Block {
     /// # Safety
@@ -64,6 +61,8 @@ struct Sweep<'a, B> {
     n_rows: usize,
     columns: usize,
     first: bool,
+    /// Bytes to what the next strip will read; 0 for weights that are in the cache.
+    ahead: usize,
     acc: *mut [f32; 16],
     block: PhantomData<B>,
 }
@@ -75,21 +74,16 @@ impl<B: FloatBlock> Op for Sweep<'_, B> {
     fn run<S: Simd>(self, s: S) {
         let mut row = 0;
         while row < self.n_rows {
-            let left = self.n_rows - row;
             // SAFETY: `rows` and `tile` stay within the rows that are left.
-            unsafe {
-                match left.min(S::FLOAT_ROWS) {
-                    6 => self.rows::<S, 6>(s, row),
-                    4 | 5 => self.rows::<S, 4>(s, row),
-                    2 | 3 => self.rows::<S, 2>(s, row),
-                    _ => self.rows::<S, 1>(s, row),
+            row += unsafe {
+                match self.n_rows - row {
+                    _ if S::FLOAT_ROWS == 1 => self.rows::<S, 1>(s, row),
+                    1 => self.rows::<S, 1>(s, row),
+                    2 => self.rows::<S, 2>(s, row),
+                    3 | 5 => self.rows::<S, 3>(s, row),
+                    4 | 7 | 8 => self.rows::<S, 4>(s, row),
+                    _ => self.rows::<S, 6>(s, row),
                 }
-            }
-            row += match left.min(S::FLOAT_ROWS) {
-                6 => 6,
-                4 | 5 => 4,
-                2 | 3 => 2,
-                _ => 1,
             };
         }
     }
@@ -97,7 +91,7 @@ impl<B: FloatBlock> Op for Sweep<'_, B> {
 
 impl<B: FloatBlock> Sweep<'_, B> {
     #[inline(always)]
-    unsafe fn rows<S: Simd, const M: usize>(&self, s: S, row: usize) {
+    unsafe fn rows<S: Simd, const M: usize>(&self, s: S, row: usize) -> usize {
         let mut weight = 0;
         while weight + FLOAT_WEIGHTS <= self.n_weights {
             // SAFETY: so many rows and weights are left.
@@ -109,6 +103,7 @@ impl<B: FloatBlock> Sweep<'_, B> {
             unsafe { self.tile::<S, 1, M>(s, weight, row) };
             weight += 1;
         }
+        M
     }
 
     #[inline(always)]
@@ -131,7 +126,12 @@ impl<B: FloatBlock> Sweep<'_, B> {
             let mut w_k = [s.splat(0.0); W];
             for w in 0..W {
                 // SAFETY: `columns` is a multiple of 16, and so many weights are readable in each row.
-                w_k[w] = unsafe { B::load(s, weights.add(w * self.weight_stride + k * size_of::<B>())) };
+                let at = unsafe { weights.add(w * self.weight_stride + k * size_of::<B>()) };
+                // SAFETY: as above.
+                w_k[w] = unsafe { B::load(s, at) };
+                if row == 0 && self.ahead > 0 && (k * size_of::<B>()).is_multiple_of(64) {
+                    s.prefetch(at.wrapping_add(self.ahead));
+                }
             }
             for m in 0..M {
                 // SAFETY: `x` above has these 16.
@@ -146,26 +146,6 @@ impl<B: FloatBlock> Sweep<'_, B> {
                 // SAFETY: the caller's accumulators.
                 s.store(acc[m][w], unsafe { &mut *at(m, w) });
             }
-        }
-    }
-}
-
-/// Widens 16 weights at a time.
-struct Widen<'a, B> {
-    weights: &'a [u8],
-    out: &'a mut [f32],
-    block: PhantomData<B>,
-}
-
-impl<B: FloatBlock> Op for Widen<'_, B> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let weights = self.weights.chunks_exact(16 * size_of::<B>());
-        for (weights, out) in weights.zip(self.out.as_chunks_mut::<16>().0) {
-            // SAFETY: the chunk holds 16 weights.
-            s.store(unsafe { B::load(s, weights.as_ptr()) }, out);
         }
     }
 }
@@ -244,12 +224,7 @@ impl FloatStrip<'_> {
         let bytes = column / ty.block_len() * ty.block_bytes()
             ..(column + columns) / ty.block_len() * ty.block_bytes();
         let padded = columns.next_multiple_of(16);
-        let direct = columns == padded
-            && match ty {
-                QuantType::F32 => true,
-                QuantType::F16 | QuantType::BF16 => self.x_rows.len() < WIDEN_FROM,
-                _ => false,
-            };
+        let direct = columns == padded && matches!(ty, QuantType::F32 | QuantType::F16 | QuantType::BF16);
         if direct {
             let (weights, stride) =
                 (self.weight.row(self.rows.start)[bytes.start..].as_ptr(), self.weight.row_bytes());
@@ -271,15 +246,7 @@ impl FloatStrip<'_> {
                 &mut *line.add(i)
             };
             let (weights, out) = (&self.weight.row(row)[bytes.clone()], &mut line[..columns]);
-            match ty {
-                QuantType::F16 if columns == padded => {
-                    isa.run(Widen::<F16> { weights, out, block: PhantomData })
-                }
-                QuantType::BF16 if columns == padded => {
-                    isa.run(Widen::<BF16> { weights, out, block: PhantomData });
-                }
-                _ => dequantize_row(ty, weights, out)?,
-            }
+            dequantize_row(ty, weights, out)?;
         }
         // SAFETY: `wide` holds the weights, and zeros behind them; the caller vouches for `acc`.
         unsafe {
@@ -299,6 +266,9 @@ impl FloatStrip<'_> {
         columns: usize,
         acc: *mut [f32; 16],
     ) {
+        // Up to a part of the second-level cache.
+        let near = weight_stride == self.weight.row_bytes() && weight_stride * STRIP <= 256 << 10;
+        let ahead = if near { weight_stride * STRIP } else { 0 };
         isa.run(Sweep::<B> {
             weights,
             weight_stride,
@@ -308,6 +278,7 @@ impl FloatStrip<'_> {
             n_rows: self.x_rows.len(),
             columns,
             first: column == 0,
+            ahead,
             acc,
             block: PhantomData,
         });

@@ -5,10 +5,13 @@ use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
 use super::activations::{Activations, Offset, Shared};
+#[cfg(target_arch = "x86_64")]
+use super::avx512_bf16::{Bf16, Bf16Strip, Rounded};
 use super::float_matmul::{self, FloatStrip};
 use super::int_matmul::{IntKernel, ROW_BLOCK, Strip};
 use super::panel::ROWS;
-use super::{Isa, ThreadPool};
+use super::{Isa, Level, ThreadPool};
+use crate::QuantType;
 use crate::quant::{FormatError, QMatrix};
 
 /// Activations that one or several weights are multiplied with.
@@ -105,14 +108,33 @@ struct Plan<'a> {
 /// What a weight is multiplied with.
 #[derive(Clone, Copy)]
 enum Form<'a> {
-    Int { kernel: &'static IntKernel, x: &'a Activations, offsets: &'a [i32] },
-    Float { x: &'a [f32], stride: usize, rows: usize },
+    Int {
+        kernel: &'static IntKernel,
+        x: &'a Activations,
+        offsets: &'a [i32],
+    },
+    Float {
+        x: &'a [f32],
+        stride: usize,
+        rows: usize,
+    },
+    #[cfg(target_arch = "x86_64")]
+    Bf16 {
+        x: &'a Rounded,
+        rows: usize,
+    },
 }
 
 impl<'a> Plan<'a> {
     fn new(isa: Isa, pool: &ThreadPool, product: &Product<'a>, x: &'a Prepared<'_>, strips: usize) -> Self {
         let weight = product.weight;
-        let (x, strip, units, most) = match (IntKernel::of(weight.ty()), &x.quantized, &x.floats) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(rounded) = x.rounded.as_ref().filter(|_| is_rounded(isa, weight.ty())) {
+            let form = Form::Bf16 { x: rounded, rows: x.rows };
+            let block = float_matmul::ROW_BLOCK;
+            return Plan::divide(pool, product, form, float_matmul::STRIP, (x.rows, block), strips);
+        }
+        let (form, strip, units, most) = match (IntKernel::of(weight.ty()), &x.quantized, &x.floats) {
             (Some(kernel), Some(q), _) => {
                 let key = (kernel.group, kernel.offset(isa));
                 let offsets = x.offsets.iter().find(|(of, _)| *of == key).map_or(&[][..], |(_, o)| o);
@@ -125,6 +147,19 @@ impl<'a> Plan<'a> {
             }
             _ => unreachable!("inputs are prepared for every weight"),
         };
+        Plan::divide(pool, product, form, strip, (units, most), strips)
+    }
+
+    /// `units` of activations, of which a task takes `most`; all products together have `strips`.
+    fn divide(
+        pool: &ThreadPool,
+        product: &Product<'a>,
+        x: Form<'a>,
+        strip: usize,
+        (units, most): (usize, usize),
+        strips: usize,
+    ) -> Self {
+        let weight = product.weight;
         // Few weight rows for many threads: then activation rows are divided, too.
         let least = if pool.threads() == 1 { 1 } else { (2 * pool.threads()).div_ceil(strips) };
         let per_block = units.div_ceil(units.div_ceil(most).max(least.min(units)));
@@ -154,6 +189,12 @@ impl<'a> Plan<'a> {
                     // SAFETY: the caller's promise.
                     unsafe { strip.run(isa, kernel, self.out) };
                 }
+                #[cfg(target_arch = "x86_64")]
+                Form::Bf16 { x, rows: n } => {
+                    let x_rows = units.start..units.end.min(n);
+                    // SAFETY: the caller's promise.
+                    unsafe { Bf16Strip { weight: self.weight, rows, x, x_rows }.run(self.out) };
+                }
                 Form::Float { x, stride, rows: n } => {
                     let x_rows = units.start..units.end.min(n);
                     let strip = FloatStrip { weight: self.weight, rows, x, x_stride: stride, x_rows };
@@ -172,6 +213,8 @@ struct Prepared<'x> {
     quantized: Option<Activations>,
     /// Lines of the second number's length.
     floats: Option<(Cow<'x, [f32]>, usize)>,
+    #[cfg(target_arch = "x86_64")]
+    rounded: Option<Rounded>,
     /// Of `quantized`, for the formats that occur.
     offsets: Vec<((usize, Offset), Vec<i32>)>,
 }
@@ -180,11 +223,18 @@ impl<'x> Prepared<'x> {
     fn new(isa: Isa, pool: &ThreadPool, input: Input<'x>, weights: &[QMatrix<'_>]) -> Self {
         let Input { x, rows, columns } = input;
         let x = &x[..rows * columns];
+        // Without columns there is nothing to prepare, and no product asks for it.
+        let weights = if columns > 0 { weights } else { &[] };
         let kernels = || weights.iter().map(|w| IntKernel::of(w.ty()));
         let quantized = kernels()
             .any(|k| k.is_some())
             .then(|| Activations::new(isa, pool, x, columns, rows, isa.rows_of_tile(rows)));
-        let floats = kernels().any(|k| k.is_none()).then(|| padded(x, columns));
+        let float = |w: &QMatrix<'_>| IntKernel::of(w.ty()).is_none() && !is_rounded(isa, w.ty());
+        let floats = weights.iter().any(float).then(|| padded(x, columns, rows));
+        #[cfg(target_arch = "x86_64")]
+        let rounded = Bf16::of(isa)
+            .filter(|_| weights.iter().any(|w| is_rounded(isa, w.ty())))
+            .map(|proof| Rounded::new(proof, x, columns));
         let mut offsets: Vec<((usize, Offset), Vec<i32>)> = Vec::new();
         for (kernel, q) in kernels().flatten().zip(quantized.iter().cycle()) {
             let key = (kernel.group, kernel.offset(isa));
@@ -192,7 +242,14 @@ impl<'x> Prepared<'x> {
                 offsets.push((key, q.offsets(key.0, key.1)));
             }
         }
-        Prepared { rows, quantized, floats, offsets }
+        Prepared {
+            rows,
+            quantized,
+            floats,
+            #[cfg(target_arch = "x86_64")]
+            rounded,
+            offsets,
+        }
     }
 }
 
@@ -218,7 +275,12 @@ pub(crate) fn matmul(
         let (input, weight) = (inputs[product.input], product.weight);
         assert!(input.columns == weight.cols());
         product.out.check(input.rows, weight.rows());
-        if input.rows > 0 && weight.rows() > 0 {
+        if input.columns == 0 {
+            for row in 0..input.rows {
+                // SAFETY: the output was checked, and no task has begun.
+                unsafe { product.out.put(row, weight.rows(), 0, &vec![0.0; weight.rows()]) };
+            }
+        } else if input.rows > 0 && weight.rows() > 0 {
             plans.push(Plan::new(isa, pool, product, &prepared[product.input], total));
         }
     }
@@ -238,12 +300,19 @@ pub(crate) fn matmul(
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// Lines of `columns` rounded up to 16, zeros behind them.
-fn padded(x: &[f32], columns: usize) -> (Cow<'_, [f32]>, usize) {
-    if columns.is_multiple_of(16) {
+/// Whether products with this type take activations rounded to it.
+fn is_rounded(isa: Isa, ty: QuantType) -> bool {
+    ty == QuantType::BF16 && isa.level() == Level::Avx512Bf16
+}
+
+/// Lines of `columns` rounded up to 16, zeros behind them. Many lines of whole half-pages move apart by another half, so that
+/// the rows of a tile do not share cache sets.
+fn padded(x: &[f32], columns: usize, rows: usize) -> (Cow<'_, [f32]>, usize) {
+    let apart = rows >= 16 && columns.is_multiple_of(512);
+    if columns.is_multiple_of(16) && !apart {
         return (Cow::Borrowed(x), columns);
     }
-    let stride = columns.next_multiple_of(16);
+    let stride = if apart { columns.next_multiple_of(1024) + 512 } else { columns.next_multiple_of(16) };
     let mut out = vec![0.0; x.len() / columns * stride];
     for (out, x) in out.chunks_exact_mut(stride).zip(x.chunks_exact(columns)) {
         out[..columns].copy_from_slice(x);

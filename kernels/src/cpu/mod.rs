@@ -7,6 +7,8 @@ mod attention_span;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
 mod backend;
 mod float_matmul;
 mod int_direct;

@@ -156,12 +156,13 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_lanes(self, rows: [*const u8; 4]) -> __m512i {
+        // Broadcasts under a mask and not insertions: they leave the one shuffle unit to the transposition.
         // SAFETY: the caller promises 16 readable bytes behind every pointer, `self` the features.
         unsafe {
             let x = _mm512_castsi128_si512(_mm_loadu_si128(rows[0].cast()));
-            let x = _mm512_inserti32x4::<1>(x, _mm_loadu_si128(rows[1].cast()));
-            let x = _mm512_inserti32x4::<2>(x, _mm_loadu_si128(rows[2].cast()));
-            _mm512_inserti32x4::<3>(x, _mm_loadu_si128(rows[3].cast()))
+            let x = _mm512_mask_broadcast_i32x4(x, 0x00f0, _mm_loadu_si128(rows[1].cast()));
+            let x = _mm512_mask_broadcast_i32x4(x, 0x0f00, _mm_loadu_si128(rows[2].cast()));
+            _mm512_mask_broadcast_i32x4(x, 0xf000, _mm_loadu_si128(rows[3].cast()))
         }
     }
     #[inline(always)]

@@ -9,14 +9,14 @@
 use std::marker::PhantomData;
 
 use super::activations::Activations;
-use super::panel::{Ahead, PanelBlock, ROWS, Sink};
+use super::panel::{PanelBlock, ROWS, Sink};
 use super::simd::{Op, Rows, Simd};
 
 /// Sixteen weight rows × one tile of activations, over all columns.
 pub(crate) struct Direct<'a, B, const MIN: bool, const WIDE: bool> {
     /// The weights.
     pub rows: Rows,
-    /// See [`Ahead::new`].
+    /// Bytes from the first row to what is fetched ahead.
     pub ahead: usize,
     /// The right-hand side.
     pub x: &'a Activations,
@@ -63,10 +63,16 @@ impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Direct<'_, B, MIN, WIDE> 
             odd: false,
         };
         let blocks = columns / B::LEN;
-        let mut ahead = Ahead::new(self.rows, self.ahead, blocks, size_of::<B>());
+        // In the order of memory, whatever the order of use: rows follow each other there, and all of a later panel
+        // is asked for while this one is used.
+        let lines = (ROWS * size_of::<B>()).div_ceil(64);
+        let mut next = self.rows.at(0, self.ahead);
         let mut rows = self.rows;
         for _ in 0..blocks {
-            ahead.step(s);
+            for line in 0..lines {
+                s.prefetch(next.wrapping_add(line * 64));
+            }
+            next = next.wrapping_add(ROWS * size_of::<B>());
             // SAFETY: the caller's rows have so many blocks.
             unsafe { B::unpack(s, &rows, &mut dot) };
             rows.advance(size_of::<B>());

@@ -183,8 +183,9 @@ impl Strip<'_> {
                 copies = (row..row + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
                 Rows::new(copies.as_ptr(), stride)
             };
-            // The next panel, or where that would leave the cache, a page.
-            let ahead = if stride <= NEAR / ROWS { stride * ROWS } else { 4096 };
+            // Far enough that memory answers in time, near enough to be there still.
+            let panel = stride * ROWS;
+            let ahead = if panel <= NEAR / 4 { 2 * panel } else { panel };
             // SAFETY: these are 16 rows of the weight's length; the caller vouches for `acc`.
             unsafe { (kernel.direct)(isa, self, rows, ahead, acc.add(p)) };
         }

@@ -97,6 +97,18 @@ fn pair<S: Simd>(s: S, x: S::I, p: usize) -> S::I {
     mask(s, x, 3)
 }
 
+/// Bits 2p and 2p + 1 of every byte, moved to bits 4 and 5.
+#[inline(always)]
+fn top_bits<S: Simd>(s: S, x: S::I, p: usize) -> S::I {
+    let x = match p {
+        0 => s.shl::<4>(x),
+        1 => s.shl::<2>(x),
+        2 => x,
+        _ => s.shr::<2>(x),
+    };
+    mask(s, x, 0x30)
+}
+
 /// Bit `n` of every byte, moved to bit `TO`, which is 2 or 4.
 #[inline(always)]
 fn bit<S: Simd, const TO: u32>(s: S, x: S::I, n: usize) -> S::I {
@@ -378,7 +390,7 @@ impl PanelBlock for Q6_K {
                     for (j, codes) in codes.iter_mut().enumerate() {
                         let x = low[p % 2][4 * part + j];
                         let x = mask(s, if p < 2 { x } else { s.shr::<4>(x) }, 15);
-                        *codes = s.or(x, s.shl::<4>(pair(s, high[4 * part + j], p)));
+                        *codes = s.or(x, top_bits(s, high[4 * part + j], p));
                     }
                     let g = 8 * h + 2 * p + part;
                     let scale = s.mul(d, s.to_f(signed_byte(s, scales[g / 4], g % 4)));

@@ -84,7 +84,8 @@ impl<'a> Output<'a> {
             out.iter_mut().zip(values).for_each(|(out, v)| *out += v);
         } else if let (Ok(out), Ok(values)) = (<&mut [f32; ROWS]>::try_from(&mut *out), values.try_into()) {
             // Nearly always; a copy of known length is one instruction and no call.
-            *out = *<&[f32; ROWS]>::from(values);
+            let values: &[f32; ROWS] = values;
+            *out = *values;
         } else {
             out.copy_from_slice(values);
         }

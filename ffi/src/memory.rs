@@ -1,0 +1,106 @@
+//! Texts and arrays that cross the boundary.
+
+use std::{ffi::c_char, ptr};
+
+use crate::{
+    args::text,
+    status::{Result, guard_free},
+};
+
+/// A text that somebody else owns: UTF-8, not NUL-terminated. One that lory gives belongs to the
+/// handle it came from and is valid until the next call with that handle.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct lory_str {
+    /// May be NULL if `len` is 0.
+    pub data: *const c_char,
+    /// In bytes, or `LORY_NTS` for a NUL-terminated text given to lory.
+    pub len: usize,
+}
+
+impl lory_str {
+    pub(crate) const EMPTY: lory_str = lory_str { data: ptr::null(), len: 0 };
+
+    pub(crate) fn view(text: &str) -> lory_str {
+        lory_str { data: text.as_ptr().cast(), len: text.len() }
+    }
+
+    /// # Safety
+    /// As for [`text`].
+    pub(crate) unsafe fn read<'a>(self, name: &str) -> Result<&'a str> {
+        // SAFETY: the caller's word.
+        unsafe { text(self.data, self.len, name) }
+    }
+}
+
+/// A text that the caller owns: UTF-8, with a NUL behind it. Free it with `lory_text_free`, do not
+/// change it.
+#[repr(C)]
+#[derive(Debug)]
+pub struct lory_text {
+    /// Never NULL in a result.
+    pub data: *mut c_char,
+    /// In bytes, without the NUL.
+    pub len: usize,
+}
+
+impl lory_text {
+    pub(crate) fn new(text: impl Into<Vec<u8>>) -> lory_text {
+        let mut bytes: Vec<u8> = text.into();
+        let len = bytes.len();
+        bytes.push(0);
+        lory_text { data: Box::into_raw(bytes.into_boxed_slice()).cast(), len }
+    }
+}
+
+/// Frees a text and empties the struct; NULL and empty structs are no-ops.
+///
+/// # Safety
+/// `text` is NULL or a struct that is zeroed or from lory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_text_free(text: *mut lory_text) {
+    guard_free(|| {
+        // SAFETY: NULL or the caller's struct.
+        let Some(text) = (unsafe { text.as_mut() }) else { return };
+        let (data, len) = (std::mem::replace(&mut text.data, ptr::null_mut()), std::mem::take(&mut text.len));
+        if !data.is_null() {
+            // SAFETY: from `lory_text::new`, which added a NUL.
+            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data.cast::<u8>(), len + 1)) });
+        }
+    });
+}
+
+/// Tokens that the caller owns. Free them with `lory_tokens_free`, do not change the struct.
+#[repr(C)]
+#[derive(Debug)]
+pub struct lory_tokens {
+    /// Never NULL in a result.
+    pub data: *mut u32,
+    /// How many.
+    pub len: usize,
+}
+
+impl lory_tokens {
+    pub(crate) fn new(tokens: Vec<u32>) -> lory_tokens {
+        let len = tokens.len();
+        lory_tokens { data: Box::into_raw(tokens.into_boxed_slice()).cast(), len }
+    }
+}
+
+/// Frees tokens and empties the struct; NULL and empty structs are no-ops.
+///
+/// # Safety
+/// `tokens` is NULL or a struct that is zeroed or from lory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_tokens_free(tokens: *mut lory_tokens) {
+    guard_free(|| {
+        // SAFETY: NULL or the caller's struct.
+        let Some(tokens) = (unsafe { tokens.as_mut() }) else { return };
+        let (data, len) =
+            (std::mem::replace(&mut tokens.data, ptr::null_mut()), std::mem::take(&mut tokens.len));
+        if !data.is_null() {
+            // SAFETY: from `lory_tokens::new`.
+            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data, len)) });
+        }
+    });
+}

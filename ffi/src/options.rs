@@ -1,0 +1,157 @@
+//! How an engine is opened.
+
+use std::{ffi::c_void, ptr};
+
+use lory_kernels::backend::KvType;
+use lory_runtime::{EngineOptions, mapping::Loading};
+
+use crate::{
+    callbacks::{LORY_LOG_INFO, User, lory_log_fn, lory_log_level, lory_progress_fn},
+    log::Log,
+    status::{Failure, Result, guard, lory_status, lory_status::*},
+    structs::{init, versioned},
+};
+
+/// How files come into memory.
+pub type lory_loading = u32;
+/// Mapped: pages are read when they are touched. The file must not be written to or cut short.
+pub const LORY_LOADING_MAP: lory_loading = 0;
+/// Copied into memory; later changes of the file do not matter.
+pub const LORY_LOADING_READ: lory_loading = 1;
+
+/// Element type of cached keys and values.
+pub type lory_kv_type = u32;
+/// Half precision.
+pub const LORY_KV_F16: lory_kv_type = 0;
+/// 32-bit floats.
+pub const LORY_KV_F32: lory_kv_type = 1;
+/// Blocks of 8-bit integers.
+pub const LORY_KV_Q8_0: lory_kv_type = 2;
+
+/// Where the model is computed.
+pub type lory_device = u32;
+/// The best device there is.
+pub const LORY_DEVICE_AUTO: lory_device = 0;
+/// The processor.
+pub const LORY_DEVICE_CPU: lory_device = 1;
+/// A CUDA device; `LORY_E_UNSUPPORTED` where the library has no support for it.
+pub const LORY_DEVICE_CUDA: lory_device = 2;
+
+/// How an engine is opened. Initialise it with `lory_engine_options_init`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lory_engine_options {
+    /// Set by `lory_engine_options_init`.
+    pub struct_size: usize,
+    /// Threads; 0 takes the physical cores.
+    pub threads: u32,
+    /// Longest sequence in tokens; 0 takes the trained context, at most 4096.
+    pub n_ctx: u32,
+    /// Rows of one step at most: prompt tokens and generating sessions together. Default 512.
+    pub n_batch: u32,
+    /// Element type of cached keys and values. Default `LORY_KV_F16`.
+    pub kv_type: lory_kv_type,
+    /// Tokens that the KV cache holds for all sessions together; 0 takes four contexts.
+    pub kv_tokens: u64,
+    /// How files come into memory. Default `LORY_LOADING_MAP`.
+    pub loading: lory_loading,
+    /// Where the model is computed. Default `LORY_DEVICE_AUTO`.
+    pub device: lory_device,
+    /// Takes log lines; NULL, the default, is silence.
+    pub log: lory_log_fn,
+    /// First argument of `log`. It must stay valid until the engine and all that came from it are freed.
+    pub log_user: *mut c_void,
+    /// The least severe lines that `log` gets. Default `LORY_LOG_INFO`.
+    pub log_level: lory_log_level,
+    /// Zero.
+    pub reserved: u32,
+    /// Told how much has been read; may be NULL. Not called after opening has returned.
+    pub progress: lory_progress_fn,
+    /// First argument of `progress`.
+    pub progress_user: *mut c_void,
+}
+
+versioned!(
+    lory_engine_options,
+    last_of_first = progress_user,
+    lory_engine_options {
+        struct_size: size_of::<lory_engine_options>(),
+        threads: 0,
+        n_ctx: 0,
+        n_batch: 512,
+        kv_type: LORY_KV_F16,
+        kv_tokens: 0,
+        loading: LORY_LOADING_MAP,
+        device: LORY_DEVICE_AUTO,
+        log: None,
+        log_user: ptr::null_mut(),
+        log_level: LORY_LOG_INFO,
+        reserved: 0,
+        progress: None,
+        progress_user: ptr::null_mut(),
+    }
+);
+
+/// Fills in the defaults; `struct_size` is `sizeof(lory_engine_options)`.
+///
+/// # Safety
+/// `struct_size` bytes at `options` are writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_engine_options_init(
+    options: *mut lory_engine_options,
+    struct_size: usize,
+) -> lory_status {
+    // SAFETY: the caller's word.
+    guard(|| unsafe { init(options, struct_size) })
+}
+
+pub(crate) fn unknown(field: &str, value: u32) -> Failure {
+    Failure::new(LORY_E_ARGUMENT, format!("{field} is {value}, which is none of its constants"))
+}
+
+/// Threads that can be asked for; more would only exhaust the process.
+const MAX_THREADS: u32 = 1024;
+
+impl lory_engine_options {
+    pub(crate) fn to_rust(self) -> Result<EngineOptions> {
+        let n = self.threads;
+        if n > MAX_THREADS {
+            return Err(Failure::new(LORY_E_ARGUMENT, format!("threads is {n}, more than {MAX_THREADS}")));
+        }
+        match self.device {
+            LORY_DEVICE_AUTO | LORY_DEVICE_CPU => {}
+            LORY_DEVICE_CUDA => {
+                return Err(Failure::new(LORY_E_UNSUPPORTED, "this library computes on the CPU only"));
+            }
+            other => return Err(unknown("device", other)),
+        }
+        Ok(EngineOptions {
+            threads: (n > 0).then_some(n as usize),
+            n_ctx: (self.n_ctx > 0).then_some(self.n_ctx),
+            n_batch: self.n_batch as usize,
+            kv_type: match self.kv_type {
+                LORY_KV_F16 => KvType::F16,
+                LORY_KV_F32 => KvType::F32,
+                LORY_KV_Q8_0 => KvType::Q8_0,
+                other => return Err(unknown("kv_type", other)),
+            },
+            kv_tokens: (self.kv_tokens > 0).then(|| usize::try_from(self.kv_tokens).unwrap_or(usize::MAX)),
+            loading: match self.loading {
+                LORY_LOADING_MAP => Loading::Map,
+                LORY_LOADING_READ => Loading::Read,
+                other => return Err(unknown("loading", other)),
+            },
+            ..EngineOptions::default()
+        })
+    }
+
+    pub(crate) fn log(&self) -> Log {
+        Log::new(self.log, User(self.log_user), self.log_level)
+    }
+
+    /// Whether to go on after `done` of `total` bytes.
+    pub(crate) fn report(&self, done: u64, total: u64) -> bool {
+        // SAFETY: the host's function with the host's pointer.
+        self.progress.is_none_or(|f| unsafe { f(self.progress_user, done, total) } == 0)
+    }
+}

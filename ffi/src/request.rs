@@ -1,0 +1,83 @@
+//! What a session is asked for.
+
+use std::ptr;
+
+use lory_runtime::Request;
+
+use crate::{
+    args::slice,
+    memory::lory_str,
+    sampler::{lory_sampler_options, strings},
+    status::{Result, guard, lory_status},
+    structs::{init, read, versioned},
+};
+
+/// One request to a session. Initialise it with `lory_request_init`. Nothing of it is needed after
+/// `lory_session_generate`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lory_request {
+    /// Set by `lory_request_init`.
+    pub struct_size: usize,
+    /// Appended to the session's tokens.
+    pub tokens: *const u32,
+    /// Elements of `tokens`; 0 if the session has some.
+    pub n_tokens: usize,
+    /// Tokens to generate at most; 0 only runs the prompt. Default 256.
+    pub max_new_tokens: usize,
+    /// How the next token is chosen; NULL takes the defaults.
+    pub sampler: *const lory_sampler_options,
+    /// Generation ends where one of these texts appears; it is not part of the answer.
+    pub stop: *const lory_str,
+    /// Elements of `stop`.
+    pub n_stop: usize,
+    /// 1 goes on past end-of-generation tokens. Default 0.
+    pub ignore_eos: u32,
+    /// 1 also gives the logits after every prompt token that is run: `LORY_EVENT_LOGITS`. Default 0.
+    pub prompt_logits: u32,
+}
+
+versioned!(lory_request, last_of_first = prompt_logits, {
+    lory_request {
+        struct_size: size_of::<lory_request>(),
+        tokens: ptr::null(),
+        n_tokens: 0,
+        max_new_tokens: Request::default().max_new_tokens,
+        sampler: ptr::null(),
+        stop: ptr::null(),
+        n_stop: 0,
+        ignore_eos: 0,
+        prompt_logits: 0,
+    }
+});
+
+/// Fills in the defaults; `struct_size` is `sizeof(lory_request)`.
+///
+/// # Safety
+/// `struct_size` bytes at `request` are writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_request_init(request: *mut lory_request, struct_size: usize) -> lory_status {
+    // SAFETY: the caller's word.
+    guard(|| unsafe { init(request, struct_size) })
+}
+
+impl lory_request {
+    /// # Safety
+    /// What it points to is readable.
+    pub(crate) unsafe fn to_rust(self) -> Result<Request> {
+        // SAFETY: the caller's word.
+        let (tokens, stop) = unsafe {
+            (slice(self.tokens, self.n_tokens, "tokens")?, strings(self.stop, self.n_stop, "stop")?)
+        };
+        Ok(Request {
+            tokens: tokens.to_vec(),
+            max_new_tokens: self.max_new_tokens,
+            // SAFETY: the caller's word.
+            sampler: unsafe { read(self.sampler)?.to_rust()? },
+            stop,
+            ignore_eos: self.ignore_eos != 0,
+            prompt_logits: self.prompt_logits != 0,
+            ..Request::default()
+        })
+    }
+}

@@ -1,0 +1,276 @@
+//! Conversations.
+
+use std::{ptr, sync::Mutex};
+
+use lory_runtime::{AdapterId, OnSwitch, Session, SessionOptions};
+
+use crate::{
+    args::{exclusive, free, handle, object, out, slice},
+    engine::lory_engine,
+    generation::lory_generation,
+    log::Log,
+    memory::lory_tokens,
+    options::unknown,
+    request::lory_request,
+    status::{Result, guard, guard_free, lory_status},
+    structs::{init, read, versioned},
+};
+
+/// A conversation: its tokens, its adapters, its place in the KV cache. Exclusive: one thread at a
+/// time. It keeps what it needs of its engine alive.
+pub struct lory_session {
+    session: Mutex<Session>,
+    log: Log,
+}
+
+/// One loading of one adapter; no two loadings of an engine share a number, and 0 is none.
+pub type lory_adapter = u64;
+
+/// An adapter and its weight.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct lory_adapter_scale {
+    /// From `lory_adapter_load`, `lory_adapter_replace` or `lory_adapter_resolve`.
+    pub id: lory_adapter,
+    /// Multiplies what the adapter adds; 1 is as trained.
+    pub scale: f32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// # Safety
+/// As for [`slice`].
+unsafe fn adapters(ptr: *const lory_adapter_scale, len: usize) -> Result<Vec<(AdapterId, f32)>> {
+    // SAFETY: the caller's word.
+    let adapters = unsafe { slice(ptr, len, "adapters") }?;
+    Ok(adapters.iter().map(|a| (AdapterId::from_u64(a.id), a.scale)).collect())
+}
+
+/// What a session starts with. Initialise it with `lory_session_options_init`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct lory_session_options {
+    /// Set by `lory_session_options_init`.
+    pub struct_size: usize,
+    /// Adapters and their weights; none is the base alone.
+    pub adapters: *const lory_adapter_scale,
+    /// Elements of `adapters`.
+    pub n_adapters: usize,
+    /// Sessions with a higher number go first when a step has not room for all. Default 0.
+    pub priority: i32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+versioned!(
+    lory_session_options,
+    last_of_first = reserved,
+    lory_session_options {
+        struct_size: size_of::<lory_session_options>(),
+        adapters: ptr::null(),
+        n_adapters: 0,
+        priority: 0,
+        reserved: 0,
+    }
+);
+
+/// Fills in the defaults; `struct_size` is `sizeof(lory_session_options)`.
+///
+/// # Safety
+/// `struct_size` bytes at `options` are writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_options_init(
+    options: *mut lory_session_options,
+    struct_size: usize,
+) -> lory_status {
+    // SAFETY: the caller's word.
+    guard(|| unsafe { init(options, struct_size) })
+}
+
+/// A new, empty conversation. `options` may be NULL.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_new(
+    engine: *const lory_engine,
+    options: *const lory_session_options,
+    session: *mut *mut lory_session,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (engine, session, options) =
+            (object(engine, "engine")?, out(session, "session")?, read(options)?);
+        let adapters = adapters(options.adapters, options.n_adapters)?;
+        let options = SessionOptions { adapters, priority: options.priority, ..SessionOptions::default() };
+        let new = Mutex::new(engine.engine.session(&options)?);
+        session.set(handle(lory_session { session: new, log: engine.log.clone() }));
+        Ok(())
+    })
+}
+
+/// Frees a session and ends its generation; NULL is a no-op.
+///
+/// # Safety
+/// `session` is NULL or not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_free(session: *mut lory_session) {
+    // SAFETY: the caller's word.
+    guard_free(|| unsafe { free(session) });
+}
+
+/// The conversation so far.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_tokens(
+    session: *mut lory_session,
+    tokens: *mut lory_tokens,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (session, tokens) = (object(session, "session")?, out(tokens, "tokens")?);
+        tokens.set(lory_tokens::new(exclusive(&session.session, "session")?.tokens()));
+        Ok(())
+    })
+}
+
+/// How many of the conversation's tokens have their keys and values cached.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_cached_tokens(
+    session: *mut lory_session,
+    n_tokens: *mut usize,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (session, n_tokens) = (object(session, "session")?, out(n_tokens, "n_tokens")?);
+        n_tokens.set(exclusive(&session.session, "session")?.cached_tokens());
+        Ok(())
+    })
+}
+
+/// `mixed` becomes 1 if part of the cache was computed under other adapters than the present ones
+/// (`LORY_ON_SWITCH_KEEP`), otherwise 0.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_is_mixed(session: *mut lory_session, mixed: *mut i32) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (session, mixed) = (object(session, "session")?, out(mixed, "mixed")?);
+        mixed.set(exclusive(&session.session, "session")?.is_mixed().into());
+        Ok(())
+    })
+}
+
+/// What happens to cached keys and values when a session's adapters change.
+pub type lory_on_switch = u32;
+/// They are computed again: the answers are those of a new session with the new adapters.
+pub const LORY_ON_SWITCH_RECOMPUTE: lory_on_switch = 0;
+/// They stay, computed by other adapters: instant, but answers differ from a new session's.
+pub const LORY_ON_SWITCH_KEEP: lory_on_switch = 1;
+
+/// Changes the adapters and ends the session's generation. None (`n_adapters` 0) is the base alone.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_set_adapters(
+    session: *mut lory_session,
+    adapters: *const lory_adapter_scale,
+    n_adapters: usize,
+    on_switch: lory_on_switch,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (session, set) = (object(session, "session")?, self::adapters(adapters, n_adapters)?);
+        let on_switch = match on_switch {
+            LORY_ON_SWITCH_RECOMPUTE => OnSwitch::Recompute,
+            LORY_ON_SWITCH_KEEP => OnSwitch::Keep,
+            other => return Err(unknown("on_switch", other)),
+        };
+        Ok(exclusive(&session.session, "session")?.set_adapters(&set, on_switch)?)
+    })
+}
+
+/// Forgets all tokens from position `n_tokens` on and ends the session's generation; 0 forgets
+/// everything but the adapters.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_rewind(session: *mut lory_session, n_tokens: usize) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let session = object(session, "session")?;
+        exclusive(&session.session, "session")?.rewind(n_tokens);
+        Ok(())
+    })
+}
+
+/// Rewinds to where the conversation and `tokens` part. `n_kept` is how many tokens they have in
+/// common; the rest of `tokens` is for the next request.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_rewind_to_common(
+    session: *mut lory_session,
+    tokens: *const u32,
+    n_tokens: usize,
+    n_kept: *mut usize,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (session, n_kept) = (object(session, "session")?, out(n_kept, "n_kept")?);
+        let tokens = slice(tokens, n_tokens, "tokens")?;
+        n_kept.set(exclusive(&session.session, "session")?.rewind_to_common(tokens));
+        Ok(())
+    })
+}
+
+/// A second session with the same tokens and adapters; both share the cached keys and values until
+/// one of them goes on.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_fork(
+    session: *mut lory_session,
+    fork: *mut *mut lory_session,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (session, fork) = (object(session, "session")?, out(fork, "fork")?);
+        let new = Mutex::new(exclusive(&session.session, "session")?.fork());
+        fork.set(handle(lory_session { session: new, log: session.log.clone() }));
+        Ok(())
+    })
+}
+
+/// Appends the request's tokens and starts to answer; nothing runs before the generation is asked
+/// for events or `lory_engine_step` is called. One at a time: a running generation of this session
+/// ends. Several sessions' generations run in the same steps, whatever their adapters.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_generate(
+    session: *mut lory_session,
+    request: *const lory_request,
+    generation: *mut *mut lory_generation,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (session, generation) = (object(session, "session")?, out(generation, "generation")?);
+        let request = read(request)?.to_rust()?;
+        let new = exclusive(&session.session, "session")?.generate(request)?;
+        generation.set(handle(lory_generation::new(new, session.log.clone())));
+        Ok(())
+    })
+}

@@ -27,7 +27,7 @@ pub type lory_progress_fn =
     Option<unsafe extern "C-unwind" fn(user: *mut c_void, done: u64, total: u64) -> i32>;
 
 /// Puts up to `len` bytes from `offset` on into `buffer` and returns how many, at least 1 before
-/// the end; or a negative number to give up.
+/// the end; or a negative number to give up, and opening ends with `LORY_E_IO`.
 pub type lory_read_fn = Option<
     unsafe extern "C-unwind" fn(user: *mut c_void, offset: u64, buffer: *mut c_void, len: usize) -> i64,
 >;

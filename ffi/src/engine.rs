@@ -134,7 +134,7 @@ unsafe impl Sync for Lent {}
 
 impl AsRef<[u8]> for Lent {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: checked when it was lent; it stays as it is until `release`.
+        // SAFETY: checked before anybody reads; it stays as it is until `release`.
         unsafe { std::slice::from_raw_parts(self.data, self.size) }
     }
 }
@@ -149,11 +149,9 @@ impl Drop for Lent {
 }
 
 /// Opens a GGUF model of one file that lies in memory. With `release` the memory is lent: it must
-/// stay as it is until `release(user, data, size)` is called, once, on any thread that frees the
-/// last handle or, where opening fails, before it returns. Without `release` (NULL) it is copied.
-/// `name` is what errors call it. If an argument is refused before anything was lent (NULL,
-/// UTF-8), `release` is not called and the status is one of `LORY_E_NULL`, `LORY_E_UTF8`,
-/// `LORY_E_ARGUMENT`.
+/// stay as it is until `release(user, data, size)` is called, on the thread that frees the last
+/// handle that needs it or, where opening fails, before this returns; it is called exactly once
+/// whatever happens. Without `release` (NULL) the memory is copied. `name` is what errors call it.
 ///
 /// # Safety
 /// See the rules at the top of the header.
@@ -170,16 +168,15 @@ pub unsafe extern "C" fn lory_engine_open_memory(
 ) -> lory_status {
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
+        // First, so that every failure gives back what was lent.
+        let lent = Lent { data: data.cast(), size, release, user: User(user) };
         let (name, engine) = (text(name, name_len, "name")?, out(engine, "engine")?);
-        let bytes = slice(data.cast::<u8>(), size, "data")?;
-        // Checked here, so that afterwards every failure gives back what was lent.
-        read(options)?.to_rust()?;
-        let lent = Lent { data: bytes.as_ptr(), size: bytes.len(), release, user: User(user) };
+        let bytes = slice(lent.data, size, "data")?;
         open(options, engine, |options, _| {
             let progress = &mut |done, total| options.report(done, total);
             match release {
                 Some(_) => single(Ok(File::from_owner(Box::new(lent), name))),
-                None => single(File::from_reader(&mut lent.as_ref(), name, size as u64, progress)),
+                None => single(File::from_reader(&mut &*bytes, name, size as u64, progress)),
             }
         })
     })

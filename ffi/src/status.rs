@@ -46,7 +46,8 @@ pub enum lory_status {
     LORY_E_DEVICE = 15,
     /// A callback asked for the end.
     LORY_E_ABORTED = 16,
-    /// A defect of this library. The call had no effect that can be relied on; free the engine.
+    /// A defect of this library, whose words also went to standard error. The call had no effect that
+    /// can be relied on; free the engine.
     LORY_E_INTERNAL = 17,
 }
 

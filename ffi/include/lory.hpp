@@ -1,0 +1,533 @@
+/*
+ * liblory for C++17: handles that free themselves, exceptions for errors, a range over tokens.
+ * Header only, over lory.h, whose rules hold here too. Exceptions thrown in callbacks given to this
+ * wrapper end the operation and come out of the call; they never pass through the library.
+ */
+#ifndef LORY_HPP
+#define LORY_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "lory.h"
+
+namespace lory {
+
+/** A call that failed: its status and the thread's error text. */
+class Error : public std::runtime_error {
+  public:
+    explicit Error(lory_status status) : std::runtime_error(lory_last_error()), status_(status) {}
+    lory_status status() const noexcept { return status_; }
+
+  private:
+    lory_status status_;
+};
+
+/** Throws unless `status` is LORY_OK. */
+inline void check(lory_status status) {
+    if (status != LORY_OK) throw Error(status);
+}
+
+namespace detail {
+
+template <class T, void (*Free)(T *)> struct Deleter {
+    void operator()(T *handle) const noexcept { Free(handle); }
+};
+
+template <class T, void (*Free)(T *)> using Handle = std::unique_ptr<T, Deleter<T, Free>>;
+
+/** An options struct of the C header with its defaults. */
+template <class T, lory_status (*Init)(T *, size_t)> struct Options : T {
+    Options() : T() { check(Init(this, sizeof(T))); }
+};
+
+inline lory_str str(std::string_view text) { return lory_str{text.data(), text.size()}; }
+
+inline std::string_view view(lory_str text) {
+    return text.len == 0 ? std::string_view() : std::string_view(text.data, text.len);
+}
+
+inline std::string take(lory_text &text) {
+    std::unique_ptr<lory_text, Deleter<lory_text, lory_text_free>> owner(&text);
+    return std::string(text.data, text.len);
+}
+
+inline std::vector<uint32_t> take(lory_tokens &tokens) {
+    std::unique_ptr<lory_tokens, Deleter<lory_tokens, lory_tokens_free>> owner(&tokens);
+    return std::vector<uint32_t>(tokens.data, tokens.data + tokens.len);
+}
+
+/** Keeps what a callback threw until the library has returned. */
+class Caught {
+  public:
+    /** What `call` returns, or `otherwise` if it throws. */
+    template <class R, class F> R run(R otherwise, F &&call) noexcept {
+        try {
+            return call();
+        } catch (...) {
+            thrown_ = std::current_exception();
+            return otherwise;
+        }
+    }
+    /** Throws what was caught, or else what `status` says. */
+    void check(lory_status status) const {
+        if (thrown_) std::rethrow_exception(thrown_);
+        lory::check(status);
+    }
+
+  private:
+    std::exception_ptr thrown_;
+};
+
+} // namespace detail
+
+using EngineOptions = detail::Options<lory_engine_options, lory_engine_options_init>;
+using SamplerOptions = detail::Options<lory_sampler_options, lory_sampler_options_init>;
+using ModelInfo = detail::Options<lory_model_info, lory_model_info_init>;
+using Metrics = detail::Options<lory_metrics, lory_metrics_init>;
+using Stats = detail::Options<lory_stats, lory_stats_init>;
+
+/** Always the most likely token. */
+inline SamplerOptions greedy() {
+    SamplerOptions options;
+    options.temp = 0;
+    return options;
+}
+
+/** An adapter and its weight. */
+struct Scaled {
+    lory_adapter id = 0;
+    float scale = 1;
+};
+
+/** A message of a conversation. */
+struct Message {
+    std::string role;
+    std::string content;
+};
+
+/** What a session is asked for. */
+struct Request {
+    std::vector<uint32_t> tokens;
+    size_t max_new_tokens = 256;
+    SamplerOptions sampler;
+    std::vector<std::string> stop;
+    bool ignore_eos = false;
+    bool prompt_logits = false;
+};
+
+/** What is known about an adapter. */
+struct AdapterInfo {
+    std::string name;
+    std::string origin;
+    uint64_t bytes = 0;
+    bool in_pack = false;
+    bool loaded = false;
+};
+
+/** Ends a generation from anywhere, whether that still exists or not. */
+class Canceller {
+  public:
+    void cancel() const { check(lory_canceller_cancel(handle_.get())); }
+
+  private:
+    friend class Generation;
+    explicit Canceller(lory_canceller *handle) : handle_(handle) {}
+    detail::Handle<lory_canceller, lory_canceller_free> handle_;
+};
+
+/** A running request: an input range of its events. */
+class Generation {
+  public:
+    /** The next event, with steps run as needed; the last one is of kind LORY_EVENT_END. Its
+        pointers are valid until the next call. */
+    const lory_event &next() {
+        check(lory_generation_next(handle_.get(), &event_));
+        return event_;
+    }
+
+    /** The next event if it is there already; nothing is run. */
+    const lory_event *poll() {
+        check(lory_generation_poll(handle_.get(), &event_));
+        return event_.kind == LORY_EVENT_NONE ? nullptr : &event_;
+    }
+
+    /** Runs to the end; `on_event` returns false to cancel, and may throw. */
+    template <class F> lory_finish_reason run(F &&on_event) {
+        struct State {
+            F &call;
+            detail::Caught caught;
+        } state{on_event, {}};
+        auto thunk = [](void *user, const lory_event *event) -> int32_t {
+            auto *state = static_cast<State *>(user);
+            return state->caught.run(1, [&] { return state->call(*event) ? 0 : 1; });
+        };
+        lory_finish_reason reason = LORY_FINISH_NONE;
+        state.caught.check(lory_generation_run(handle_.get(), thunk, &state, &reason));
+        return reason;
+    }
+
+    /** Runs to the end; the whole text. */
+    std::string text() {
+        lory_text text{};
+        check(lory_generation_text(handle_.get(), &text));
+        return detail::take(text);
+    }
+
+    /** Ends it before its next step; from any thread. */
+    void cancel() const { check(lory_generation_cancel(handle_.get())); }
+
+    Canceller canceller() const {
+        lory_canceller *canceller = nullptr;
+        check(lory_generation_canceller(handle_.get(), &canceller));
+        return Canceller(canceller);
+    }
+
+    Stats stats() {
+        Stats stats;
+        check(lory_generation_stats(handle_.get(), &stats));
+        return stats;
+    }
+
+    /** Why it ended, once its last event has been seen. */
+    lory_finish_reason finish_reason() const { return event_.finish_reason; }
+
+    /** For calls of lory.h. */
+    lory_generation *get() const { return handle_.get(); }
+
+    /** Events until the end. */
+    class Iterator {
+      public:
+        using iterator_category = std::input_iterator_tag;
+        using value_type = lory_event;
+        using difference_type = std::ptrdiff_t;
+        using pointer = const lory_event *;
+        using reference = const lory_event &;
+
+        Iterator() = default;
+        explicit Iterator(Generation *generation) : generation_(generation) { ++*this; }
+        reference operator*() const { return generation_->event_; }
+        pointer operator->() const { return &generation_->event_; }
+        Iterator &operator++() {
+            if (generation_->next().kind == LORY_EVENT_END) generation_ = nullptr;
+            return *this;
+        }
+        void operator++(int) { ++*this; }
+        bool operator==(const Iterator &other) const { return generation_ == other.generation_; }
+        bool operator!=(const Iterator &other) const { return !(*this == other); }
+
+      private:
+        Generation *generation_ = nullptr;
+    };
+
+    Iterator begin() { return Iterator(this); }
+    Iterator end() { return Iterator(); }
+
+  private:
+    friend class Session;
+    explicit Generation(lory_generation *handle) : handle_(handle) {}
+    detail::Handle<lory_generation, lory_generation_free> handle_;
+    detail::Options<lory_event, lory_event_init> event_;
+};
+
+/** The text of an event. */
+inline std::string_view text(const lory_event &event) { return detail::view(event.text); }
+
+/** A conversation. */
+class Session {
+  public:
+    /** Appends the request's tokens and starts to answer. */
+    Generation generate(const Request &request) {
+        std::vector<lory_str> stop;
+        for (const std::string &text : request.stop) stop.push_back(detail::str(text));
+        detail::Options<lory_request, lory_request_init> r;
+        r.tokens = request.tokens.data();
+        r.n_tokens = request.tokens.size();
+        r.max_new_tokens = request.max_new_tokens;
+        r.sampler = &request.sampler;
+        r.stop = stop.data();
+        r.n_stop = stop.size();
+        r.ignore_eos = request.ignore_eos;
+        r.prompt_logits = request.prompt_logits;
+        lory_generation *generation = nullptr;
+        check(lory_session_generate(handle_.get(), &r, &generation));
+        return Generation(generation);
+    }
+
+    std::vector<uint32_t> tokens() {
+        lory_tokens tokens{};
+        check(lory_session_tokens(handle_.get(), &tokens));
+        return detail::take(tokens);
+    }
+
+    size_t cached_tokens() {
+        size_t n = 0;
+        check(lory_session_cached_tokens(handle_.get(), &n));
+        return n;
+    }
+
+    bool is_mixed() {
+        int32_t mixed = 0;
+        check(lory_session_is_mixed(handle_.get(), &mixed));
+        return mixed != 0;
+    }
+
+    void set_adapters(const std::vector<Scaled> &adapters,
+                      lory_on_switch on_switch = LORY_ON_SWITCH_RECOMPUTE) {
+        auto set = c_adapters(adapters);
+        check(lory_session_set_adapters(handle_.get(), set.data(), set.size(), on_switch));
+    }
+
+    void rewind(size_t n_tokens) { check(lory_session_rewind(handle_.get(), n_tokens)); }
+
+    /** Rewinds to where the conversation and `tokens` part; how many they have in common. */
+    size_t rewind_to_common(const std::vector<uint32_t> &tokens) {
+        size_t kept = 0;
+        check(lory_session_rewind_to_common(handle_.get(), tokens.data(), tokens.size(), &kept));
+        return kept;
+    }
+
+    Session fork() {
+        lory_session *fork = nullptr;
+        check(lory_session_fork(handle_.get(), &fork));
+        return Session(fork);
+    }
+
+    /** For calls of lory.h. */
+    lory_session *get() const { return handle_.get(); }
+
+  private:
+    friend class Engine;
+    explicit Session(lory_session *handle) : handle_(handle) {}
+
+    static std::vector<lory_adapter_scale> c_adapters(const std::vector<Scaled> &adapters) {
+        std::vector<lory_adapter_scale> set;
+        for (const Scaled &a : adapters) set.push_back(lory_adapter_scale{a.id, a.scale, 0});
+        return set;
+    }
+
+    detail::Handle<lory_session, lory_session_free> handle_;
+};
+
+/** A stream of tokens to text. */
+class Detokenizer {
+  public:
+    /** The text that `token` completes; valid until the next call. */
+    std::string_view push(uint32_t token) {
+        lory_str text{};
+        check(lory_detokenizer_push(handle_.get(), token, &text));
+        return detail::view(text);
+    }
+
+    /** What is left of an incomplete character. */
+    std::string_view finish() {
+        lory_str text{};
+        check(lory_detokenizer_finish(handle_.get(), &text));
+        return detail::view(text);
+    }
+
+  private:
+    friend class Engine;
+    explicit Detokenizer(lory_detokenizer *handle) : handle_(handle) {}
+    detail::Handle<lory_detokenizer, lory_detokenizer_free> handle_;
+};
+
+/** A model, its adapters and its KV cache; const members may be called from many threads. */
+class Engine {
+  public:
+    static Engine open(std::string_view path, const EngineOptions &options = {}) {
+        lory_engine *engine = nullptr;
+        check(lory_engine_open(path.data(), path.size(), &options, &engine));
+        return Engine(engine);
+    }
+
+    static Engine open_fd(int fd, std::string_view name, const EngineOptions &options = {}) {
+        lory_engine *engine = nullptr;
+        check(lory_engine_open_fd(fd, name.data(), name.size(), &options, &engine));
+        return Engine(engine);
+    }
+
+    /** Over a copy of `size` bytes at `data`. */
+    static Engine open_copy(const void *data, size_t size, std::string_view name,
+                            const EngineOptions &options = {}) {
+        lory_engine *engine = nullptr;
+        check(lory_engine_open_memory(data, size, name.data(), name.size(), nullptr, nullptr, &options, &engine));
+        return Engine(engine);
+    }
+
+    /** Over bytes that are shared with the engine and all that comes from it; nothing is copied. */
+    static Engine open_shared(std::shared_ptr<const std::vector<char>> bytes, std::string_view name,
+                              const EngineOptions &options = {}) {
+        using Owner = std::shared_ptr<const std::vector<char>>;
+        auto owner = std::make_unique<Owner>(std::move(bytes));
+        auto release = [](void *user, const void *, size_t) { delete static_cast<Owner *>(user); };
+        lory_engine *engine = nullptr;
+        const char *data = (*owner)->data();
+        size_t size = (*owner)->size();
+        lory_status status = lory_engine_open_memory(data, size, name.data(), name.size(), release,
+                                                     owner.get(), &options, &engine);
+        owner.release(); // by now or later freed by `release`, whatever happened
+        check(status);
+        return Engine(engine);
+    }
+
+    /** Over `size` bytes that `read(offset, buffer, length)` puts into the buffer; it returns how
+        many, and may throw. */
+    template <class F>
+    static Engine open_reader(F &&read, uint64_t size, std::string_view name, const EngineOptions &options = {}) {
+        struct State {
+            F &call;
+            detail::Caught caught;
+        } state{read, {}};
+        auto thunk = [](void *user, uint64_t offset, void *buffer, size_t length) -> int64_t {
+            auto *state = static_cast<State *>(user);
+            return state->caught.run(int64_t(-1), [&] { return int64_t(state->call(offset, buffer, length)); });
+        };
+        lory_engine *engine = nullptr;
+        state.caught.check(
+            lory_engine_open_callback(thunk, &state, size, name.data(), name.size(), &options, &engine));
+        return Engine(engine);
+    }
+
+    Session session(const std::vector<Scaled> &adapters = {}, int32_t priority = 0) const {
+        auto set = Session::c_adapters(adapters);
+        detail::Options<lory_session_options, lory_session_options_init> options;
+        options.adapters = set.data();
+        options.n_adapters = set.size();
+        options.priority = priority;
+        lory_session *session = nullptr;
+        check(lory_session_new(handle_.get(), &options, &session));
+        return Session(session);
+    }
+
+    std::vector<uint32_t> tokenize(std::string_view text,
+                                   lory_token_flags flags = LORY_ADD_SPECIAL | LORY_PARSE_SPECIAL) const {
+        lory_tokens tokens{};
+        check(lory_tokenize(handle_.get(), text.data(), text.size(), flags, &tokens));
+        return detail::take(tokens);
+    }
+
+    std::string detokenize(const std::vector<uint32_t> &tokens, lory_token_flags flags = 0) const {
+        lory_text text{};
+        check(lory_detokenize(handle_.get(), tokens.data(), tokens.size(), flags, &text));
+        return detail::take(text);
+    }
+
+    Detokenizer detokenizer(lory_token_flags flags = 0) const {
+        lory_detokenizer *detokenizer = nullptr;
+        check(lory_detokenizer_new(handle_.get(), flags, &detokenizer));
+        return Detokenizer(detokenizer);
+    }
+
+    /** The prompt for an answer to these messages; `template_source` empty takes the model's template. */
+    std::string chat(const std::vector<Message> &messages, std::string_view template_source = {}) const {
+        std::vector<lory_chat_message> list;
+        for (const Message &m : messages) {
+            list.push_back(lory_chat_message{detail::str(m.role), detail::str(m.content)});
+        }
+        detail::Options<lory_chat_options, lory_chat_options_init> options;
+        options.messages = list.data();
+        options.n_messages = list.size();
+        options.template_source = detail::str(template_source);
+        lory_text text{};
+        check(lory_chat_render(handle_.get(), &options, &text));
+        return detail::take(text);
+    }
+
+    lory_adapter load_adapter(std::string_view path, std::string_view name = {}) const {
+        lory_adapter id = 0;
+        check(lory_adapter_load(handle_.get(), path.data(), path.size(), name.data(), name.size(), &id));
+        return id;
+    }
+
+    lory_adapter replace_adapter(std::string_view path, std::string_view name = {}) const {
+        lory_adapter id = 0;
+        check(lory_adapter_replace(handle_.get(), path.data(), path.size(), name.data(), name.size(), &id));
+        return id;
+    }
+
+    size_t open_pack(std::string_view path) const {
+        size_t n = 0;
+        check(lory_adapter_open_pack(handle_.get(), path.data(), path.size(), &n));
+        return n;
+    }
+
+    lory_adapter adapter(std::string_view name) const {
+        lory_adapter id = 0;
+        check(lory_adapter_resolve(handle_.get(), name.data(), name.size(), &id));
+        return id;
+    }
+
+    void unload_adapter(std::string_view name) const {
+        check(lory_adapter_unload(handle_.get(), name.data(), name.size()));
+    }
+
+    std::vector<AdapterInfo> adapters() const {
+        lory_adapter_list *raw = nullptr;
+        check(lory_adapter_list_new(handle_.get(), &raw));
+        detail::Handle<lory_adapter_list, lory_adapter_list_free> list(raw);
+        std::vector<AdapterInfo> infos;
+        detail::Options<lory_adapter_info, lory_adapter_info_init> info;
+        for (size_t i = 0; i < lory_adapter_list_len(raw); i++) {
+            check(lory_adapter_list_get(raw, i, &info));
+            infos.push_back(AdapterInfo{std::string(detail::view(info.name)), std::string(detail::view(info.origin)),
+                                        info.bytes, info.in_pack != 0, info.loaded != 0});
+        }
+        return infos;
+    }
+
+    ModelInfo model_info() const {
+        ModelInfo info;
+        check(lory_engine_model_info(handle_.get(), &info));
+        return info;
+    }
+
+    Metrics metrics() const {
+        Metrics metrics;
+        check(lory_engine_metrics(handle_.get(), &metrics));
+        return metrics;
+    }
+
+    std::string device() const {
+        lory_text text{};
+        check(lory_engine_device(handle_.get(), &text));
+        return detail::take(text);
+    }
+
+    /** A key of the model file; nothing if it has none. */
+    std::optional<std::string> metadata(std::string_view key) const {
+        lory_text text{};
+        lory_status status = lory_engine_metadata(handle_.get(), key.data(), key.size(), &text);
+        if (status == LORY_E_NOT_FOUND) return std::nullopt;
+        check(status);
+        return detail::take(text);
+    }
+
+    /** Runs one step for all sessions; whether there was one to run. */
+    bool step() const {
+        int32_t ran = 0;
+        check(lory_engine_step(handle_.get(), &ran));
+        return ran != 0;
+    }
+
+    /** For calls of lory.h. */
+    const lory_engine *get() const { return handle_.get(); }
+
+  private:
+    explicit Engine(lory_engine *handle) : handle_(handle) {}
+    detail::Handle<lory_engine, lory_engine_free> handle_;
+};
+
+} // namespace lory
+
+#endif /* LORY_HPP */

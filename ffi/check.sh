@@ -45,6 +45,7 @@ run() {
     one '^200 adapters' adapters "$model" 200 "$fixtures/lora/attn.gguf" "$fixtures/lora/all.gguf" "$fixtures/peft/lora"
     one '^A small' batch "$model" "$fixtures/lora/all.gguf"
     one 'given up: LORY_E_ABORTED' sources "$model"
+    one '^1.000' embed "$model" Once Once 'A small cat'
     one 'thrown in the callback' cancel "$model"
     one 'Cid says' game_loop "$model"
 }

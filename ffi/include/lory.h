@@ -133,6 +133,10 @@ enum lory_status
      * can be relied on; free the engine.
      */
     LORY_E_INTERNAL = 17,
+    /**
+     * An adapter does not fit into the bytes that adapters may have.
+     */
+    LORY_E_ADAPTER_BUDGET = 18,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -225,6 +229,18 @@ typedef struct {
      * 1 if it has been brought in.
      */
     uint32_t loaded;
+    /**
+     * Which loading the name means now; 0 if it was never asked for.
+     */
+    lory_adapter id;
+    /**
+     * Requests that used this loading.
+     */
+    uint64_t uses;
+    /**
+     * Sessions that have it now.
+     */
+    uint64_t sessions;
 } lory_adapter_info;
 
 /**
@@ -335,6 +351,11 @@ typedef uint32_t lory_log_level;
 typedef void (*lory_log_fn)(void *user, lory_log_level level, const char *text, size_t len);
 
 /**
+ * What happens when the KV cache has no room for a request to go on.
+ */
+typedef uint32_t lory_kv_policy;
+
+/**
  * Told how much of a model has been read; return something other than 0 to give up, and opening
  * ends with `LORY_E_ABORTED`.
  */
@@ -389,6 +410,22 @@ typedef struct {
      */
     lory_log_level log_level;
     /**
+     * What happens when the KV cache is full. Default `LORY_KV_EVICT`.
+     */
+    lory_kv_policy kv_policy;
+    /**
+     * Bytes that the KV cache may have; 0, the default, sets no limit but `kv_tokens`.
+     */
+    uint64_t kv_bytes;
+    /**
+     * Bytes that adapters may have for themselves; 0, the default, sets no limit.
+     */
+    uint64_t adapter_bytes;
+    /**
+     * 1, the default, lets sessions with the same beginning and adapters share its keys and values.
+     */
+    uint32_t prefix_sharing;
+    /**
      * Zero.
      */
     uint32_t reserved;
@@ -418,7 +455,7 @@ typedef int64_t (*lory_read_fn)(void *user, uint64_t offset, void *buffer, size_
  */
 typedef struct {
     /**
-     * `sizeof(lory_model_info)`.
+     * Set by `lory_model_info_init`.
      */
     size_t struct_size;
     /**
@@ -460,22 +497,128 @@ typedef struct {
 } lory_model_info;
 
 /**
- * What an engine holds. Initialise it with `lory_metrics_init`.
+ * What an engine has done since it was opened and what it holds. Initialise it with
+ * `lory_metrics_init`.
  */
 typedef struct {
     /**
-     * `sizeof(lory_metrics)`.
+     * Set by `lory_metrics_init`.
      */
     size_t struct_size;
     /**
-     * Tokens of KV cache in use, by whole pages.
+     * Steps that ran something.
      */
-    uint64_t kv_tokens_used;
+    uint64_t steps;
     /**
-     * Tokens of KV cache in all.
+     * Nanoseconds that they took.
      */
-    uint64_t kv_tokens_total;
+    uint64_t step_ns;
+    /**
+     * Rows that they carried; over `row_capacity` it is how full batches were.
+     */
+    uint64_t rows;
+    /**
+     * Rows that they could have carried.
+     */
+    uint64_t row_capacity;
+    /**
+     * Requests that were accepted.
+     */
+    uint64_t requests;
+    /**
+     * Ended by an end-of-generation token.
+     */
+    uint64_t ended_eos;
+    /**
+     * Ended by a stop text.
+     */
+    uint64_t ended_stop;
+    /**
+     * Ended by their length.
+     */
+    uint64_t ended_length;
+    /**
+     * Ended by a full context.
+     */
+    uint64_t ended_context_full;
+    /**
+     * Cancelled.
+     */
+    uint64_t ended_cancelled;
+    /**
+     * Ended by an error.
+     */
+    uint64_t ended_failed;
+    /**
+     * Prompt tokens that were run.
+     */
+    uint64_t prompt_tokens;
+    /**
+     * Prompt tokens that were in the KV cache already.
+     */
+    uint64_t cached_tokens;
+    /**
+     * Those of them that other sessions had computed.
+     */
+    uint64_t shared_tokens;
+    /**
+     * Tokens that were generated.
+     */
+    uint64_t generated_tokens;
+    /**
+     * Idle sessions that lost their keys and values for room.
+     */
+    uint64_t evictions;
+    /**
+     * Requests that had to give theirs to others.
+     */
+    uint64_t preemptions;
+    /**
+     * Sessions now.
+     */
+    uint64_t sessions;
+    /**
+     * Requests that have run at least once and go on.
+     */
+    uint64_t running;
+    /**
+     * Requests that wait for their first step.
+     */
+    uint64_t queued;
+    /**
+     * Bytes of the KV cache.
+     */
+    uint64_t kv_bytes;
+    /**
+     * Bytes of it that sessions hold.
+     */
+    uint64_t kv_bytes_used;
+    /**
+     * Bytes of it kept for sessions with the same beginning.
+     */
+    uint64_t kv_bytes_kept;
+    /**
+     * Adapters in memory.
+     */
+    uint64_t adapters_loaded;
+    /**
+     * Bytes that they have for themselves.
+     */
+    uint64_t adapter_bytes;
+    /**
+     * How often one was brought in.
+     */
+    uint64_t adapter_loads;
+    /**
+     * How often one was given up for room.
+     */
+    uint64_t adapter_evictions;
 } lory_metrics;
+
+/**
+ * Asked between steps; return 0 to end `lory_engine_drive`.
+ */
+typedef int32_t (*lory_go_on_fn)(void *user);
 
 /**
  * What an event is.
@@ -543,13 +686,13 @@ typedef struct {
      */
     size_t position;
     /**
-     * One value per vocabulary entry.
+     * Logits or a final state.
      */
-    const float *logits;
+    const float *values;
     /**
-     * Elements of `logits`.
+     * Elements of `values`.
      */
-    size_t n_logits;
+    size_t n_values;
 } lory_event;
 
 /**
@@ -600,6 +743,20 @@ typedef struct {
      */
     size_t len;
 } lory_tokens;
+
+/**
+ * Numbers that the caller owns. Free them with `lory_floats_free`, do not change the struct.
+ */
+typedef struct {
+    /**
+     * Never NULL in a result.
+     */
+    float *data;
+    /**
+     * How many.
+     */
+    size_t len;
+} lory_floats;
 
 /**
  * Added to one token's logit.
@@ -728,6 +885,11 @@ typedef struct {
 } lory_sampler_options;
 
 /**
+ * Final states that a request asks for, normed as the output layer takes them.
+ */
+typedef uint32_t lory_hidden;
+
+/**
  * One request to a session. Initialise it with `lory_request_init`. Nothing of it is needed after
  * `lory_session_generate`.
  */
@@ -765,9 +927,23 @@ typedef struct {
      */
     uint32_t ignore_eos;
     /**
-     * 1 also gives the logits after every prompt token that is run: `LORY_EVENT_LOGITS`. Default 0.
+     * 1 also gives the logits after every one of `tokens`: `LORY_EVENT_LOGITS`. Default 0.
      */
     uint32_t prompt_logits;
+    /**
+     * Log-probabilities of every one of `tokens` behind what is before it (`LORY_EVENT_PROMPT`): -1,
+     * the default, none; 0 of the token; n also of the n most likely ones.
+     */
+    int32_t prompt_logprobs;
+    /**
+     * Final states: `LORY_EVENT_HIDDEN`. Default `LORY_HIDDEN_NONE`.
+     */
+    lory_hidden hidden;
+    /**
+     * Events that may wait for their reader: a request whose queue is full is not run until somebody
+     * reads. Default 256.
+     */
+    size_t max_queued;
 } lory_request;
 
 /**
@@ -820,6 +996,25 @@ typedef struct {
 typedef uint32_t lory_on_switch;
 
 /**
+ * How the final states of a text become its embedding.
+ */
+typedef uint32_t lory_pooling;
+
+/**
+ * Tokens that somebody else owns.
+ */
+typedef struct {
+    /**
+     * May be NULL if `len` is 0.
+     */
+    const uint32_t *data;
+    /**
+     * How many.
+     */
+    size_t len;
+} lory_token_span;
+
+/**
  * Flags of `lory_tokenize` and `lory_detokenize`, added together.
  */
 typedef uint32_t lory_token_flags;
@@ -865,7 +1060,7 @@ typedef uint32_t lory_token_role;
 #define LORY_EVENT_TEXT 2
 
 /**
- * Logits after a prompt token: `position`, `logits`.
+ * Logits after a prompt token: `position`, `values`, one per vocabulary entry.
  */
 #define LORY_EVENT_LOGITS 3
 
@@ -873,6 +1068,16 @@ typedef uint32_t lory_token_role;
  * The end: `finish_reason`. It comes again if asked again.
  */
 #define LORY_EVENT_END 4
+
+/**
+ * What the model thought of a prompt token: `position`, `token`, `logprob`, `top`.
+ */
+#define LORY_EVENT_PROMPT 5
+
+/**
+ * The final state of a prompt token: `position`, `values`, n_embd of them.
+ */
+#define LORY_EVENT_HIDDEN 6
 
 /**
  * It has not.
@@ -930,6 +1135,21 @@ typedef uint32_t lory_token_role;
 #define LORY_KV_Q8_0 2
 
 /**
+ * Idle sessions lose their keys and values, then requests that come last; they are computed again.
+ */
+#define LORY_KV_EVICT 0
+
+/**
+ * Requests wait for each other; when there is nothing left to wait for, they end with an error.
+ */
+#define LORY_KV_QUEUE 1
+
+/**
+ * Nobody loses anything: a request that finds no room ends with an error at once.
+ */
+#define LORY_KV_REFUSE 2
+
+/**
  * The best device there is.
  */
 #define LORY_DEVICE_AUTO 0
@@ -945,6 +1165,21 @@ typedef uint32_t lory_token_role;
 #define LORY_DEVICE_CUDA 2
 
 /**
+ * None.
+ */
+#define LORY_HIDDEN_NONE 0
+
+/**
+ * That of the last of the request's tokens.
+ */
+#define LORY_HIDDEN_LAST 1
+
+/**
+ * Those of all of the request's tokens.
+ */
+#define LORY_HIDDEN_ALL 2
+
+/**
  * They are computed again: the answers are those of a new session with the new adapters.
  */
 #define LORY_ON_SWITCH_RECOMPUTE 0
@@ -953,6 +1188,21 @@ typedef uint32_t lory_token_role;
  * They stay, computed by other adapters: instant, but answers differ from a new session's.
  */
 #define LORY_ON_SWITCH_KEEP 1
+
+/**
+ * One vector per token.
+ */
+#define LORY_POOLING_NONE 0
+
+/**
+ * The mean over the tokens: one vector.
+ */
+#define LORY_POOLING_MEAN 1
+
+/**
+ * That of the last token, which has seen all others: one vector.
+ */
+#define LORY_POOLING_LAST 2
 
 /**
  * Add the tokens that the model wants at the beginning and the end of a text.
@@ -1057,6 +1307,47 @@ lory_status lory_adapter_resolve(const lory_engine *engine,
  * number is refused from now on.
  */
 lory_status lory_adapter_unload(const lory_engine *engine, const char *name, size_t name_len);
+
+/**
+ * Loads a GGUF LoRA that lies in memory, which is copied, under `name`; `replace` 1 takes the name
+ * if it is there already.
+ */
+lory_status lory_adapter_load_memory(const lory_engine *engine,
+                                     const void *data,
+                                     size_t size,
+                                     const char *name,
+                                     size_t name_len,
+                                     int32_t replace,
+                                     lory_adapter *adapter);
+
+/**
+ * Opens a pack again that was opened from the same path, with what was added, replaced and removed
+ * since. Sessions keep the adapters that they have.
+ */
+lory_status lory_adapter_reopen_pack(const lory_engine *engine,
+                                     const char *path,
+                                     size_t path_len,
+                                     size_t *n_adapters);
+
+/**
+ * Takes a pack and all its names out of the engine. Sessions keep the adapters that they have.
+ */
+lory_status lory_adapter_close_pack(const lory_engine *engine, const char *path, size_t path_len);
+
+/**
+ * Brings adapters of packs in ahead of their first use, with the bases that they share, so that no
+ * request waits for the disk. `n_bytes` is what they have for themselves.
+ */
+lory_status lory_adapter_prefetch(const lory_engine *engine,
+                                  const lory_str *names,
+                                  size_t n_names,
+                                  size_t *n_bytes);
+
+/**
+ * Bytes that adapters may have for themselves; 0 sets no limit. When more are needed, adapters of
+ * packs that no session uses are given up, the least recently used first.
+ */
+lory_status lory_adapter_set_budget(const lory_engine *engine, uint64_t bytes);
 
 /**
  * Empties the struct; `struct_size` is `sizeof(lory_adapter_info)`.
@@ -1181,9 +1472,25 @@ lory_status lory_engine_step(const lory_engine *engine, int32_t *ran);
 lory_status lory_metrics_init(lory_metrics *place, size_t struct_size);
 
 /**
- * What the engine holds. `metrics` must be initialised. Waits for a step that is running.
+ * What the engine has done and holds. `metrics` must be initialised. Waits for a step that is running.
  */
 lory_status lory_engine_metrics(const lory_engine *engine, lory_metrics *metrics);
+
+/**
+ * The same and more, as histograms, in Prometheus' text format 0.0.4.
+ */
+lory_status lory_engine_prometheus(const lory_engine *engine, lory_text *text);
+
+/**
+ * Runs steps on the calling thread, and sleeps while there are none, until `go_on(user)` returns 0;
+ * it is asked between steps. Others may then only poll.
+ */
+lory_status lory_engine_drive(const lory_engine *engine, lory_go_on_fn go_on, void *user);
+
+/**
+ * Wakes threads in `lory_engine_drive`, so that they ask their `go_on`.
+ */
+lory_status lory_engine_wake_drivers(const lory_engine *engine);
 
 /**
  * Empties an event; `struct_size` is `sizeof(lory_event)`.
@@ -1273,6 +1580,11 @@ void lory_text_free(lory_text *text);
 void lory_tokens_free(lory_tokens *tokens);
 
 /**
+ * Frees numbers and empties the struct; NULL and empty structs are no-ops.
+ */
+void lory_floats_free(lory_floats *floats);
+
+/**
  * Fills in the defaults; `struct_size` is `sizeof(lory_engine_options)`.
  */
 lory_status lory_engine_options_init(lory_engine_options *options, size_t struct_size);
@@ -1357,6 +1669,35 @@ lory_status lory_session_fork(lory_session *session, lory_session **fork);
 lory_status lory_session_generate(lory_session *session,
                                   const lory_request *request,
                                   lory_generation **generation);
+
+/**
+ * Sessions with a higher number go first when a step has not room for all.
+ */
+lory_status lory_session_set_priority(lory_session *session, int32_t priority);
+
+/**
+ * Embeds tokens as they would be read after the session's own, which do not change. `vectors` gets
+ * n_embd numbers per vector (`lory_model_info`), one vector after the other; with `unit_length` 1
+ * each is scaled to length 1, as comparisons by cosine want.
+ */
+lory_status lory_session_embed(lory_session *session,
+                               const uint32_t *tokens,
+                               size_t n_tokens,
+                               lory_pooling pooling,
+                               int32_t unit_length,
+                               lory_floats *vectors);
+
+/**
+ * Scores continuations of a prompt, which is read after the session's own tokens; the session does
+ * not change. `logprobs` gets the natural log-probability of each token after all before it, the
+ * continuations' one after the other. The prompt is run once, the continuations in one batch.
+ */
+lory_status lory_session_score(lory_session *session,
+                               const uint32_t *prompt,
+                               size_t n_prompt,
+                               const lory_token_span *continuations,
+                               size_t n_continuations,
+                               lory_floats *logprobs);
 
 /**
  * The text of the last failure of a lory function on the calling thread: file, key and numbers.

@@ -62,6 +62,11 @@ inline std::string take(lory_text &text) {
     return std::string(text.data, text.len);
 }
 
+inline std::vector<float> take(lory_floats &floats) {
+    std::unique_ptr<lory_floats, Deleter<lory_floats, lory_floats_free>> owner(&floats);
+    return std::vector<float>(floats.data, floats.data + floats.len);
+}
+
 inline std::vector<uint32_t> take(lory_tokens &tokens) {
     std::unique_ptr<lory_tokens, Deleter<lory_tokens, lory_tokens_free>> owner(&tokens);
     return std::vector<uint32_t>(tokens.data, tokens.data + tokens.len);
@@ -124,6 +129,8 @@ struct Request {
     std::vector<std::string> stop;
     bool ignore_eos = false;
     bool prompt_logits = false;
+    int32_t prompt_logprobs = -1;
+    lory_hidden hidden = LORY_HIDDEN_NONE;
 };
 
 /** What is known about an adapter. */
@@ -259,6 +266,8 @@ class Session {
         r.n_stop = stop.size();
         r.ignore_eos = request.ignore_eos;
         r.prompt_logits = request.prompt_logits;
+        r.prompt_logprobs = request.prompt_logprobs;
+        r.hidden = request.hidden;
         lory_generation *generation = nullptr;
         check(lory_session_generate(handle_.get(), &r, &generation));
         return Generation(generation);
@@ -295,6 +304,32 @@ class Session {
         size_t kept = 0;
         check(lory_session_rewind_to_common(handle_.get(), tokens.data(), tokens.size(), &kept));
         return kept;
+    }
+
+    void set_priority(int32_t priority) { check(lory_session_set_priority(handle_.get(), priority)); }
+
+    /** The embedding of a text, of length 1; one after the other with LORY_POOLING_NONE. */
+    std::vector<float> embed(const std::vector<uint32_t> &tokens, lory_pooling pooling = LORY_POOLING_MEAN) {
+        lory_floats vectors{};
+        check(lory_session_embed(handle_.get(), tokens.data(), tokens.size(), pooling, 1, &vectors));
+        return detail::take(vectors);
+    }
+
+    /** The log-probability of each token of each continuation. */
+    std::vector<std::vector<float>> score(const std::vector<uint32_t> &prompt,
+                                          const std::vector<std::vector<uint32_t>> &continuations) {
+        std::vector<lory_token_span> spans;
+        for (const auto &c : continuations) spans.push_back(lory_token_span{c.data(), c.size()});
+        lory_floats flat{};
+        check(lory_session_score(handle_.get(), prompt.data(), prompt.size(), spans.data(), spans.size(), &flat));
+        std::vector<float> all = detail::take(flat);
+        std::vector<std::vector<float>> scores;
+        auto at = all.begin();
+        for (const auto &c : continuations) {
+            scores.emplace_back(at, at + static_cast<std::ptrdiff_t>(c.size()));
+            at += static_cast<std::ptrdiff_t>(c.size());
+        }
+        return scores;
     }
 
     Session fork() {
@@ -468,6 +503,15 @@ class Engine {
         return id;
     }
 
+    /** Brings adapters of packs in ahead of their first use; their bytes. */
+    size_t prefetch_adapters(const std::vector<std::string> &names) const {
+        std::vector<lory_str> list;
+        for (const std::string &name : names) list.push_back(detail::str(name));
+        size_t bytes = 0;
+        check(lory_adapter_prefetch(handle_.get(), list.data(), list.size(), &bytes));
+        return bytes;
+    }
+
     void unload_adapter(std::string_view name) const {
         check(lory_adapter_unload(handle_.get(), name.data(), name.size()));
     }
@@ -518,6 +562,28 @@ class Engine {
         int32_t ran = 0;
         check(lory_engine_step(handle_.get(), &ran));
         return ran != 0;
+    }
+
+    /** Runs steps on this thread until `go_on` returns false; it may throw. */
+    template <class F> void drive(F &&go_on) const {
+        struct State {
+            F &call;
+            detail::Caught caught;
+        } state{go_on, {}};
+        auto thunk = [](void *user) -> int32_t {
+            auto *state = static_cast<State *>(user);
+            return state->caught.run(0, [&] { return state->call() ? 1 : 0; });
+        };
+        state.caught.check(lory_engine_drive(handle_.get(), thunk, &state));
+    }
+
+    void wake_drivers() const { check(lory_engine_wake_drivers(handle_.get())); }
+
+    /** Metrics in Prometheus' text format. */
+    std::string prometheus() const {
+        lory_text text{};
+        check(lory_engine_prometheus(handle_.get(), &text));
+        return detail::take(text);
     }
 
     /** For calls of lory.h. */

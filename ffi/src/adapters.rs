@@ -1,13 +1,22 @@
 //! Adapters by name.
 
-use std::{ffi::c_char, path::Path};
+use std::{
+    ffi::{c_char, c_void},
+    path::Path,
+    sync::Arc,
+};
 
-use lory_runtime::AdapterInfo;
+use lory_runtime::{
+    AdapterInfo,
+    mapping::{self, File},
+};
 
 use crate::{
-    args::{free, handle, object, out, text},
+    args::{free, handle, object, out, slice, text},
     engine::lory_engine,
     memory::lory_str,
+    options::limit,
+    sampler::strings,
     session::lory_adapter,
     status::{Failure, Result, guard, guard_free, lory_status, lory_status::*},
     structs::{init, place, versioned},
@@ -132,6 +141,107 @@ pub unsafe extern "C" fn lory_adapter_unload(
     })
 }
 
+/// Loads a GGUF LoRA that lies in memory, which is copied, under `name`; `replace` 1 takes the name
+/// if it is there already.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_adapter_load_memory(
+    engine: *const lory_engine,
+    data: *const c_void,
+    size: usize,
+    name: *const c_char,
+    name_len: usize,
+    replace: i32,
+    adapter: *mut lory_adapter,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (engine, adapter) = (object(engine, "engine")?, out(adapter, "adapter")?);
+        let (bytes, name) = (slice(data.cast::<u8>(), size, "data")?, text(name, name_len, "name")?);
+        let file = File::from_reader(&mut &*bytes, name, size as u64, &mut |_, _| true)?;
+        let open = mapping::parse(vec![Arc::new(file)])?;
+        let load = || engine.engine.adapters().load_open_lora(open, name, replace != 0);
+        adapter.set(engine.log.within(load)?.to_u64());
+        Ok(())
+    })
+}
+
+/// Opens a pack again that was opened from the same path, with what was added, replaced and removed
+/// since. Sessions keep the adapters that they have.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_adapter_reopen_pack(
+    engine: *const lory_engine,
+    path: *const c_char,
+    path_len: usize,
+    n_adapters: *mut usize,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (engine, n_adapters) = (object(engine, "engine")?, out(n_adapters, "n_adapters")?);
+        let path = Path::new(text(path, path_len, "path")?);
+        n_adapters.set(engine.log.within(|| engine.engine.adapters().reopen_pack(path))?);
+        Ok(())
+    })
+}
+
+/// Takes a pack and all its names out of the engine. Sessions keep the adapters that they have.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_adapter_close_pack(
+    engine: *const lory_engine,
+    path: *const c_char,
+    path_len: usize,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (engine, path) = (object(engine, "engine")?, text(path, path_len, "path")?);
+        Ok(engine.log.within(|| engine.engine.adapters().close_pack(Path::new(path)))?)
+    })
+}
+
+/// Brings adapters of packs in ahead of their first use, with the bases that they share, so that no
+/// request waits for the disk. `n_bytes` is what they have for themselves.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_adapter_prefetch(
+    engine: *const lory_engine,
+    names: *const lory_str,
+    n_names: usize,
+    n_bytes: *mut usize,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (engine, n_bytes) = (object(engine, "engine")?, out(n_bytes, "n_bytes")?);
+        let names = strings(names, n_names, "names")?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        n_bytes.set(engine.log.within(|| engine.engine.adapters().prefetch(&names))?);
+        Ok(())
+    })
+}
+
+/// Bytes that adapters may have for themselves; 0 sets no limit. When more are needed, adapters of
+/// packs that no session uses are given up, the least recently used first.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_adapter_set_budget(engine: *const lory_engine, bytes: u64) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        object(engine, "engine")?.engine.adapters().set_budget(limit(bytes));
+        Ok(())
+    })
+}
+
 /// All adapters at one time, in alphabetical order. Shareable.
 pub struct lory_adapter_list(Vec<(AdapterInfo, String)>);
 
@@ -152,11 +262,17 @@ pub struct lory_adapter_info {
     pub in_pack: u32,
     /// 1 if it has been brought in.
     pub loaded: u32,
+    /// Which loading the name means now; 0 if it was never asked for.
+    pub id: lory_adapter,
+    /// Requests that used this loading.
+    pub uses: u64,
+    /// Sessions that have it now.
+    pub sessions: u64,
 }
 
 versioned!(
     lory_adapter_info,
-    last_of_first = loaded,
+    last_of_first = sessions,
     lory_adapter_info {
         struct_size: size_of::<lory_adapter_info>(),
         name: lory_str::EMPTY,
@@ -164,6 +280,9 @@ versioned!(
         bytes: 0,
         in_pack: 0,
         loaded: 0,
+        id: 0,
+        uses: 0,
+        sessions: 0,
     }
 );
 
@@ -239,6 +358,9 @@ fn describe(info: &AdapterInfo, origin: &str) -> lory_adapter_info {
         bytes: info.bytes as u64,
         in_pack: info.in_pack.into(),
         loaded: info.loaded.into(),
+        id: info.generation,
+        uses: info.uses,
+        sessions: info.sessions as u64,
     }
 }
 

@@ -36,6 +36,9 @@ pub type lory_read_fn = Option<
 pub type lory_release_fn =
     Option<unsafe extern "C-unwind" fn(user: *mut c_void, data: *const c_void, size: usize)>;
 
+/// Asked between steps; return 0 to end `lory_engine_drive`.
+pub type lory_go_on_fn = Option<unsafe extern "C-unwind" fn(user: *mut c_void) -> i32>;
+
 /// Takes an event, valid during the call; return something other than 0 to cancel the generation.
 pub type lory_event_fn =
     Option<unsafe extern "C-unwind" fn(user: *mut c_void, event: *const lory_event) -> i32>;

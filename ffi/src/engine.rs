@@ -15,7 +15,7 @@ use lory_runtime::{
 
 use crate::{
     args::{self, free, handle, object, out, slice, text},
-    callbacks::{User, lory_read_fn, lory_release_fn},
+    callbacks::{User, lory_go_on_fn, lory_read_fn, lory_release_fn},
     log::Log,
     memory::lory_text,
     options::lory_engine_options,
@@ -250,7 +250,7 @@ pub unsafe extern "C" fn lory_engine_free(engine: *mut lory_engine) {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct lory_model_info {
-    /// `sizeof(lory_model_info)`.
+    /// Set by `lory_model_info_init`.
     pub struct_size: usize,
     /// Longest sequence of a session, in tokens.
     pub n_ctx: u32,
@@ -408,23 +408,138 @@ pub unsafe extern "C" fn lory_engine_step(engine: *const lory_engine, ran: *mut 
     })
 }
 
-/// What an engine holds. Initialise it with `lory_metrics_init`.
+/// What an engine has done since it was opened and what it holds. Initialise it with
+/// `lory_metrics_init`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct lory_metrics {
-    /// `sizeof(lory_metrics)`.
+    /// Set by `lory_metrics_init`.
     pub struct_size: usize,
-    /// Tokens of KV cache in use, by whole pages.
-    pub kv_tokens_used: u64,
-    /// Tokens of KV cache in all.
-    pub kv_tokens_total: u64,
+    /// Steps that ran something.
+    pub steps: u64,
+    /// Nanoseconds that they took.
+    pub step_ns: u64,
+    /// Rows that they carried; over `row_capacity` it is how full batches were.
+    pub rows: u64,
+    /// Rows that they could have carried.
+    pub row_capacity: u64,
+    /// Requests that were accepted.
+    pub requests: u64,
+    /// Ended by an end-of-generation token.
+    pub ended_eos: u64,
+    /// Ended by a stop text.
+    pub ended_stop: u64,
+    /// Ended by their length.
+    pub ended_length: u64,
+    /// Ended by a full context.
+    pub ended_context_full: u64,
+    /// Cancelled.
+    pub ended_cancelled: u64,
+    /// Ended by an error.
+    pub ended_failed: u64,
+    /// Prompt tokens that were run.
+    pub prompt_tokens: u64,
+    /// Prompt tokens that were in the KV cache already.
+    pub cached_tokens: u64,
+    /// Those of them that other sessions had computed.
+    pub shared_tokens: u64,
+    /// Tokens that were generated.
+    pub generated_tokens: u64,
+    /// Idle sessions that lost their keys and values for room.
+    pub evictions: u64,
+    /// Requests that had to give theirs to others.
+    pub preemptions: u64,
+    /// Sessions now.
+    pub sessions: u64,
+    /// Requests that have run at least once and go on.
+    pub running: u64,
+    /// Requests that wait for their first step.
+    pub queued: u64,
+    /// Bytes of the KV cache.
+    pub kv_bytes: u64,
+    /// Bytes of it that sessions hold.
+    pub kv_bytes_used: u64,
+    /// Bytes of it kept for sessions with the same beginning.
+    pub kv_bytes_kept: u64,
+    /// Adapters in memory.
+    pub adapters_loaded: u64,
+    /// Bytes that they have for themselves.
+    pub adapter_bytes: u64,
+    /// How often one was brought in.
+    pub adapter_loads: u64,
+    /// How often one was given up for room.
+    pub adapter_evictions: u64,
 }
 
 versioned!(
     lory_metrics,
-    last_of_first = kv_tokens_total,
-    lory_metrics { struct_size: size_of::<lory_metrics>(), kv_tokens_used: 0, kv_tokens_total: 0 }
+    last_of_first = adapter_evictions,
+    lory_metrics {
+        struct_size: size_of::<lory_metrics>(),
+        steps: 0,
+        step_ns: 0,
+        rows: 0,
+        row_capacity: 0,
+        requests: 0,
+        ended_eos: 0,
+        ended_stop: 0,
+        ended_length: 0,
+        ended_context_full: 0,
+        ended_cancelled: 0,
+        ended_failed: 0,
+        prompt_tokens: 0,
+        cached_tokens: 0,
+        shared_tokens: 0,
+        generated_tokens: 0,
+        evictions: 0,
+        preemptions: 0,
+        sessions: 0,
+        running: 0,
+        queued: 0,
+        kv_bytes: 0,
+        kv_bytes_used: 0,
+        kv_bytes_kept: 0,
+        adapters_loaded: 0,
+        adapter_bytes: 0,
+        adapter_loads: 0,
+        adapter_evictions: 0,
+    }
 );
+
+impl lory_metrics {
+    fn of(m: &lory_runtime::Metrics) -> lory_metrics {
+        lory_metrics {
+            struct_size: 0,
+            steps: m.steps,
+            step_ns: m.step_time.as_nanos() as u64,
+            rows: m.rows,
+            row_capacity: m.row_capacity,
+            requests: m.requests,
+            ended_eos: m.endings.eos,
+            ended_stop: m.endings.stop,
+            ended_length: m.endings.length,
+            ended_context_full: m.endings.context_full,
+            ended_cancelled: m.endings.cancelled,
+            ended_failed: m.endings.failed,
+            prompt_tokens: m.prompt_tokens,
+            cached_tokens: m.cached_tokens,
+            shared_tokens: m.shared_tokens,
+            generated_tokens: m.generated_tokens,
+            evictions: m.evictions,
+            preemptions: m.preemptions,
+            sessions: m.sessions as u64,
+            running: m.running as u64,
+            queued: m.queued as u64,
+            kv_bytes: (m.kv_pages * m.kv_page_bytes) as u64,
+            kv_bytes_used: (m.kv_pages_used * m.kv_page_bytes) as u64,
+            kv_bytes_kept: (m.kv_pages_kept * m.kv_page_bytes) as u64,
+            adapters_loaded: m.adapters.loaded as u64,
+            adapter_bytes: m.adapters.bytes as u64,
+            adapter_loads: m.adapters.loads,
+            adapter_evictions: m.adapters.evictions,
+        }
+    }
+}
 
 /// Empties the struct; `struct_size` is `sizeof(lory_metrics)`.
 ///
@@ -436,7 +551,7 @@ pub unsafe extern "C" fn lory_metrics_init(place: *mut lory_metrics, struct_size
     guard(|| unsafe { init(place, struct_size) })
 }
 
-/// What the engine holds. `metrics` must be initialised. Waits for a step that is running.
+/// What the engine has done and holds. `metrics` must be initialised. Waits for a step that is running.
 ///
 /// # Safety
 /// See the rules at the top of the header.
@@ -448,12 +563,57 @@ pub unsafe extern "C" fn lory_engine_metrics(
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
         let (engine, metrics) = (object(engine, "engine")?, place(metrics)?);
-        let (used, total) = engine.engine.kv_usage();
-        metrics.set(&lory_metrics {
-            struct_size: 0,
-            kv_tokens_used: used as u64,
-            kv_tokens_total: total as u64,
-        });
+        metrics.set(&lory_metrics::of(&engine.engine.metrics()));
+        Ok(())
+    })
+}
+
+/// The same and more, as histograms, in Prometheus' text format 0.0.4.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_engine_prometheus(
+    engine: *const lory_engine,
+    text: *mut lory_text,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (engine, text) = (object(engine, "engine")?, out(text, "text")?);
+        text.set(lory_text::new(engine.engine.metrics().prometheus()));
+        Ok(())
+    })
+}
+
+/// Runs steps on the calling thread, and sleeps while there are none, until `go_on(user)` returns 0;
+/// it is asked between steps. Others may then only poll.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_engine_drive(
+    engine: *const lory_engine,
+    go_on: lory_go_on_fn,
+    user: *mut c_void,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let engine = object(engine, "engine")?;
+        let go_on = go_on.ok_or_else(|| Failure::new(LORY_E_NULL, "go_on is NULL"))?;
+        engine.log.within(|| engine.engine.drive(|| go_on(user) != 0));
+        Ok(())
+    })
+}
+
+/// Wakes threads in `lory_engine_drive`, so that they ask their `go_on`.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_engine_wake_drivers(engine: *const lory_engine) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        object(engine, "engine")?.engine.wake_drivers();
         Ok(())
     })
 }

@@ -10,7 +10,7 @@ use crate::{
     log::Log,
     memory::{lory_str, lory_text},
     status::{Failure, Result, guard, guard_free, lory_status, lory_status::*},
-    structs::{Place, init, place, versioned},
+    structs::{Place, Versioned, init, place, versioned},
 };
 
 /// A running request. Exclusive, except for `lory_generation_cancel`. Whichever thread asks for the
@@ -47,10 +47,14 @@ pub const LORY_EVENT_NONE: lory_event_kind = 0;
 pub const LORY_EVENT_TOKEN: lory_event_kind = 1;
 /// Text that was held back until the end: `text`.
 pub const LORY_EVENT_TEXT: lory_event_kind = 2;
-/// Logits after a prompt token: `position`, `logits`.
+/// Logits after a prompt token: `position`, `values`, one per vocabulary entry.
 pub const LORY_EVENT_LOGITS: lory_event_kind = 3;
 /// The end: `finish_reason`. It comes again if asked again.
 pub const LORY_EVENT_END: lory_event_kind = 4;
+/// What the model thought of a prompt token: `position`, `token`, `logprob`, `top`.
+pub const LORY_EVENT_PROMPT: lory_event_kind = 5;
+/// The final state of a prompt token: `position`, `values`, n_embd of them.
+pub const LORY_EVENT_HIDDEN: lory_event_kind = 6;
 
 /// Why a generation ended.
 pub type lory_finish_reason = u32;
@@ -90,15 +94,15 @@ pub struct lory_event {
     pub n_top: usize,
     /// The prompt token's position in the session.
     pub position: usize,
-    /// One value per vocabulary entry.
-    pub logits: *const f32,
-    /// Elements of `logits`.
-    pub n_logits: usize,
+    /// Logits or a final state.
+    pub values: *const f32,
+    /// Elements of `values`.
+    pub n_values: usize,
 }
 
 versioned!(
     lory_event,
-    last_of_first = n_logits,
+    last_of_first = n_values,
     lory_event {
         struct_size: size_of::<lory_event>(),
         kind: LORY_EVENT_NONE,
@@ -109,8 +113,8 @@ versioned!(
         top: ptr::null(),
         n_top: 0,
         position: 0,
-        logits: ptr::null(),
-        n_logits: 0,
+        values: ptr::null(),
+        n_values: 0,
     }
 );
 
@@ -135,35 +139,48 @@ fn reason(reason: Option<FinishReason>) -> lory_finish_reason {
     }
 }
 
+fn empty() -> lory_event {
+    Versioned::defaults()
+}
+
+fn values_at(kind: lory_event_kind, position: usize, values: &[f32]) -> lory_event {
+    lory_event { kind, position, values: values.as_ptr(), n_values: values.len(), ..empty() }
+}
+
+fn with_top(place: &mut Vec<lory_token_logprob>, top: &[(u32, f32)]) -> lory_event {
+    place.clear();
+    place.extend(top.iter().map(|&(token, logprob)| lory_token_logprob { token, logprob }));
+    lory_event { top: place.as_ptr(), n_top: place.len(), ..empty() }
+}
+
 impl Reader {
     /// Keeps the event and describes it for C.
     fn take(&mut self, next: Option<lory_runtime::Result<Event>>) -> Result<lory_event> {
         self.event = next.transpose()?;
-        let empty = <lory_event as crate::structs::Versioned>::defaults();
         Ok(match &self.event {
-            None => lory_event { kind: LORY_EVENT_END, finish_reason: self.ended()?, ..empty },
+            None => lory_event { kind: LORY_EVENT_END, finish_reason: self.ended()?, ..empty() },
             Some(Event::Text(text)) => {
-                lory_event { kind: LORY_EVENT_TEXT, text: lory_str::view(text), ..empty }
+                lory_event { kind: LORY_EVENT_TEXT, text: lory_str::view(text), ..empty() }
             }
-            Some(Event::Logits { position, values }) => lory_event {
-                kind: LORY_EVENT_LOGITS,
-                position: *position,
-                logits: values.as_ptr(),
-                n_logits: values.len(),
-                ..empty
+            Some(Event::Logits { position, values }) => values_at(LORY_EVENT_LOGITS, *position, values),
+            Some(Event::Hidden { position, values }) => values_at(LORY_EVENT_HIDDEN, *position, values),
+            Some(Event::Token { id, text, logprob, top }) => lory_event {
+                kind: LORY_EVENT_TOKEN,
+                token: *id,
+                text: lory_str::view(text),
+                logprob: logprob.unwrap_or(f32::NAN),
+                ..with_top(&mut self.top, top)
             },
-            Some(Event::Token { id, text, logprob, top }) => {
-                self.top.clear();
-                self.top.extend(top.iter().map(|&(token, logprob)| lory_token_logprob { token, logprob }));
-                lory_event {
-                    kind: LORY_EVENT_TOKEN,
-                    token: *id,
-                    text: lory_str::view(text),
-                    logprob: logprob.unwrap_or(f32::NAN),
-                    top: self.top.as_ptr(),
-                    n_top: self.top.len(),
-                    ..empty
-                }
+            Some(Event::Prompt { position, id, logprob, top }) => lory_event {
+                kind: LORY_EVENT_PROMPT,
+                position: *position,
+                token: *id,
+                logprob: *logprob,
+                ..with_top(&mut self.top, top)
+            },
+            Some(_) => {
+                let text = "an event that this version of the C interface has no kind for";
+                return Err(Failure::new(LORY_E_UNSUPPORTED, text));
             }
         })
     }
@@ -226,7 +243,7 @@ pub unsafe extern "C" fn lory_generation_poll(
         let mut reader = exclusive(&generation.reader, "generation")?;
         match reader.generation.poll_next() {
             Poll::Ready(next) => event.set(&reader.take(next)?),
-            Poll::Pending => event.set(&<lory_event as crate::structs::Versioned>::defaults()),
+            Poll::Pending => event.set(&empty()),
         }
         Ok(())
     })
@@ -266,7 +283,7 @@ fn next_of(
     match Generation::next_of(&mut generations) {
         None => {
             index.set(readers.len());
-            event.set(&<lory_event as crate::structs::Versioned>::defaults());
+            event.set(&empty());
         }
         Some((i, next)) => {
             index.set(i);

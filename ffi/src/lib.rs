@@ -2,7 +2,7 @@
 //! generated from this crate; the rules that all functions obey stand at its top.
 //!
 //! Functions here have no logic: they check what C hands over, convert it, make one call into
-//! `lory-runtime`, and convert what comes back. [`status::guard`] is around every fallible one:
+//! `lory-runtime`, and convert what comes back. `status::guard` is around every fallible one:
 //! it turns errors and panics into a status and the thread's error text.
 //!
 //! Handles are reference-counted objects behind a lock that is only ever tried: a call keeps its

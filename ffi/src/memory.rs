@@ -104,3 +104,38 @@ pub unsafe extern "C" fn lory_tokens_free(tokens: *mut lory_tokens) {
         }
     });
 }
+
+/// Numbers that the caller owns. Free them with `lory_floats_free`, do not change the struct.
+#[repr(C)]
+#[derive(Debug)]
+pub struct lory_floats {
+    /// Never NULL in a result.
+    pub data: *mut f32,
+    /// How many.
+    pub len: usize,
+}
+
+impl lory_floats {
+    pub(crate) fn new(floats: Vec<f32>) -> lory_floats {
+        let len = floats.len();
+        lory_floats { data: Box::into_raw(floats.into_boxed_slice()).cast(), len }
+    }
+}
+
+/// Frees numbers and empties the struct; NULL and empty structs are no-ops.
+///
+/// # Safety
+/// `floats` is NULL or a struct that is zeroed or from lory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_floats_free(floats: *mut lory_floats) {
+    guard_free(|| {
+        // SAFETY: NULL or the caller's struct.
+        let Some(floats) = (unsafe { floats.as_mut() }) else { return };
+        let (data, len) =
+            (std::mem::replace(&mut floats.data, ptr::null_mut()), std::mem::take(&mut floats.len));
+        if !data.is_null() {
+            // SAFETY: from `lory_floats::new`.
+            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data, len)) });
+        }
+    });
+}

@@ -3,7 +3,7 @@
 use std::{ffi::c_void, ptr};
 
 use lory_kernels::backend::KvType;
-use lory_runtime::{EngineOptions, mapping::Loading};
+use lory_runtime::{EngineOptions, KvPolicy, mapping::Loading};
 
 use crate::{
     callbacks::{LORY_LOG_INFO, User, lory_log_fn, lory_log_level, lory_progress_fn},
@@ -27,6 +27,15 @@ pub const LORY_KV_F16: lory_kv_type = 0;
 pub const LORY_KV_F32: lory_kv_type = 1;
 /// Blocks of 8-bit integers.
 pub const LORY_KV_Q8_0: lory_kv_type = 2;
+
+/// What happens when the KV cache has no room for a request to go on.
+pub type lory_kv_policy = u32;
+/// Idle sessions lose their keys and values, then requests that come last; they are computed again.
+pub const LORY_KV_EVICT: lory_kv_policy = 0;
+/// Requests wait for each other; when there is nothing left to wait for, they end with an error.
+pub const LORY_KV_QUEUE: lory_kv_policy = 1;
+/// Nobody loses anything: a request that finds no room ends with an error at once.
+pub const LORY_KV_REFUSE: lory_kv_policy = 2;
 
 /// Where the model is computed.
 pub type lory_device = u32;
@@ -63,6 +72,14 @@ pub struct lory_engine_options {
     pub log_user: *mut c_void,
     /// The least severe lines that `log` gets. Default `LORY_LOG_INFO`.
     pub log_level: lory_log_level,
+    /// What happens when the KV cache is full. Default `LORY_KV_EVICT`.
+    pub kv_policy: lory_kv_policy,
+    /// Bytes that the KV cache may have; 0, the default, sets no limit but `kv_tokens`.
+    pub kv_bytes: u64,
+    /// Bytes that adapters may have for themselves; 0, the default, sets no limit.
+    pub adapter_bytes: u64,
+    /// 1, the default, lets sessions with the same beginning and adapters share its keys and values.
+    pub prefix_sharing: u32,
     /// Zero.
     pub reserved: u32,
     /// Told how much has been read; may be NULL. Not called after opening has returned.
@@ -86,6 +103,10 @@ versioned!(
         log: None,
         log_user: ptr::null_mut(),
         log_level: LORY_LOG_INFO,
+        kv_policy: LORY_KV_EVICT,
+        kv_bytes: 0,
+        adapter_bytes: 0,
+        prefix_sharing: 1,
         reserved: 0,
         progress: None,
         progress_user: ptr::null_mut(),
@@ -107,6 +128,11 @@ pub unsafe extern "C" fn lory_engine_options_init(
 
 pub(crate) fn unknown(field: &str, value: u32) -> Failure {
     Failure::new(LORY_E_ARGUMENT, format!("{field} is {value}, which is none of its constants"))
+}
+
+/// 0 is none.
+pub(crate) fn limit(n: u64) -> Option<usize> {
+    (n > 0).then(|| usize::try_from(n).unwrap_or(usize::MAX))
 }
 
 /// Threads that can be asked for; more would only exhaust the process.
@@ -135,7 +161,16 @@ impl lory_engine_options {
                 LORY_KV_Q8_0 => KvType::Q8_0,
                 other => return Err(unknown("kv_type", other)),
             },
-            kv_tokens: (self.kv_tokens > 0).then(|| usize::try_from(self.kv_tokens).unwrap_or(usize::MAX)),
+            kv_tokens: limit(self.kv_tokens),
+            kv_bytes: limit(self.kv_bytes),
+            kv_policy: match self.kv_policy {
+                LORY_KV_EVICT => KvPolicy::Evict,
+                LORY_KV_QUEUE => KvPolicy::Queue,
+                LORY_KV_REFUSE => KvPolicy::Refuse,
+                other => return Err(unknown("kv_policy", other)),
+            },
+            adapter_bytes: limit(self.adapter_bytes),
+            prefix_sharing: self.prefix_sharing != 0,
             loading: match self.loading {
                 LORY_LOADING_MAP => Loading::Map,
                 LORY_LOADING_READ => Loading::Read,

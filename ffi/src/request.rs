@@ -2,15 +2,25 @@
 
 use std::ptr;
 
-use lory_runtime::Request;
+use lory_runtime::{Hidden, Request};
 
 use crate::{
     args::slice,
     memory::lory_str,
+    options::unknown,
     sampler::{lory_sampler_options, strings},
     status::{Result, guard, lory_status},
     structs::{init, read, versioned},
 };
+
+/// Final states that a request asks for, normed as the output layer takes them.
+pub type lory_hidden = u32;
+/// None.
+pub const LORY_HIDDEN_NONE: lory_hidden = 0;
+/// That of the last of the request's tokens.
+pub const LORY_HIDDEN_LAST: lory_hidden = 1;
+/// Those of all of the request's tokens.
+pub const LORY_HIDDEN_ALL: lory_hidden = 2;
 
 /// One request to a session. Initialise it with `lory_request_init`. Nothing of it is needed after
 /// `lory_session_generate`.
@@ -33,11 +43,19 @@ pub struct lory_request {
     pub n_stop: usize,
     /// 1 goes on past end-of-generation tokens. Default 0.
     pub ignore_eos: u32,
-    /// 1 also gives the logits after every prompt token that is run: `LORY_EVENT_LOGITS`. Default 0.
+    /// 1 also gives the logits after every one of `tokens`: `LORY_EVENT_LOGITS`. Default 0.
     pub prompt_logits: u32,
+    /// Log-probabilities of every one of `tokens` behind what is before it (`LORY_EVENT_PROMPT`): -1,
+    /// the default, none; 0 of the token; n also of the n most likely ones.
+    pub prompt_logprobs: i32,
+    /// Final states: `LORY_EVENT_HIDDEN`. Default `LORY_HIDDEN_NONE`.
+    pub hidden: lory_hidden,
+    /// Events that may wait for their reader: a request whose queue is full is not run until somebody
+    /// reads. Default 256.
+    pub max_queued: usize,
 }
 
-versioned!(lory_request, last_of_first = prompt_logits, {
+versioned!(lory_request, last_of_first = max_queued, {
     lory_request {
         struct_size: size_of::<lory_request>(),
         tokens: ptr::null(),
@@ -48,6 +66,9 @@ versioned!(lory_request, last_of_first = prompt_logits, {
         n_stop: 0,
         ignore_eos: 0,
         prompt_logits: 0,
+        prompt_logprobs: -1,
+        hidden: LORY_HIDDEN_NONE,
+        max_queued: Request::default().max_queued,
     }
 });
 
@@ -77,6 +98,14 @@ impl lory_request {
             stop,
             ignore_eos: self.ignore_eos != 0,
             prompt_logits: self.prompt_logits != 0,
+            prompt_logprobs: usize::try_from(self.prompt_logprobs).ok(),
+            hidden: match self.hidden {
+                LORY_HIDDEN_NONE => Hidden::None,
+                LORY_HIDDEN_LAST => Hidden::Last,
+                LORY_HIDDEN_ALL => Hidden::All,
+                other => return Err(unknown("hidden", other)),
+            },
+            max_queued: self.max_queued.max(1),
             ..Request::default()
         })
     }

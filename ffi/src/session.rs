@@ -2,14 +2,14 @@
 
 use std::{ptr, sync::Mutex};
 
-use lory_runtime::{AdapterId, OnSwitch, Session, SessionOptions};
+use lory_runtime::{AdapterId, OnSwitch, Pooling, Session, SessionOptions, normalize};
 
 use crate::{
     args::{exclusive, free, handle, object, out, slice},
     engine::lory_engine,
     generation::lory_generation,
     log::Log,
-    memory::lory_tokens,
+    memory::{lory_floats, lory_tokens},
     options::unknown,
     request::lory_request,
     status::{Result, guard, guard_free, lory_status},
@@ -271,6 +271,106 @@ pub unsafe extern "C" fn lory_session_generate(
         let request = read(request)?.to_rust()?;
         let new = exclusive(&session.session, "session")?.generate(request)?;
         generation.set(handle(lory_generation::new(new, session.log.clone())));
+        Ok(())
+    })
+}
+
+/// Sessions with a higher number go first when a step has not room for all.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_set_priority(session: *mut lory_session, priority: i32) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let session = object(session, "session")?;
+        exclusive(&session.session, "session")?.set_priority(priority);
+        Ok(())
+    })
+}
+
+/// How the final states of a text become its embedding.
+pub type lory_pooling = u32;
+/// One vector per token.
+pub const LORY_POOLING_NONE: lory_pooling = 0;
+/// The mean over the tokens: one vector.
+pub const LORY_POOLING_MEAN: lory_pooling = 1;
+/// That of the last token, which has seen all others: one vector.
+pub const LORY_POOLING_LAST: lory_pooling = 2;
+
+/// Embeds tokens as they would be read after the session's own, which do not change. `vectors` gets
+/// n_embd numbers per vector (`lory_model_info`), one vector after the other; with `unit_length` 1
+/// each is scaled to length 1, as comparisons by cosine want.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_embed(
+    session: *mut lory_session,
+    tokens: *const u32,
+    n_tokens: usize,
+    pooling: lory_pooling,
+    unit_length: i32,
+    vectors: *mut lory_floats,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (session, vectors) = (object(session, "session")?, out(vectors, "vectors")?);
+        let (tokens, pooling) = (slice(tokens, n_tokens, "tokens")?, pooling_of(pooling)?);
+        let guard = exclusive(&session.session, "session")?;
+        let mut embedded = session.log.within(|| guard.embed(tokens, pooling))?;
+        if unit_length != 0 {
+            embedded.iter_mut().for_each(|vector| normalize(vector));
+        }
+        vectors.set(lory_floats::new(embedded.concat()));
+        Ok(())
+    })
+}
+
+fn pooling_of(pooling: lory_pooling) -> Result<Pooling> {
+    match pooling {
+        LORY_POOLING_NONE => Ok(Pooling::None),
+        LORY_POOLING_MEAN => Ok(Pooling::Mean),
+        LORY_POOLING_LAST => Ok(Pooling::Last),
+        other => Err(unknown("pooling", other)),
+    }
+}
+
+/// Tokens that somebody else owns.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct lory_token_span {
+    /// May be NULL if `len` is 0.
+    pub data: *const u32,
+    /// How many.
+    pub len: usize,
+}
+
+/// Scores continuations of a prompt, which is read after the session's own tokens; the session does
+/// not change. `logprobs` gets the natural log-probability of each token after all before it, the
+/// continuations' one after the other. The prompt is run once, the continuations in one batch.
+///
+/// # Safety
+/// See the rules at the top of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lory_session_score(
+    session: *mut lory_session,
+    prompt: *const u32,
+    n_prompt: usize,
+    continuations: *const lory_token_span,
+    n_continuations: usize,
+    logprobs: *mut lory_floats,
+) -> lory_status {
+    // SAFETY: pointers are what the header asks for.
+    guard(|| unsafe {
+        let (session, logprobs) = (object(session, "session")?, out(logprobs, "logprobs")?);
+        let prompt = slice(prompt, n_prompt, "prompt")?;
+        let spans = slice(continuations, n_continuations, "continuations")?;
+        let tokens = spans.iter().map(|s| Ok(slice(s.data, s.len, "a continuation")?.to_vec()));
+        let tokens = tokens.collect::<Result<Vec<_>>>()?;
+        let guard = exclusive(&session.session, "session")?;
+        let scores = session.log.within(|| guard.score(prompt, &tokens))?;
+        logprobs.set(lory_floats::new(scores.into_iter().flat_map(|s| s.logprobs).collect()));
         Ok(())
     })
 }

@@ -49,6 +49,8 @@ pub enum lory_status {
     /// A defect of this library, whose words also went to standard error. The call had no effect that
     /// can be relied on; free the engine.
     LORY_E_INTERNAL = 17,
+    /// An adapter does not fit into the bytes that adapters may have.
+    LORY_E_ADAPTER_BUDGET = 18,
 }
 
 use lory_status::*;
@@ -91,6 +93,8 @@ impl From<lory_runtime::Error> for Failure {
             E::Io { .. } => LORY_E_IO,
             E::Sampler(_) => LORY_E_SAMPLER,
             E::Aborted { .. } => LORY_E_ABORTED,
+            E::UnknownAdapter { .. } => LORY_E_NOT_FOUND,
+            E::AdapterBudget { .. } => LORY_E_ADAPTER_BUDGET,
             _ => LORY_E_REQUEST,
         };
         Failure::new(status, e.to_string())
@@ -159,6 +163,7 @@ pub extern "C" fn lory_status_name(status: i32) -> *const c_char {
         15 => c"LORY_E_DEVICE",
         16 => c"LORY_E_ABORTED",
         17 => c"LORY_E_INTERNAL",
+        18 => c"LORY_E_ADAPTER_BUDGET",
         _ => c"unknown status",
     };
     name.as_ptr()

@@ -290,13 +290,14 @@ fn repair(assignment: &mut [usize], k: usize, losses: &[Vec<f64>]) {
 
 /// k-means with k-means++ starts; every cluster ends with at least one point (`k` ≤ points).
 fn kmeans(points: &[Vec<f64>], k: usize, seed: u64) -> Vec<usize> {
+    let all = Mat::from_fn(points.first().map_or(0, Vec::len), points.len(), |i, j| points[j][i]);
+    let norms: Vec<f64> = points.iter().map(|p| p.iter().map(|x| x * x).sum()).collect();
     let run = |start: u64| {
         let mut rng = Rng::stream(seed, 77 + start);
         let mut centres = spread_centres(points, k, &mut rng);
         let mut assignment = vec![0; points.len()];
         for _ in 0..KMEANS_ITERATIONS {
-            let distances: Vec<Vec<f64>> =
-                points.par_iter().map(|p| centres.iter().map(|c| distance2(p, c)).collect()).collect();
+            let distances = distances(&all, &norms, &centres);
             let mut next: Vec<usize> = distances.iter().map(|d| least(d)).collect();
             repair(&mut next, k, &distances);
             if next == assignment {
@@ -311,6 +312,16 @@ fn kmeans(points: &[Vec<f64>], k: usize, seed: u64) -> Vec<usize> {
     let runs: Vec<(f64, Vec<usize>)> = (0..KMEANS_STARTS).into_par_iter().map(run).collect();
     let tightest = runs.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
     tightest.map(|r| r.1).unwrap_or_default()
+}
+
+/// ‖p − c‖² of every point under every centre, as one product: vectors are long and Lloyd asks often.
+fn distances(points: &Mat<f64>, norms: &[f64], centres: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let joined = Mat::from_fn(points.nrows(), centres.len(), |i, j| centres[j][i]);
+    let sizes: Vec<f64> = centres.iter().map(|c| c.iter().map(|x| x * x).sum()).collect();
+    let dots = linalg::mul_tn(points.as_ref(), joined.as_ref());
+    let of = |p: usize| (0..centres.len()).map(move |c| (p, c));
+    let row = |p: usize| of(p).map(|(p, c)| (norms[p] + sizes[c] - 2.0 * dots[(p, c)]).max(0.0)).collect();
+    (0..norms.len()).map(row).collect()
 }
 
 /// k-means++: each further centre is a point drawn with probability ∝ its squared distance to the others.

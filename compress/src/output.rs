@@ -79,7 +79,8 @@ fn layout(options: &Options, compressed: &Compressed) -> Vec<BasisSite> {
         for module in &compressed.modules {
             if let Some(Some(basis)) = module.bases.get(c) {
                 let (u_type, v_type) = (options.storage.basis, options.storage.basis);
-                layout.push(BasisSite { cluster, site: module.site, rank: basis.rank, u_type, v_type });
+                let (site, rank, shared_v) = (module.site, basis.rank, basis.shares_v());
+                layout.push(BasisSite { cluster, site, rank, u_type, v_type, shared_v });
             }
         }
     }

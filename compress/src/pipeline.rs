@@ -76,7 +76,15 @@ pub(crate) struct BasisPlace {
     /// r before padding.
     pub rank: usize,
     u: Place,
-    v: Place,
+    /// `None` where an earlier module's V is used.
+    v: Option<Place>,
+}
+
+impl BasisPlace {
+    /// Whether V is that of an earlier module with the same input.
+    pub(crate) fn shares_v(&self) -> bool {
+        self.v.is_none()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -122,12 +130,17 @@ impl Spool {
 }
 
 impl Compressed {
-    /// U (d_out × r) and V (r × d_in) of a basis, without padding, as readers will see them.
+    /// U (d_out × r) and V (r × d_in; nothing where it is shared) of a basis, without padding, as readers will
+    /// see them.
     pub(crate) fn basis(&self, place: &BasisPlace) -> Result<(Mat<f32>, Mat<f32>)> {
         let mut spool = self.spool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (u, v) = (spool.get(&place.u)?, spool.get(&place.v)?);
         let r = place.rank;
-        Ok((u.as_ref().subcols(0, r).to_owned(), v.as_ref().subrows(0, r).to_owned()))
+        let u = spool.get(&place.u)?.as_ref().subcols(0, r).to_owned();
+        let v = match &place.v {
+            Some(v) => spool.get(v)?.as_ref().subrows(0, r).to_owned(),
+            None => Mat::zeros(0, 0),
+        };
+        Ok((u, v))
     }
 }
 
@@ -194,6 +207,8 @@ fn solve_group(
     };
     let clusters: Vec<Vec<Option<ClusterSite>>> =
         (0..clustering.clusters).into_par_iter().map(one).collect::<Result<_>>()?;
+    // Where V is shared, the first module of a cluster that has one keeps it for the others.
+    let mut keeps_v: Vec<Option<Site>> = vec![None; clusters.len()];
     let mut per_cluster: Vec<_> = clusters.into_iter().map(Vec::into_iter).collect();
     let mut results = Vec::with_capacity(sites.len());
     for (site, stack) in sites.iter().zip(stacks) {
@@ -205,15 +220,17 @@ fn solve_group(
             singles: singles(stack, shape, options.storage),
         };
         let mut members = Vec::new();
-        for of_cluster in &mut per_cluster {
+        for (of_cluster, keeper) in per_cluster.iter_mut().zip(&mut keeps_v) {
             let Some(found) = of_cluster.next().flatten() else {
                 module.bases.push(None);
                 continue;
             };
-            module.report.add_cluster(found.rank, &found.energy, shape, found.members.len(), options);
+            let own_v = *keeper.get_or_insert(*site) == *site;
+            module.report.add_cluster(found.rank, &found.energy, own_v, found.members.len(), options);
             members.extend(found.members);
             let mut spool = spool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let (u, v) = (spool.put(found.u)?, spool.put(found.v)?);
+            let u = spool.put(found.u)?;
+            let v = if own_v { Some(spool.put(found.v)?) } else { None };
             module.bases.push(Some(BasisPlace { rank: found.rank, u, v }));
         }
         module.report.set_errors(members.iter().map(|(_, core)| core.err2).collect());

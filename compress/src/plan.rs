@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use lory_models::adapter::{Projection, Site};
+use lory_models::adapter::Site;
 use rayon::prelude::*;
 
 use crate::allocate::{Allocation, Goal, ModuleCurve, allocate, leading_energy};
@@ -50,7 +50,7 @@ impl Plan {
         let mut groups: Vec<Vec<Site>> = Vec::new();
         for &site in &self.sites {
             match groups.last_mut() {
-                Some(last) if share_v && last.first().is_some_and(|f| input(*f) == input(site)) => {
+                Some(last) if share_v && last.first().is_some_and(|f| f.input() == site.input()) => {
                     last.push(site)
                 }
                 _ => groups.push(vec![site]),
@@ -58,16 +58,6 @@ impl Plan {
         }
         groups
     }
-}
-
-/// What a site reads: its layer and the first projection with the same input; itself for others.
-fn input(site: Site) -> Site {
-    let first = match site.projection() {
-        Some(Projection::AttnQ | Projection::AttnK | Projection::AttnV) => Projection::AttnQ,
-        Some(Projection::FfnGate | Projection::FfnUp) => Projection::FfnGate,
-        _ => return site,
-    };
-    site.layer_index().map_or(site, |layer| Site::layer(layer, first))
 }
 
 /// Decides everything that is not linear algebra.

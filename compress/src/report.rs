@@ -83,12 +83,15 @@ impl ModuleReport {
         &mut self,
         rank: usize,
         energy: &[f64],
-        shape: (usize, usize),
+        own_v: bool,
         members: usize,
         options: &Options,
     ) {
         self.rank = self.rank.max(rank);
-        self.basis_bytes += options.storage.basis_bytes(shape, rank);
+        self.basis_bytes += match own_v {
+            true => options.storage.basis_bytes((self.d_out, self.d_in), rank),
+            false => options.storage.u_bytes(self.d_out, rank),
+        };
         self.core_bytes += members * options.storage.core_bytes(options.method, rank);
         let whole = self.spectrum.last().copied().unwrap_or(0.0);
         let length = self.spectrum.len().max(energy.len());

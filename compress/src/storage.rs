@@ -44,8 +44,13 @@ fn matrix_bytes(ty: QuantType, rows: usize, cols: usize) -> usize {
 impl Storage {
     /// Bytes of one cluster's U and V at a module of d_out × d_in.
     pub fn basis_bytes(self, (d_out, d_in): (usize, usize), rank: usize) -> usize {
+        self.u_bytes(d_out, rank) + matrix_bytes(self.basis, plan_rank(self.basis, rank).1, d_in)
+    }
+
+    /// Bytes of U alone, where V is another module's.
+    pub fn u_bytes(self, d_out: usize, rank: usize) -> usize {
         let (u_type, padded) = plan_rank(self.basis, rank);
-        matrix_bytes(u_type, d_out, padded) + matrix_bytes(self.basis, padded, d_in)
+        matrix_bytes(u_type, d_out, padded)
     }
 
     /// Bytes of one adapter's core at a module.

@@ -3,4 +3,6 @@
 pub mod edited;
 pub mod fixtures;
 pub mod gguf_bytes;
+#[cfg(feature = "ggml")]
+pub mod llama_cpp;
 pub mod runner;

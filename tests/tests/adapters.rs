@@ -280,7 +280,7 @@ fn pack_for(base: &BaseInfo) -> Pack {
     let ty = QuantType::F32;
     let layout: Vec<_> = (0..2)
         .flat_map(|cluster| sites.iter().map(move |(site, _)| (cluster, *site)))
-        .map(|(cluster, site)| BasisSite { cluster, site, rank, u_type: ty, v_type: ty })
+        .map(|(cluster, site)| BasisSite { cluster, site, rank, u_type: ty, v_type: ty, shared_v: false })
         .collect();
     let mut w = PackWriter::new(Cursor::new(Vec::new()), PackSpec::of(base), &layout).unwrap();
     for l in &layout {

@@ -135,7 +135,7 @@ fn lora(target: &str, inputs: usize, outputs: usize, alpha: f32, ty: QuantType) 
 fn pack(ty: QuantType) -> Vec<u8> {
     const Q: Site = Site::layer(0, Projection::AttnQ);
     let spec = PackSpec::of(&synthetic_base(2, 32, 16, 64, 40));
-    let layout = [BasisSite { cluster: 0, site: Q, rank: 2, u_type: ty, v_type: ty }];
+    let layout = [BasisSite { cluster: 0, site: Q, rank: 2, u_type: ty, v_type: ty, shared_v: false }];
     let mut w = PackWriter::new(std::io::Cursor::new(Vec::new()), spec, &layout).unwrap();
     w.factors(&[0.5; 64], &[0.25; 64]).unwrap();
     let mut full = NewCore::shared(NewMatrix::Full(vec![1.0; 4]), 2, 0.5, Some(0.25));

@@ -224,9 +224,15 @@ impl Basis {
         self.sites.iter().enumerate().filter_map(|(i, f)| Some((Site::from_index(i), f.as_ref()?)))
     }
 
-    /// Bytes of all factors.
+    /// Bytes of all factors, a V that several sites share counted once.
     pub fn bytes(&self) -> usize {
-        self.sites.iter().flatten().map(Factors::bytes).sum()
+        let place = |f: &Factors| f.v.matrix().bytes().as_ptr();
+        let mut last = None;
+        let mut own = |f: &Factors| {
+            let shared = last.replace(place(f)) == Some(place(f));
+            size(&f.u) + if shared { 0 } else { size(&f.v) }
+        };
+        self.sites.iter().flatten().map(&mut own).sum()
     }
 }
 

@@ -93,6 +93,17 @@ impl Site {
         Projection::ALL.get(i as usize).copied()
     }
 
+    /// What it reads, by the first site with the same input: q stands for q, k and v of a block, gate for gate
+    /// and up, every other site for itself.
+    pub fn input(self) -> Site {
+        let first = match self.projection() {
+            Some(Projection::AttnQ | Projection::AttnK | Projection::AttnV) => Projection::AttnQ,
+            Some(Projection::FfnGate | Projection::FfnUp) => Projection::FfnGate,
+            _ => return self,
+        };
+        self.layer_index().map_or(self, |layer| Site::layer(layer, first))
+    }
+
     /// Reads `blk.3.attn_q`, `token_embd` or `output`, written exactly so: each site has one name.
     pub fn parse(name: &str) -> Option<Site> {
         match name {

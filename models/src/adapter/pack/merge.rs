@@ -20,7 +20,8 @@ pub fn merge<W: Write + Seek>(pack: &Pack, out: W) -> Result<W> {
         let basis = pack.basis(cluster)?;
         for (site, f) in basis.iter() {
             let (u_type, v_type) = (f.u().ty(), f.v().ty());
-            layout.push(BasisSite { cluster, site, rank: f.rank(), u_type, v_type });
+            let shared_v = pack.v_site(cluster, site) != Some(site);
+            layout.push(BasisSite { cluster, site, rank: f.rank(), u_type, v_type, shared_v });
             factors.push((f.u().clone(), f.v().clone()));
         }
     }

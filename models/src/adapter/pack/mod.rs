@@ -43,8 +43,8 @@ pub struct Pack {
     main: Gguf,
     spec: PackSpec,
     hash: String,
-    /// Sites of each cluster, ascending.
-    clusters: Vec<Vec<Site>>,
+    /// Sites of each cluster, ascending, each with the site whose V it uses.
+    clusters: Vec<Vec<(Site, Site)>>,
     bases: Vec<OnceLock<Arc<Basis>>>,
     files: Vec<IndexFile>,
     names: Names,
@@ -185,8 +185,9 @@ impl Pack {
             return Ok(basis.clone());
         }
         let mut factors = Vec::with_capacity(sites.len());
-        for site in sites {
-            let (u, v) = format::factor_names(cluster, *site);
+        for (site, v_site) in sites {
+            let (u, _) = format::factor_names(cluster, *site);
+            let (_, v) = format::factor_names(cluster, *v_site);
             let (u, v) = (self.main.tensor(&u)?, self.main.tensor(&v)?);
             let shape = self.spec.shapes.get(*site).ok_or_else(|| {
                 Error::tensor(self.file(), u.name(), format!("{site} is not in the pack's table of sites"))
@@ -240,8 +241,9 @@ impl Pack {
         let mut hash = Hasher::new();
         for (cluster, sites) in self.clusters.iter().enumerate() {
             let basis = self.basis(cluster as u32)?;
-            for site in sites {
-                for t in basis.factors(*site).into_iter().flat_map(|f| [f.u(), f.v()]) {
+            for (site, v_site) in sites {
+                let own = if v_site == site { 2 } else { 1 };
+                for t in basis.factors(*site).into_iter().flat_map(|f| [f.u(), f.v()].into_iter().take(own)) {
                     hash.bytes(t.name().as_bytes()).tensor(t);
                     finite::check_finite(t)?;
                 }
@@ -254,6 +256,12 @@ impl Pack {
                 .error(key::HASH, "is not the hash of the bases: the file is damaged"));
         }
         self.names().try_for_each(|name| self.adapter(name).map(drop))
+    }
+
+    /// The site of a cluster whose V is used at `site`: itself, or an earlier one with the same input.
+    fn v_site(&self, cluster: u32, site: Site) -> Option<Site> {
+        let sites = self.clusters.get(cluster as usize)?;
+        sites.iter().find(|(s, _)| *s == site).map(|(_, v_site)| *v_site)
     }
 
     /// Rank of every cluster's factors as stored, padding included.
@@ -342,8 +350,9 @@ fn read_shapes(m: &Metadata) -> Result<SiteShapes> {
     Ok(shapes)
 }
 
-/// Finds every cluster's factors; each tensor of the file must be a factor or one of the tables.
-fn read_clusters(gguf: &Gguf) -> Result<Vec<Vec<Site>>> {
+/// Finds every cluster's factors; each tensor of the file must be a factor or one of the tables. Every site
+/// comes with the one whose V it uses.
+fn read_clusters(gguf: &Gguf) -> Result<Vec<Vec<(Site, Site)>>> {
     let m = gguf.metadata();
     let n = m.u32(key::CLUSTERS)?;
     // Every cluster has factors, so their number is bounded by the tensors that the file lists.
@@ -372,16 +381,27 @@ fn read_clusters(gguf: &Gguf) -> Result<Vec<Vec<Site>>> {
     }
     let pair = |(cluster, mut found): (usize, Vec<(Site, bool)>)| {
         found.sort_unstable();
-        let alone = found.chunk_by(|a, b| a.0 == b.0).find(|pair| pair.len() != 2);
-        if let Some((site, is_u)) = alone.and_then(|pair| pair.first()) {
-            let (u, v) = format::factor_names(cluster as u32, *site);
-            let (has, lacks) = if *is_u { (u, v) } else { (v, u) };
-            return Err(Error::tensor(gguf.file(), &has, format!("its counterpart `{lacks}` is missing")));
+        let mut own: Option<Site> = None;
+        let mut sites = Vec::with_capacity(found.len());
+        for parts in found.chunk_by(|a, b| a.0 == b.0) {
+            let Some((site, is_u)) = parts.first() else { continue };
+            if parts.len() == 2 {
+                own = Some(*site);
+            }
+            match own.filter(|o| o.input() == site.input() && (parts.len() == 2 || *is_u)) {
+                Some(v_site) => sites.push((*site, v_site)),
+                None => {
+                    let (u, v) = format::factor_names(cluster as u32, *site);
+                    let (has, lacks) = if *is_u { (u, v) } else { (v, u) };
+                    let message = format!("its counterpart `{lacks}` is missing");
+                    return Err(Error::tensor(gguf.file(), &has, message));
+                }
+            }
         }
-        if found.is_empty() {
+        if sites.is_empty() {
             return Err(m.error(key::CLUSTERS, format!("is {n}, but cluster {cluster} has no factors")));
         }
-        Ok(found.iter().filter(|(_, is_u)| *is_u).map(|(site, _)| *site).collect())
+        Ok(sites)
     };
     clusters.into_iter().enumerate().map(pair).collect()
 }

@@ -53,6 +53,7 @@ pub fn synth_pack<W: Write + Seek>(base: &BaseInfo, spec: &SynthSpec, out: W) ->
                 rank,
                 u_type,
                 v_type: u_type,
+                shared_v: false,
             })
         })
         .collect();

@@ -64,6 +64,9 @@ pub struct BasisSite {
     pub u_type: QuantType,
     /// Format of V; may become F16.
     pub v_type: QuantType,
+    /// Whether it has no V of its own, but uses that of the last site before it in the cluster which has the
+    /// same input ([`Site::input`]) and a V.
+    pub shared_v: bool,
 }
 
 /// A [`BasisSite`] as it is stored.
@@ -78,7 +81,7 @@ struct Stored {
 
 impl Stored {
     fn plan(given: BasisSite, shapes: &SiteShapes) -> Result<Stored> {
-        let BasisSite { cluster, site, rank, u_type, v_type } = given;
+        let BasisSite { cluster, site, rank, u_type, v_type, .. } = given;
         let fail = |m: String| Err(Error::Request(format!("basis of cluster {cluster}, {site}: {m}")));
         let Some(shape) = shapes.get(site) else {
             return fail("is not in the base".into());
@@ -151,6 +154,7 @@ impl<W: Write + Seek> PackWriter<W> {
             )));
         }
         let stored: Vec<_> = layout.iter().map(|l| Stored::plan(*l, &spec.shapes)).collect::<Result<_>>()?;
+        check_shared(&stored)?;
         Self::start(out, spec, stored, clusters, None, 0)
     }
 
@@ -235,7 +239,10 @@ impl<W: Write + Seek> PackWriter<W> {
         for s in &self.layout {
             let (u, v) = factor_names(s.given.cluster, s.given.site);
             let (v_rows, v_cols) = s.v_size();
-            w.tensor(&u, s.u_type, &[s.rank, s.shape.out_features]).tensor(&v, s.v_type, &[v_cols, v_rows]);
+            w.tensor(&u, s.u_type, &[s.rank, s.shape.out_features]);
+            if !s.given.shared_v {
+                w.tensor(&v, s.v_type, &[v_cols, v_rows]);
+            }
         }
         w.tensor(DATA, QuantType::I8, &[t.data]).tensor(INDEX, QuantType::I8, &[t.index]).tensor(
             NAMES,
@@ -248,27 +255,31 @@ impl<W: Write + Seek> PackWriter<W> {
     }
 
     /// Writes the next factors of the layout: `u` is out × r, `v` r × in (for the token embedding
-    /// in × r), both row-major and in the rank before padding.
+    /// in × r), both row-major and in the rank before padding; `v` is empty where it is shared.
     pub fn factors(&mut self, u: &[f32], v: &[f32]) -> Result<()> {
         let s = self.next_factors()?;
-        let BasisSite { cluster, site, rank, .. } = s.given;
+        let BasisSite { cluster, site, rank, shared_v, .. } = s.given;
         let fail = |m: String| Error::Request(format!("basis of cluster {cluster}, {site}: {m}"));
         let SiteShape { out_features, in_features } = s.shape;
-        if u.len() != out_features * rank || v.len() != in_features * rank {
+        let v_len = if shared_v { 0 } else { in_features * rank };
+        if u.len() != out_features * rank || v.len() != v_len {
             let m = format!(
                 "U has {} numbers and V {}, expected {} and {}",
                 u.len(),
                 v.len(),
                 out_features * rank,
-                in_features * rank
+                v_len
             );
             return Err(fail(m));
         }
         let (v_rows, v_cols) = s.v_size();
         let v_given = if site == Site::TOKEN_EMBD { rank } else { in_features };
         let u = quantize(s.u_type, out_features, s.rank, u, rank).map_err(fail)?;
+        if shared_v {
+            return self.put_factors(&s, &u, None);
+        }
         let v = quantize(s.v_type, v_rows, v_cols, v, v_given).map_err(fail)?;
-        self.put_factors(&s, &u, &v)
+        self.put_factors(&s, &u, Some(&v))
     }
 
     /// Copies factors that are stored already; they must have the layout's formats and sizes.
@@ -279,19 +290,22 @@ impl<W: Write + Seek> PackWriter<W> {
         if !same(u, s.u_type, s.shape.out_features, s.rank) || !same(v, s.v_type, v_rows, v_cols) {
             return Err(Error::tensor(u.file(), u.name(), "has another format than its copy would get"));
         }
-        self.put_factors(&s, u.matrix().bytes(), v.matrix().bytes())
+        let v = (!s.given.shared_v).then(|| v.matrix().bytes());
+        self.put_factors(&s, u.matrix().bytes(), v)
     }
 
     fn next_factors(&mut self) -> Result<Stored> {
         self.factors.pop().ok_or_else(|| Error::Request("all factors of the layout are written".into()))
     }
 
-    fn put_factors(&mut self, s: &Stored, u: &[u8], v: &[u8]) -> Result<()> {
+    fn put_factors(&mut self, s: &Stored, u: &[u8], v: Option<&[u8]>) -> Result<()> {
         let (u_name, v_name) = factor_names(s.given.cluster, s.given.site);
         let (v_rows, v_cols) = s.v_size();
         self.hash.bytes(u_name.as_bytes()).stored(s.u_type, s.shape.out_features, s.rank, u);
-        self.hash.bytes(v_name.as_bytes()).stored(s.v_type, v_rows, v_cols, v);
-        for bytes in [u, v] {
+        if let Some(v) = v {
+            self.hash.bytes(v_name.as_bytes()).stored(s.v_type, v_rows, v_cols, v);
+        }
+        for bytes in [Some(u), v].into_iter().flatten() {
             self.out.write_all(bytes).map_err(write_error)?;
             let padding = bytes.len().next_multiple_of(RECORD_ALIGN) - bytes.len();
             self.out.write_all(&vec![0; padding]).map_err(write_error)?;
@@ -415,6 +429,26 @@ impl<W: Write + Seek> PackWriter<W> {
         self.out.flush().map_err(write_error)?;
         Ok(self.out)
     }
+}
+
+/// Every site without a V of its own has one before it, of its own rank.
+fn check_shared(layout: &[Stored]) -> Result<()> {
+    let mut own: Option<&Stored> = None;
+    for s in layout {
+        let BasisSite { cluster, site, shared_v, .. } = s.given;
+        if !shared_v {
+            own = Some(s);
+            continue;
+        }
+        let fits = |o: &&Stored| {
+            (o.given.cluster, o.given.site.input(), o.rank) == (cluster, site.input(), s.rank)
+        };
+        if own.filter(fits).is_none() {
+            let m = format!("basis of cluster {cluster}, {site}: no V of rank {} before it to share", s.rank);
+            return Err(Error::Request(m));
+        }
+    }
+    Ok(())
 }
 
 fn change(kind: EntryKind) -> IndexEntry {

@@ -266,7 +266,11 @@ pub fn allocate(units: &[Unit], goal: Goal, prices: Prices<'_>) -> Allocation {
             let middle = 0.5 * (low + high);
             let found = at(middle.exp2(), &levels);
             let fits = good(&found);
-            if fits == matches!(goal, Goal::Bytes(_)) { high = middle } else { low = middle }
+            if fits == matches!(goal, Goal::Bytes(_)) {
+                high = middle
+            } else {
+                low = middle
+            }
             if fits {
                 best = found;
             }
@@ -385,7 +389,8 @@ fn spend_on_own(whole: &mut Whole, priced: &[Priced<'_>], budget: f64) {
     let pairs = |w: &Whole| -> Vec<(usize, usize)> {
         w.states.iter().enumerate().flat_map(|(u, s)| (0..s.forms.len()).map(move |i| (u, i))).collect()
     };
-    let mut heap: BinaryHeap<Step> = pairs(whole).into_iter().filter_map(|(u, i)| next(whole, u, i)).collect();
+    let mut heap: BinaryHeap<Step> =
+        pairs(whole).into_iter().filter_map(|(u, i)| next(whole, u, i)).collect();
     while let Some(step) = heap.pop() {
         let (p, state) = (&priced[step.unit], &mut whole.states[step.unit]);
         let (b0, e0) = p.of(state.level, step.adapter, step.from);
@@ -457,8 +462,10 @@ mod tests {
         let units: Vec<Unit> = stacks.iter().map(unit).collect();
         for uniform in [8, 12, 16] {
             let one = HALF.basis_bytes(dims, uniform) + 24 * HALF.core_bytes(Method::Full, uniform);
-            let kept: f64 =
-                stacks.iter().map(|s| *jd_full(s, FullOptions::new(uniform, 1)).objective.last().unwrap()).sum();
+            let kept: f64 = stacks
+                .iter()
+                .map(|s| *jd_full(s, FullOptions::new(uniform, 1)).objective.last().unwrap())
+                .sum();
             let auto = allocate(&units, Goal::Bytes(4 * one as u64), prices());
             assert!(auto.bytes <= 4 * one as u64);
             let without = 1.0 - kept / (4.0 * 24.0);

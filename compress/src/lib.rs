@@ -19,6 +19,7 @@ mod lora_file;
 mod modules;
 mod options;
 mod output;
+mod own;
 mod packs;
 mod pipeline;
 mod plan;
@@ -29,7 +30,9 @@ mod rng;
 mod storage;
 mod synthetic;
 
-pub use allocate::{Allocation, Goal, ModuleCurve, allocate, leading_energy};
+pub use allocate::{
+    Allocation, Choice, Form, Goal, Prices, Unit, allocate, leading_energies, leading_energy,
+};
 pub use baseline::{Single, svd_at_equal_bytes};
 pub use cluster::{ClusterOptions, Clustering, PerAdapter, Visit, Work, cluster};
 pub use collection::{Collection, Entry, Extras, Loaded, SiteEntry, Source, SourceKind};

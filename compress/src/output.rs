@@ -16,7 +16,7 @@ use crate::collection::{Collection, Entry, Extras};
 use crate::factors::Factors;
 use crate::frozen::Method;
 use crate::options::Options;
-use crate::pipeline::{AdapterCore, Compressed};
+use crate::pipeline::{AdapterCore, Compressed, CoreForm};
 use crate::progress::{Progress, check};
 use crate::{Error, Result};
 
@@ -121,31 +121,36 @@ fn new_adapter(
     let cluster = compressed.plan.clustering.assignment.get(adapter).copied().unwrap_or(0);
     let number = numbering(compressed).get(cluster).copied().flatten();
     let cores = new_cores(collection, adapter, |site| {
-        let column = compressed.plan.sites.binary_search(&site).ok()?;
-        let core = compressed.cores.get(adapter)?.get(column)?.as_ref()?;
-        (!private).then(|| shared_core(core, options.method))
+        let column = compressed.plan.sites.binary_search(&site).ok().filter(|_| !private);
+        let core = column.and_then(|c| compressed.cores.get(adapter)?.get(c)?.as_ref());
+        core.map(|core| packed_core(compressed, core, options.method)).transpose()
     })?;
+    // Adapters that keep what they were are not rounded to the bases' format.
+    let mut types = storage_types(options.storage.core);
+    if !private {
+        types.factors = options.storage.basis;
+    }
     Ok(NewAdapter {
         name: entry.name.clone(),
         cluster: if private { None } else { number },
         meta: meta(entry),
         invocation: entry.invocation.clone(),
         cores,
-        types: storage_types(options.storage.core),
+        types,
     })
 }
 
-/// Everything an adapter does, by site: on the shared basis where `shared` gives a core, else by itself.
+/// Everything an adapter does, by site: as `packed` has it, else by itself.
 pub(crate) fn new_cores(
     collection: &Collection,
     adapter: usize,
-    shared: impl Fn(Site) -> Option<NewCore>,
+    packed: impl Fn(Site) -> Result<Option<NewCore>>,
 ) -> Result<Vec<(Site, NewCore)>> {
     let Some(entry) = collection.entries.get(adapter) else { return Ok(Vec::new()) };
     let all = sites(entry);
     let mut cores: Vec<(Site, NewCore)> = Vec::new();
     for &site in &all {
-        let mut core = match shared(site) {
+        let mut core = match packed(site)? {
             Some(core) => core,
             None => match collection.factors(adapter, site)? {
                 // A delta that is zero needs nothing.
@@ -154,7 +159,9 @@ pub(crate) fn new_cores(
             },
         };
         add_extras(&mut core, entry.extras.get(&site));
-        let empty = matches!(core.matrix, NewMatrix::None) && !entry.extras.contains_key(&site);
+        // One that was left out stays, to say what is lost there.
+        let nothing = matches!(core.matrix, NewMatrix::None) && core.err2.is_none();
+        let empty = nothing && !entry.extras.contains_key(&site);
         // An adapter that does nothing at all still needs one place to say so.
         if !empty || (cores.is_empty() && all.last() == Some(&site)) {
             cores.push((site, core));
@@ -183,15 +190,26 @@ fn sites(entry: &Entry) -> Vec<Site> {
     sites
 }
 
-pub(crate) fn shared_core(core: &AdapterCore, method: Method) -> NewCore {
-    let (matrix, rank) = match method {
-        Method::Full => {
-            let rank = core.numbers.len().isqrt();
-            (NewMatrix::Full(core.numbers.clone()), rank)
+fn packed_core(compressed: &Compressed, core: &AdapterCore, method: Method) -> Result<NewCore> {
+    let err2 = Some(core.err2 as f32);
+    match &core.form {
+        CoreForm::Shared(numbers) => Ok(shared_core(numbers, core.scale, core.err2, method)),
+        CoreForm::Own(place) => {
+            let (u, v) = compressed.basis(place)?;
+            let mut new = NewCore::shared(NewMatrix::Identity, place.rank, core.scale, err2);
+            new.factors = Some((row_major(u.as_ref()), row_major(v.as_ref())));
+            Ok(new)
         }
-        Method::Diag => (NewMatrix::Diagonal(core.numbers.clone()), core.numbers.len()),
+        CoreForm::Nothing => Ok(NewCore::shared(NewMatrix::None, 0, 1.0, err2)),
+    }
+}
+
+pub(crate) fn shared_core(numbers: &[f32], scale: f32, err2: f64, method: Method) -> NewCore {
+    let (matrix, rank) = match method {
+        Method::Full => (NewMatrix::Full(numbers.to_vec()), numbers.len().isqrt()),
+        Method::Diag => (NewMatrix::Diagonal(numbers.to_vec()), numbers.len()),
     };
-    NewCore::shared(matrix, rank, core.scale, Some(core.err2 as f32))
+    NewCore::shared(matrix, rank, scale, Some(err2 as f32))
 }
 
 /// Own factors, normalised and halved in scale between them so that F16 holds them, with their rounding as err².

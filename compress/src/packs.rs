@@ -21,7 +21,7 @@ use crate::collection::Collection;
 use crate::factors::Stack;
 use crate::frozen::{Frozen, Method};
 use crate::output::{meta, new_cores, shared_core, storage_types};
-use crate::pipeline::{AdapterCore, stored_core};
+use crate::pipeline::stored_core;
 use crate::progress::{Progress, check};
 use crate::storage::{Storage, read_matrix};
 use crate::{Error, Result, modules};
@@ -185,10 +185,10 @@ fn join(
     }
     stacks.retain(|(_, s)| !s.is_empty());
     let cluster = nearest(pack, &stacks, style)?;
-    let mut cores: Vec<(Site, AdapterCore)> = Vec::new();
+    let mut cores: Vec<(Site, Fitted)> = Vec::new();
     if let Some(c) = cluster {
         let basis = pack.basis(c)?;
-        let fitted: Vec<Option<(Site, AdapterCore)>> =
+        let fitted: Vec<Option<(Site, Fitted)>> =
             stacks.par_iter().map(|(site, stack)| fit(&basis, *site, stack, style)).collect::<Result<_>>()?;
         cores = fitted.into_iter().flatten().collect();
     }
@@ -201,8 +201,8 @@ fn join(
         meta: meta(entry),
         invocation: entry.invocation.clone(),
         cores: new_cores(collection, adapter, |site| {
-            let core = cores.iter().find(|(s, _)| *s == site).filter(|_| !private)?;
-            Some(shared_core(&core.1, style.method))
+            let core = cores.iter().find(|(s, _)| *s == site).filter(|_| !private);
+            Ok(core.map(|(_, c)| shared_core(&c.numbers, c.scale, c.err2, style.method)))
         })?,
         types: storage_types(style.core),
     };
@@ -235,8 +235,15 @@ fn nearest(pack: &Pack, stacks: &[(Site, Stack)], style: &Style) -> Result<Optio
     Ok(errors.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|best| best.0))
 }
 
+/// A core on a basis that is there already.
+struct Fitted {
+    numbers: Vec<f32>,
+    scale: f32,
+    err2: f64,
+}
+
 /// The best core of one delta on a basis as it is stored; `None` where the basis has no factors.
-fn fit(basis: &Basis, site: Site, stack: &Stack, style: &Style) -> Result<Option<(Site, AdapterCore)>> {
+fn fit(basis: &Basis, site: Site, stack: &Stack, style: &Style) -> Result<Option<(Site, Fitted)>> {
     let Some(factors) = basis.factors(site) else { return Ok(None) };
     let (u, v) = (numbers(factors.u())?, numbers(factors.v())?);
     let padded = u.ncols();
@@ -248,7 +255,7 @@ fn fit(basis: &Basis, site: Site, stack: &Stack, style: &Style) -> Result<Option
     let places = (0..core.nrows()).flat_map(|i| (0..core.ncols()).map(move |j| (i, j)));
     let numbers = places.map(|p| core[p] as f32).collect();
     let scale = stack.norms.first().copied().unwrap_or(0.0) as f32;
-    Ok(Some((site, AdapterCore { numbers, scale, err2 })))
+    Ok(Some((site, Fitted { numbers, scale, err2 })))
 }
 
 fn numbers(t: &Tensor) -> Result<Mat<f32>> {

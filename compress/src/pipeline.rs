@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -19,6 +19,7 @@ use crate::factors::Stack;
 use crate::frozen::{Frozen, Method};
 use crate::full::{Full, FullOptions, jd_full_shared};
 use crate::options::Options;
+use crate::own::truncate;
 use crate::plan::Plan;
 use crate::progress::{Progress, check};
 use crate::report::{ModuleReport, Report, Run};
@@ -67,7 +68,21 @@ pub(crate) struct ModuleResult {
     pub site: Site,
     pub report: ModuleReport,
     pub bases: Vec<Option<BasisPlace>>,
-    pub singles: Vec<(usize, Single)>,
+    pub singles: Vec<Single>,
+}
+
+impl ModuleResult {
+    /// The adapters' spectra with what a rank costs in a pack.
+    pub(crate) fn stored_singles(&self, options: &Options) -> Vec<Single> {
+        // By the cost of the full rank: it only steps where padding begins.
+        let shape = (self.report.d_out, self.report.d_in);
+        let of = |s: &Single| {
+            let rank = s.spectrum.len().max(1);
+            let rank_bytes = options.storage.basis_bytes(shape, rank) as f64 / rank as f64;
+            Single { spectrum: s.spectrum.clone(), rank_bytes }
+        };
+        self.singles.iter().map(of).collect()
+    }
 }
 
 /// One cluster's U and V at a site, in the spool.
@@ -96,24 +111,34 @@ struct Place {
 /// What represents one adapter at one site.
 #[derive(Clone, Debug)]
 pub(crate) struct AdapterCore {
-    /// r × r row-major, or r.
-    pub numbers: Vec<f32>,
-    /// The adapter's norm there, which scales its normalised core.
+    pub form: CoreForm,
+    /// The adapter's norm there, which scales what represents its normalised delta.
     pub scale: f32,
     pub err2: f64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum CoreForm {
+    /// A core on the shared basis: r × r row-major, or r.
+    Shared(Vec<f32>),
+    /// Factors of its own.
+    Own(BasisPlace),
+    /// Left out: its bytes do more elsewhere.
+    Nothing,
 }
 
 /// Quantised bases wait here, module by module, until they are written cluster by cluster.
 struct Spool {
     file: File,
+    folder: PathBuf,
     len: u64,
 }
 
 impl Spool {
     fn put(&mut self, mut stored: Stored) -> Result<Place> {
         let bytes = std::mem::take(&mut stored.bytes);
-        self.file.seek(SeekFrom::Start(self.len))?;
-        self.file.write_all(&bytes)?;
+        let written = self.file.seek(SeekFrom::Start(self.len)).and_then(|_| self.file.write_all(&bytes));
+        written.map_err(Error::io(&self.folder))?;
         let place = Place { offset: self.len, shape: stored };
         self.len += bytes.len() as u64;
         Ok(place)
@@ -123,8 +148,8 @@ impl Spool {
         let mut stored = place.shape.clone();
         let len = stored.ty.bytes_for(stored.cols).unwrap_or(0) * stored.rows;
         stored.bytes = vec![0; len];
-        self.file.seek(SeekFrom::Start(place.offset))?;
-        self.file.read_exact(&mut stored.bytes)?;
+        let read = self.file.seek(SeekFrom::Start(place.offset));
+        read.and_then(|_| self.file.read_exact(&mut stored.bytes)).map_err(Error::io(&self.folder))?;
         Ok(stored.read()?)
     }
 }
@@ -154,7 +179,8 @@ fn solve(
 ) -> Result<Compressed> {
     options.check()?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let spool = Spool { file: tempfile::tempfile_in(folder).map_err(Error::io(folder))?, len: 0 };
+    let file = tempfile::tempfile_in(folder).map_err(Error::io(folder))?;
+    let spool = Spool { file, folder: folder.into(), len: 0 };
     let spool = std::sync::Mutex::new(spool);
     let clock = Instant::now();
     let plan = plan::plan(collection, options, progress, cancel)?;
@@ -202,8 +228,10 @@ fn solve_group(
     let clustering = &plan.clustering;
     let one = |c: usize| {
         check(cancel)?;
-        let parts: Vec<Stack> = stacks.iter().map(|s| s.select(&clustering.positions(s, c))).collect();
-        solve_cluster(&parts, plan.rank(sites), options)
+        let parts: Vec<Stack> =
+            sites.iter().zip(stacks).map(|(site, s)| s.select(&sharing(plan, *site, s, c))).collect();
+        let rank = sites.first().map_or(0, |s| plan.rank(*s, c));
+        solve_cluster(&parts, rank, options)
     };
     let clusters: Vec<Vec<Option<ClusterSite>>> =
         (0..clustering.clusters).into_par_iter().map(one).collect::<Result<_>>()?;
@@ -233,18 +261,54 @@ fn solve_group(
             let v = if own_v { Some(spool.put(found.v)?) } else { None };
             module.bases.push(Some(BasisPlace { rank: found.rank, u, v }));
         }
+        members.extend(own_factors(*site, stack, plan, options, spool, cancel)?);
+        for (_, core) in &members {
+            if let CoreForm::Own(place) = &core.form {
+                module.report.core_bytes += options.storage.basis_bytes(shape, place.rank);
+            }
+        }
         module.report.set_errors(members.iter().map(|(_, core)| core.err2).collect());
         results.push((module, members));
     }
     Ok(results)
 }
 
-fn singles(stack: &Stack, (d_out, d_in): (usize, usize), storage: Storage) -> Vec<(usize, Single)> {
+/// The entries of a stack that use cluster `c`'s basis at the site.
+fn sharing(plan: &Plan, site: Site, stack: &Stack, c: usize) -> Vec<usize> {
+    let mut positions = plan.clustering.positions(stack, c);
+    positions.retain(|p| plan.own_rank(site, stack.members[*p]).is_none());
+    positions
+}
+
+/// Everyone at a site who does not share there.
+fn own_factors(
+    site: Site,
+    stack: &Stack,
+    plan: &Plan,
+    options: &Options,
+    spool: &std::sync::Mutex<Spool>,
+    cancel: &AtomicBool,
+) -> Result<Members> {
+    let entries = (0..stack.len()).filter_map(|e| Some((e, plan.own_rank(site, stack.members[e])?)));
+    let one = |(entry, rank): (usize, usize)| {
+        check(cancel)?;
+        let scale = stack.norms[entry] as f32;
+        if rank == 0 {
+            return Ok((stack.members[entry], AdapterCore { form: CoreForm::Nothing, scale, err2: 1.0 }));
+        }
+        let own = truncate(stack, entry, rank, options.storage)?;
+        let mut spool = spool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let place = BasisPlace { rank, u: spool.put(own.u)?, v: Some(spool.put(own.v)?) };
+        Ok((stack.members[entry], AdapterCore { form: CoreForm::Own(place), scale, err2: own.err2 }))
+    };
+    entries.collect::<Vec<_>>().into_par_iter().map(one).collect()
+}
+
+fn singles(stack: &Stack, (d_out, d_in): (usize, usize), storage: Storage) -> Vec<Single> {
     let ty = storage.basis;
     let bits = ty.block_bytes() as f64 / ty.block_len() as f64;
     let rank_bytes = (d_out + d_in) as f64 * bits;
-    let spectra = stack.spectra().into_iter().map(|spectrum| Single { spectrum, rank_bytes });
-    stack.members.iter().copied().zip(spectra).collect()
+    stack.spectra().into_iter().map(|spectrum| Single { spectrum, rank_bytes }).collect()
 }
 
 /// One cluster at one site, ready to be written.
@@ -302,7 +366,8 @@ fn finish(stack: &Stack, u: &Mat<f32>, full: &Full, rank: usize, options: &Optio
         let numbers = (0..core.nrows()).flat_map(|i| (0..core.ncols()).map(move |j| (i, j)));
         let numbers = numbers.map(|p| core[p] as f32).collect();
         let scale = stack.norms[entry] as f32;
-        members.push((stack.members[entry], AdapterCore { numbers, scale, err2 }));
+        let form = CoreForm::Shared(numbers);
+        members.push((stack.members[entry], AdapterCore { form, scale, err2 }));
     }
     Ok(ClusterSite { rank, u, v, members, energy })
 }

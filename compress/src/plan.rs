@@ -5,14 +5,16 @@ use std::sync::atomic::AtomicBool;
 use lory_models::adapter::Site;
 use rayon::prelude::*;
 
-use crate::allocate::{Allocation, Goal, ModuleCurve, allocate, leading_energy};
+use crate::allocate::{Allocation, Choice, Form, Goal, Prices, Unit, allocate, leading_energies};
 use crate::cluster::{ClusterOptions, Clustering, Work, cluster};
 use crate::collection::Collection;
+use crate::diag::jd_diag;
+use crate::factors::Stack;
 use crate::frozen::{Frozen, Method};
 use crate::full::{FullOptions, jd_full};
 use crate::options::{CLUSTER_ERROR, CLUSTER_RANK, Options, SINGLE_BASIS, single_basis_rank};
 use crate::pipeline::mean_error;
-use crate::progress::{Progress, Silent};
+use crate::progress::{Progress, Silent, check};
 use crate::{Error, Result, modules};
 
 /// Most modules that adapters are assigned by: the assignment is one for all modules, and further ones hardly
@@ -25,24 +27,61 @@ const SEARCH_SITES: usize = 4;
 /// Most reassignment rounds, in the choice of the number of clusters and for good.
 const SEARCH_ROUNDS: usize = 2;
 const ROUNDS: usize = 10;
-/// Ranks that `--auto` gives out.
+/// Ranks that `--auto` gives to bases …
 const STEPS: [usize; 12] = [4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128];
+/// … with diagonal cores, each of which needs a fit of its own.
+const DIAGONAL_STEPS: [usize; 4] = [8, 16, 32, 64];
 
 /// Clusters and ranks.
 pub(crate) struct Plan {
     pub sites: Vec<Site>,
     pub clustering: Clustering,
-    /// One per site.
-    pub ranks: Vec<usize>,
-    /// What `--auto` expected.
-    pub expected: Option<Allocation>,
+    /// What every site gets.
+    pub ranks: Ranks,
+    /// What `--auto` expected: mean err² and bytes.
+    pub expected: Option<(f64, u64)>,
+}
+
+/// Ranks of bases, and who uses them.
+pub(crate) enum Ranks {
+    /// The same everywhere, and everyone shares.
+    Uniform(usize),
+    /// By site and cluster.
+    Chosen(Vec<Vec<Assigned>>),
+}
+
+/// A [`Choice`] with the adapters it is about.
+pub(crate) struct Assigned {
+    /// Rank of the basis; 0 for none.
+    pub rank: usize,
+    /// Adapters with factors of their own and their rank, ascending by adapter; all others share.
+    pub own: Vec<(usize, usize)>,
 }
 
 impl Plan {
-    /// The rank of a group: the largest of its sites'.
-    pub(crate) fn rank(&self, group: &[Site]) -> usize {
-        let of = |s: &Site| self.sites.binary_search(s).ok().and_then(|i| self.ranks.get(i)).copied();
-        group.iter().filter_map(of).max().unwrap_or(1)
+    /// The rank of a cluster's basis at a site, before it is capped by what the adapters there have.
+    pub(crate) fn rank(&self, site: Site, cluster: usize) -> usize {
+        match &self.ranks {
+            Ranks::Uniform(rank) => *rank,
+            Ranks::Chosen(_) => self.assigned(site, cluster).map_or(0, |a| a.rank),
+        }
+    }
+
+    /// The largest rank at a site.
+    pub(crate) fn largest_rank(&self, site: Site) -> usize {
+        (0..self.clustering.clusters).map(|c| self.rank(site, c)).max().unwrap_or(0)
+    }
+
+    /// The rank of an adapter's own factors at a site; `None` for one that shares.
+    pub(crate) fn own_rank(&self, site: Site, adapter: usize) -> Option<usize> {
+        let cluster = self.clustering.assignment.get(adapter).copied()?;
+        let own = &self.assigned(site, cluster)?.own;
+        own.binary_search_by_key(&adapter, |o| o.0).ok().and_then(|i| own.get(i)).map(|o| o.1)
+    }
+
+    fn assigned(&self, site: Site, cluster: usize) -> Option<&Assigned> {
+        let Ranks::Chosen(all) = &self.ranks else { return None };
+        all.get(self.sites.binary_search(&site).ok()?)?.get(cluster)
     }
 
     /// The sites as groups that share V: q, k and v of a layer, and gate and up; else each by itself.
@@ -82,7 +121,7 @@ pub(crate) fn plan(
         (None, None) => (CLUSTER_RANK, paper_clusters(collection, options, &sites, progress, cancel)?),
     };
     let clustering = clusters_for(collection, options, &sites, clusters, rank, progress, cancel)?;
-    Ok(Plan { ranks: vec![rank; sites.len()], sites, clustering, expected: None })
+    Ok(Plan { ranks: Ranks::Uniform(rank), sites, clustering, expected: None })
 }
 
 /// Runs the clustering on a sample of the sites.
@@ -148,48 +187,75 @@ fn paper_clusters(
     }
 }
 
-/// Curves of the sites of `groups` (one site each) with these clusters.
-fn curves(
+/// One site's units, by cluster, with the adapters that each is about.
+type Units = Vec<(Vec<usize>, Unit)>;
+
+/// What is to be known of the sites of `groups` (one site each) with these clusters.
+fn units(
     collection: &Collection,
+    options: &Options,
     clustering: &Clustering,
     groups: &[Vec<Site>],
-    most: usize,
-    seed: u64,
     progress: &dyn Progress,
     cancel: &AtomicBool,
-) -> Result<Vec<ModuleCurve>> {
+) -> Result<Vec<Units>> {
     modules::for_each(collection, groups, progress, cancel, |_, stacks| {
         let Some(stack) = stacks.first() else {
             return Err(Error::Request("a group without a site".into()));
         };
-        let energies: Vec<Option<Vec<f64>>> = (0..clustering.clusters)
-            .into_par_iter()
-            .map(|c| {
-                let part = stack.select(&clustering.positions(stack, c));
-                if part.is_empty() {
-                    return None;
-                }
-                let full = jd_full(&part, FullOptions { sweeps: 4, ..FullOptions::new(most, seed) });
-                let frozen = Frozen::new(full.u.into_iter().next()?, full.v, Method::Full);
-                Some(leading_energy(&frozen.projections(&part)))
-            })
-            .collect();
-        let mut error = vec![stack.len() as f64; most + 1];
-        for energy in energies.iter().flatten() {
-            for (r, e) in error.iter_mut().enumerate() {
-                *e -= energy.get(r).or(energy.last()).copied().unwrap_or(0.0);
-            }
-        }
-        Ok(ModuleCurve {
-            shape: (stack.left.nrows(), stack.right.nrows()),
-            adapters: stack.len(),
-            clusters: energies.iter().flatten().count(),
-            error: error.into_iter().map(|e| e.max(0.0)).collect(),
-        })
+        let shape = (stack.left.nrows(), stack.right.nrows());
+        let one = |c: usize| {
+            check(cancel)?;
+            let part = stack.select(&clustering.positions(stack, c));
+            let shared = shared_errors(&part, options);
+            Ok((part.members.clone(), Unit { shape, shared, spectra: part.spectra() }))
+        };
+        (0..clustering.clusters).into_par_iter().map(one).collect()
     })
 }
 
-/// `--auto`: the number of clusters by a few sites, then the ranks by all.
+/// Per entry, err² on a basis of each rank that `--auto` may give, without quantisation.
+fn shared_errors(part: &Stack, options: &Options) -> Vec<Vec<f64>> {
+    let most = steps(options.method).last().copied().unwrap_or(1);
+    let full = jd_full(part, FullOptions { sweeps: 4, ..FullOptions::new(most, options.seed) });
+    let Some(u) = full.u.first() else { return Vec::new() };
+    match options.method {
+        Method::Full => {
+            let frozen = Frozen::new(u.clone(), full.v.clone(), Method::Full);
+            let energies = leading_energies(&frozen.projections(part));
+            let at =
+                |e: &Vec<f64>, r: &usize| (1.0 - e.get(*r).or(e.last()).copied().unwrap_or(0.0)).max(0.0);
+            energies.iter().map(|e| STEPS.iter().map(|r| at(e, r)).collect()).collect()
+        }
+        // Components of a smaller fit are not the leading ones of a larger.
+        Method::Diag => {
+            let mut errors = vec![Vec::new(); part.len()];
+            for rank in DIAGONAL_STEPS {
+                let fit = jd_diag(part, &full, rank, options.seed);
+                let found = fit.map(|d| Frozen::new(d.u, d.v, Method::Diag).fit(part)).unwrap_or_default();
+                for (i, errors) in errors.iter_mut().enumerate() {
+                    errors.push(found.get(i).map_or(1.0, |f| f.1.max(0.0)));
+                }
+            }
+            errors
+        }
+    }
+}
+
+fn steps(method: Method) -> &'static [usize] {
+    match method {
+        Method::Full => &STEPS,
+        Method::Diag => &DIAGONAL_STEPS,
+    }
+}
+
+fn choose(units: &[Units], goal: Goal, options: &Options) -> Allocation {
+    let prices = Prices { steps: steps(options.method), method: options.method, storage: options.storage };
+    let flat: Vec<Unit> = units.iter().flatten().map(|u| u.1.clone()).collect();
+    allocate(&flat, goal, prices)
+}
+
+/// `--auto`: the number of clusters by a few sites, then bases and own factors by all.
 fn auto(
     collection: &Collection,
     options: &Options,
@@ -209,7 +275,6 @@ fn auto(
         Goal::Bytes(b) => Goal::Bytes((b as f64 * share) as u64),
         error => error,
     };
-    let most = STEPS[STEPS.len() - 1];
     let mut best: Option<(f64, usize)> = None;
     let mut clusters = 1;
     while clusters <= (n / 4).max(1) {
@@ -217,11 +282,9 @@ fn auto(
             ClusterOptions { clusters, rank: CLUSTER_RANK, rounds: SEARCH_ROUNDS, seed: options.seed };
         let clustering = cluster_on(collection, &sample, settings, &Silent, cancel)?;
         progress.stage(&format!("trying {clusters} bases"), sample.len());
-        let found = curves(collection, &clustering, &sample, most, options.seed, progress, cancel)?;
-        let got = allocate(&found, &STEPS, scaled, options.method, options.storage);
+        let found = units(collection, options, &clustering, &sample, progress, cancel)?;
+        let got = choose(&found, scaled, options);
         let score = match scaled {
-            // Above the budget even at the smallest ranks: only fewer clusters can help.
-            Goal::Bytes(b) if got.bytes > b => f64::INFINITY,
             Goal::Bytes(_) => got.error,
             Goal::Error(e) if got.error > e => f64::INFINITY,
             Goal::Error(_) => got.bytes as f64,
@@ -234,9 +297,24 @@ fn auto(
     let clusters = best.map_or(1, |b| b.1);
     let clustering = clusters_for(collection, options, &sites, clusters, CLUSTER_RANK, progress, cancel)?;
     progress.stage("measuring every module", sites.len());
-    let groups = modules::single(&sites);
-    let found = curves(collection, &clustering, &groups, most, options.seed, progress, cancel)?;
-    let allocation = allocate(&found, &STEPS, goal, options.method, options.storage);
-    let ranks = allocation.ranks.iter().map(|r| (*r).max(1)).collect();
-    Ok(Plan { sites, clustering, ranks, expected: Some(allocation) })
+    let found = units(collection, options, &clustering, &modules::single(&sites), progress, cancel)?;
+    let allocation = choose(&found, goal, options);
+    let expected = Some((allocation.error, allocation.bytes));
+    let mut choices = allocation.choices.into_iter();
+    let of_site = |units: &Units| {
+        let of = |((members, _), choice): (&(Vec<usize>, Unit), Choice)| assigned(members, choice);
+        units.iter().zip(choices.by_ref()).map(of).collect()
+    };
+    let ranks = Ranks::Chosen(found.iter().map(of_site).collect());
+    Ok(Plan { sites, clustering, ranks, expected })
+}
+
+fn assigned(members: &[usize], choice: Choice) -> Assigned {
+    let own = members.iter().zip(&choice.forms).filter_map(|(member, form)| match form {
+        Form::Shared => None,
+        Form::Own(rank) => Some((*member, *rank)),
+    });
+    let mut own: Vec<(usize, usize)> = own.collect();
+    own.sort_unstable();
+    Assigned { rank: choice.rank, own }
 }

@@ -13,7 +13,7 @@ use crate::cluster::Clustering;
 use crate::collection::Collection;
 use crate::frozen::Method;
 use crate::options::Options;
-use crate::pipeline::{Compressed, mean_error};
+use crate::pipeline::{AdapterCore, Compressed, CoreForm, ModuleResult, mean_error};
 use crate::plan::Plan;
 use crate::plot::{Line, svg};
 use crate::progress::{Progress, check};
@@ -171,20 +171,27 @@ pub struct Report {
     pub seed: u64,
     /// Over all (adapter, module) pairs as packed: own factors count as exact but for F16.
     pub err2: Errors,
-    /// The same with every adapter on its shared basis.
+    /// The same before adapters above `--max-error` kept their own factors.
     pub shared_err2: Errors,
-    /// Adapters with factors of their own.
+    /// Adapters that keep their own factors everywhere.
     pub private: usize,
+    /// (adapter, module) pairs that `--auto` gave truncated factors of their own …
+    pub own: usize,
+    /// … and pairs that it left out, whose bytes do more elsewhere.
+    pub left_out: usize,
     /// Bytes of all factors before.
     pub bytes_before: u64,
     /// Bytes of the pack file.
     pub bytes_after: u64,
     /// Bytes of bases.
     pub basis_bytes: u64,
-    /// Bytes of cores.
+    /// Bytes of cores and of own factors.
     pub core_bytes: u64,
-    /// Mean err² of the best per-adapter SVDs in the bytes of bases and cores.
+    /// Mean err² of the best per-adapter SVDs in the bytes of bases and cores, as if every number took the bits of
+    /// the bases' format and none were rounded.
     pub svd_err2_at_equal_bytes: f64,
+    /// The same with SVDs as a pack can store them, where rows of U that are no whole blocks take 16 bits a number.
+    pub stored_svd_err2_at_equal_bytes: f64,
     /// (rank, mean err²) on the middle module.
     pub error_by_rank: Vec<(usize, f64)>,
     /// (adapters, mean err²) on the middle module, at the rank there and one basis.
@@ -222,7 +229,7 @@ impl Run {
     ) -> Result<()> {
         let clock = std::time::Instant::now();
         let Some(middle) = plan.sites.get(plan.sites.len() / 2).copied() else { return Ok(()) };
-        let rank = plan.rank(&[middle]);
+        let rank = plan.largest_rank(middle).max(1);
         let stack = collection.stack(middle)?;
         let ranks = [rank.div_ceil(8), rank.div_ceil(4), rank.div_ceil(2), rank, 2 * rank, 4 * rank];
         let counts: Vec<usize> =
@@ -273,9 +280,14 @@ impl Report {
             .collect()
         };
         let basis_bytes: usize = done.modules.iter().map(|m| m.report.basis_bytes).sum();
-        let core_bytes: usize = done.modules.iter().map(|m| m.report.core_bytes).sum();
-        let singles: Vec<Single> =
-            done.modules.iter().flat_map(|m| m.singles.iter().map(|(_, s)| s.clone())).collect();
+        let core_bytes: u64 = by_adapter.iter().map(|a| a.bytes_after).sum();
+        let bytes = basis_bytes as u64 + core_bytes;
+        let singles: Vec<Single> = done.modules.iter().flat_map(|m| m.singles.iter().cloned()).collect();
+        let stored: Vec<Single> = done.modules.iter().flat_map(|m| m.stored_singles(options)).collect();
+        let forms = |is: fn(&CoreForm) -> bool| {
+            let rows = done.cores.iter().zip(&done.private).filter(|(_, private)| private.is_none());
+            rows.flat_map(|(row, _)| row.iter().flatten()).filter(|c| is(&c.form)).count()
+        };
         Report {
             base: collection.base.file.to_string(),
             adapters: collection.len(),
@@ -286,18 +298,21 @@ impl Report {
             clusters: clustering.clusters,
             cluster_sizes: sizes,
             cluster_rounds: clustering.history.clone(),
-            expected: done.plan.expected.as_ref().map(|e| (e.error, e.bytes)),
+            expected: done.plan.expected,
             formats: (options.storage.basis.to_string(), options.storage.core.to_string()),
             share_v: options.share_v,
             seed: options.seed,
             err2: Errors::of(pairs(false)),
             shared_err2: Errors::of(pairs(true)),
             private: done.private.iter().flatten().count(),
+            own: forms(|f| matches!(f, CoreForm::Own(_))),
+            left_out: forms(|f| matches!(f, CoreForm::Nothing)),
             bytes_before: collection.entries.iter().map(|e| e.bytes).sum(),
             bytes_after: pack_bytes,
             basis_bytes: basis_bytes as u64,
-            core_bytes: core_bytes as u64,
-            svd_err2_at_equal_bytes: svd_at_equal_bytes(&singles, (basis_bytes + core_bytes) as u64),
+            core_bytes,
+            svd_err2_at_equal_bytes: svd_at_equal_bytes(&singles, bytes),
+            stored_svd_err2_at_equal_bytes: svd_at_equal_bytes(&stored, bytes),
             error_by_rank: run.error_by_rank,
             error_by_adapters: run.error_by_adapters,
             seconds: run.seconds,
@@ -393,13 +408,20 @@ impl Report {
             let _ = writeln!(o, "| {name} | {:.4} | {:.4} | {:.4} |", e.mean, e.p95, e.worst);
         }
         let _ =
-            writeln!(o, "| per-adapter SVD in the same bytes | {:.4} | | |\n", self.svd_err2_at_equal_bytes);
+            writeln!(o, "| per-adapter SVD in the same bytes | {:.4} | | |", self.svd_err2_at_equal_bytes);
+        let stored = self.stored_svd_err2_at_equal_bytes;
+        let _ = writeln!(o, "| the same, stored as a pack stores it | {stored:.4} | | |\n");
         let _ = writeln!(o, "| | |\n|---|---|");
         let _ = writeln!(o, "| bytes before | {} |", mb(self.bytes_before));
         let saved = 100.0 * (1.0 - self.bytes_after as f64 / self.bytes_before.max(1) as f64);
         let _ = writeln!(o, "| pack | {} ({saved:.1} % saved) |", mb(self.bytes_after));
         let _ = writeln!(o, "| of it bases / cores | {} / {} |", mb(self.basis_bytes), mb(self.core_bytes));
         let _ = writeln!(o, "| adapters with their own factors | {} |", self.private);
+        let _ = writeln!(
+            o,
+            "| single modules with their own factors / left out | {} / {} |",
+            self.own, self.left_out
+        );
         if let Some((error, bytes)) = self.expected {
             let _ = writeln!(o, "| expected by --auto | err² {error:.4} in {} |", mb(bytes));
         }
@@ -473,16 +495,15 @@ fn adapter_report(collection: &Collection, options: &Options, done: &Compressed,
         let limit = options.max_error.unwrap_or(0.0);
         format!("mean err² {mean:.4} is above {limit}")
     });
-    let shared: usize = done
-        .modules
-        .iter()
-        .zip(row)
-        .filter_map(|(m, core)| {
-            core.as_ref()?;
-            let rank = m.bases.get(cluster)?.as_ref()?.rank;
-            Some(options.storage.core_bytes(options.method, rank))
+    let bytes = |(m, core): (&ModuleResult, &Option<AdapterCore>)| {
+        let storage = options.storage;
+        Some(match &core.as_ref()?.form {
+            CoreForm::Shared(_) => storage.core_bytes(options.method, m.bases.get(cluster)?.as_ref()?.rank),
+            CoreForm::Own(place) => storage.basis_bytes((m.report.d_out, m.report.d_in), place.rank),
+            CoreForm::Nothing => 0,
         })
-        .sum();
+    };
+    let shared: usize = done.modules.iter().zip(row).filter_map(bytes).sum();
     let own: usize = entry
         .sites
         .iter()

@@ -46,7 +46,8 @@ fn open(bytes: Vec<u8>, segments: Vec<Vec<u8>>) -> lory_models::Result<Pack> {
 
 /// Two clusters with factors at two sites; ranks 8 and 5, F32 so that numbers come back exactly.
 fn layout(u_type: QuantType) -> Vec<BasisSite> {
-    let site = |cluster, site, rank| BasisSite { cluster, site, rank, u_type, v_type: u_type, shared_v: false };
+    let site =
+        |cluster, site, rank| BasisSite { cluster, site, rank, u_type, v_type: u_type, shared_v: false };
     vec![site(0, Q, 8), site(0, DOWN, 8), site(1, Q, 5), site(1, DOWN, 5)]
 }
 

@@ -440,9 +440,8 @@ fn check_shared(layout: &[Stored]) -> Result<()> {
             own = Some(s);
             continue;
         }
-        let fits = |o: &&Stored| {
-            (o.given.cluster, o.given.site.input(), o.rank) == (cluster, site.input(), s.rank)
-        };
+        let fits =
+            |o: &&Stored| (o.given.cluster, o.given.site.input(), o.rank) == (cluster, site.input(), s.rank);
         if own.filter(fits).is_none() {
             let m = format!("basis of cluster {cluster}, {site}: no V of rank {} before it to share", s.rank);
             return Err(Error::Request(m));

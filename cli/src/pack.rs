@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use lory_compress::{AddOptions, Error, add, base_of, extract, merge_segments, open_pack, remove, rename};
+use lory_compress::{
+    AddOptions, Error, add, base_of, extract, extract_peft, merge_segments, open_pack, remove, rename,
+};
 use lory_kernels::QuantType;
 use lory_models::Bytes;
 use lory_models::adapter::pack::Pack as OpenPack;
@@ -15,7 +17,7 @@ use serde_json::json;
 
 use crate::{
     compress::{failure, in_pool, open_collection, storage_type},
-    failure::{Outcome, one_line},
+    failure::{Failure, Outcome, one_line},
 };
 
 /// Look into a pack of adapters, or change it.
@@ -243,20 +245,24 @@ impl Merge {
     }
 }
 
-/// Write one adapter of a pack as a plain GGUF LoRA.
+/// Write one adapter of a pack as a plain LoRA: a GGUF file, or a PEFT folder.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  lory pack extract styles.gguf poet -o poet.gguf
+  lory pack extract styles.gguf poet -m model.gguf -o poet/")]
 struct Extract {
     #[arg(value_name = "PACK")]
     pack: PathBuf,
     #[arg(value_name = "NAME")]
     name: String,
-    /// The base model; needed where its file keeps q, k and v, or gate and up, in one tensor.
+    /// The base model; needed for a PEFT folder, and where its file keeps q, k and v, or gate and up, in one
+    /// tensor.
     #[arg(short = 'm', long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// The file to write.
-    #[arg(short = 'o', long, value_name = "FILE")]
+    /// The GGUF file to write; ending in a slash, the PEFT folder.
+    #[arg(short = 'o', long, value_name = "FILE|DIR/")]
     output: PathBuf,
-    /// Format of the weights; F32 keeps every number.
+    /// Format of the weights of a GGUF file; F32 keeps every number, and is what PEFT folders get.
     #[arg(long = "type", value_name = "TYPE", default_value = "F32", value_parser = storage_type)]
     ty: QuantType,
 }
@@ -264,11 +270,22 @@ struct Extract {
 impl Extract {
     fn run(self) -> Outcome {
         let pack = open(&self.pack)?;
-        let base = match &self.model {
+        let model = self.model.as_ref().map(|model| open_gguf(model, Loading::Map)).transpose()?;
+        let base = match &model {
             None => base_of(&pack),
-            Some(model) => BaseInfo::from_gguf(&open_gguf(model, Loading::Map)?.gguf)?,
+            Some(model) => BaseInfo::from_gguf(&model.gguf)?,
         };
         pack.check_base(&base, BaseCheck::Shapes)?;
+        if self.output.as_os_str().to_string_lossy().ends_with(std::path::is_separator)
+            || self.output.is_dir()
+        {
+            let Some(model) = &model else {
+                return Err(Failure::usage(
+                    "a PEFT folder needs -m MODEL: it says in which order the original model has the rows of q and k",
+                ));
+            };
+            return extract_peft(&pack, &self.name, &base, &model.gguf, &self.output).map_err(failure);
+        }
         extract(&pack, &self.name, &base, self.ty, &self.output).map_err(failure)
     }
 }

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use faer::Mat;
 use lory_kernels::QuantType;
+use lory_models::adapter::pack::check_name;
 use lory_models::adapter::peft::{PeftAdapter, PermutedHeads};
 use lory_models::adapter::{Adapter, BaseInfo, CoreMatrix, Delta, Site, gguf_lora};
 use lory_models::gguf::Gguf;
@@ -82,6 +83,8 @@ impl Source {
         }
         let mut seen: HashMap<&str, &Path> = HashMap::new();
         for s in &found {
+            // Known now, and not when the pack is written at the end.
+            check_name(&s.name).map_err(|e| Error::Request(format!("{}: {e}", s.path.display())))?;
             if let Some(first) = seen.insert(&s.name, &s.path) {
                 return Err(Error::Request(format!(
                     "two adapters are called `{}`: {} and {}; rename one of them",
@@ -145,8 +148,8 @@ impl Source {
                 pickle.display()
             )));
         }
-        let config = read_regular(&config_path)?;
-        let weights = Arc::new(read_regular(&weights_path)?);
+        let config = read_inside(&self.path, &config_path)?;
+        let weights = Arc::new(read_inside(&self.path, &weights_path)?);
         let permuted = match gguf {
             Some(gguf) => PermutedHeads::from_metadata(gguf.metadata())?,
             None => None,
@@ -157,6 +160,21 @@ impl Source {
         let kind = if dora { "dora" } else { "lora" };
         Ok(Loaded { adapter, files: vec![(weights_path, weights)], kind: kind.into() })
     }
+}
+
+/// The bytes of a file of a PEFT folder, which came from somewhere as a whole: a link in it must not make this
+/// program read what lies elsewhere. The hub's cache keeps its files in `blobs` beside its `snapshots`.
+fn read_inside(folder: &Path, path: &Path) -> Result<Vec<u8>> {
+    let root = fs::canonicalize(folder).map_err(Error::io(folder))?;
+    let target = fs::canonicalize(path).map_err(Error::io(path))?;
+    let snapshots = root.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|p| p.join("blobs"));
+    if !target.starts_with(&root) && blobs.is_none_or(|b| !target.starts_with(b)) {
+        let target = target.display();
+        let message = format!("{}: is a link out of its folder, to {target}; copy the file", path.display());
+        return Err(Error::Request(message));
+    }
+    read_regular(path)
 }
 
 /// A file's bytes; never waits for a FIFO or reads a device.
@@ -217,6 +235,8 @@ pub struct SiteEntry {
     pub rank: usize,
     /// The resolved scale.
     pub scale: f32,
+    /// Bytes of the factors as they were stored.
+    pub bytes: u64,
 }
 
 /// The row scales and biases that an adapter has at a module beside its delta.
@@ -440,8 +460,9 @@ fn index(source: &Source, loaded: Loaded, scratch: &Mutex<Scratch>, folder: &Pat
             core: core_numbers,
             rank: factors.rank(),
             scale: core.scale,
+            bytes: factors.bytes() as u64,
         };
-        entry.bytes += factors.bytes() as u64;
+        entry.bytes += at.bytes;
         entry.sites.insert(*site, at);
     }
     Ok(entry)

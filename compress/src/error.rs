@@ -35,10 +35,28 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Names the file in an error of writing it.
+    pub(crate) fn at(self, path: &Path) -> Error {
+        match self {
+            // What stands in for a name in closures that write; others name their own file.
+            Error::Io { path: unnamed, source } if unnamed == Path::new(UNNAMED) => {
+                Error::Io { path: path.into(), source }
+            }
+            Error::Models(lory_models::Error::Write(why)) => {
+                Error::Request(format!("{}: {why}", path.display()))
+            }
+            other => other,
+        }
+    }
+}
+
+const UNNAMED: &str = "(output)";
+
 /// For closures that write files.
 impl From<std::io::Error> for Error {
     fn from(source: std::io::Error) -> Self {
-        Error::Io { path: PathBuf::from("(output)"), source }
+        Error::Io { path: PathBuf::from(UNNAMED), source }
     }
 }
 

@@ -21,6 +21,7 @@ mod options;
 mod output;
 mod own;
 mod packs;
+mod peft_folder;
 mod pipeline;
 mod plan;
 mod plot;
@@ -46,6 +47,7 @@ pub use options::Options;
 pub use packs::{
     AddOptions, Added, ReadFile, add, merge_segments, open_gguf, open_pack, read_file, remove, rename,
 };
+pub use peft_folder::extract_peft;
 pub use pipeline::compress;
 pub use progress::{Progress, Silent};
 pub use report::{AdapterReport, Errors, ModuleReport, Report, Seconds, peak_memory};

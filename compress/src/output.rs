@@ -20,24 +20,31 @@ use crate::pipeline::{AdapterCore, Compressed, CoreForm};
 use crate::progress::{Progress, check};
 use crate::{Error, Result};
 
+/// Whether a pack can stand at `path`: known before the long work, not behind it.
+pub(crate) fn check_place(path: &Path, folder: &Path) -> Result<()> {
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(Error::Request(format!("{}: is there already and is no regular file", path.display())));
+    }
+    let old = segment_files(path).map_err(Error::io(folder))?;
+    match old.first() {
+        None => Ok(()),
+        Some(segment) => Err(Error::Request(format!(
+            "{}: belongs to the pack that stood at {}; merge or delete it first",
+            segment.display(),
+            path.display()
+        ))),
+    }
+}
+
 /// Writes everything beside `path` and moves it there when it is complete.
 pub(crate) fn write_pack(
     collection: &Collection,
     options: &Options,
     compressed: &Compressed,
     path: &Path,
-    folder: &Path,
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<()> {
-    let old = segment_files(path).map_err(Error::io(folder))?;
-    if let Some(segment) = old.first() {
-        return Err(Error::Request(format!(
-            "{}: belongs to the pack that stood at {}; merge or delete it first",
-            segment.display(),
-            path.display()
-        )));
-    }
     publish(path, Existing::Replace, |file| {
         let out = BufWriter::with_capacity(1 << 20, file);
         let mut writer = PackWriter::new(out, PackSpec::of(&collection.base), &layout(options, compressed))?;
@@ -51,10 +58,7 @@ pub(crate) fn write_pack(
         std::io::Write::flush(&mut out)?;
         Ok(())
     })
-    .map_err(|e| match e {
-        Error::Io { source, .. } => Error::Io { path: path.into(), source },
-        other => other,
-    })
+    .map_err(|e| e.at(path))
 }
 
 /// Clusters that have a basis anywhere, renumbered without gaps: an all-zero adapter may be alone in one.

@@ -291,7 +291,7 @@ pub fn merge_segments(path: &Path, pack: &Pack) -> Result<()> {
         let mut out = merge(pack, BufWriter::with_capacity(1 << 20, file))?;
         Ok::<_, Error>(out.flush()?)
     })
-    .map_err(at(path))?;
+    .map_err(|e| e.at(path))?;
     for number in 1..pack.next_segment() {
         let segment = segment_file_name(path, number);
         match std::fs::remove_file(&segment) {
@@ -313,19 +313,11 @@ fn write_segment(
         fill(&mut w)?;
         Ok::<_, Error>(w.finish()?.flush()?)
     });
-    match written.map_err(at(&segment)) {
+    match written.map_err(|e| e.at(&segment)) {
         Ok(()) => Ok(segment),
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Err(Error::Request(
             format!("{}: another program changed the pack at the same moment; try again", path.display()),
         )),
         Err(e) => Err(e),
-    }
-}
-
-/// Names the file in errors of writing it.
-fn at(path: &Path) -> impl FnOnce(Error) -> Error + '_ {
-    move |e| match e {
-        Error::Io { source, .. } => Error::Io { path: path.into(), source },
-        other => other,
     }
 }

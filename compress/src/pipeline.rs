@@ -42,10 +42,11 @@ pub fn compress(
 ) -> Result<Report> {
     let start = Instant::now();
     let mut run = Run::new(collection, options);
-    let compressed = solve(collection, options, path, &mut run, progress, cancel)?;
-    progress.stage("writing the pack", collection.len());
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    output::write_pack(collection, options, &compressed, path, folder, progress, cancel)?;
+    output::check_place(path, folder)?;
+    let compressed = solve(collection, options, folder, &mut run, progress, cancel)?;
+    progress.stage("writing the pack", collection.len());
+    output::write_pack(collection, options, &compressed, path, progress, cancel)?;
     run.seconds.write = start.elapsed().as_secs_f64() - run.seconds.total();
     let pack_bytes = std::fs::metadata(path).map_err(Error::io(path))?.len();
     Ok(Report::new(collection, options, &compressed, run, pack_bytes))
@@ -172,13 +173,12 @@ impl Compressed {
 fn solve(
     collection: &Collection,
     options: &Options,
-    path: &Path,
+    folder: &Path,
     run: &mut Run,
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<Compressed> {
     options.check()?;
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = tempfile::tempfile_in(folder).map_err(Error::io(folder))?;
     let spool = Spool { file, folder: folder.into(), len: 0 };
     let spool = std::sync::Mutex::new(spool);

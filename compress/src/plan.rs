@@ -108,7 +108,9 @@ pub(crate) fn plan(
 ) -> Result<Plan> {
     let sites = collection.sites();
     if sites.is_empty() {
-        return Err(Error::Request("no adapter has a delta that could share a basis".into()));
+        // Nothing but embeddings, row scales or biases: everyone keeps what it has.
+        let clustering = Clustering::single(collection.len());
+        return Ok(Plan { sites, clustering, ranks: Ranks::Uniform(1), expected: None });
     }
     if let Some(goal) = options.auto {
         return auto(collection, options, goal, sites, progress, cancel);

@@ -56,9 +56,11 @@ pub struct ModuleReport {
     pub rank: usize,
     /// Over its adapters, quantisation included.
     pub err2: Errors,
-    /// Bytes of all clusters' U and V.
+    /// Bytes of its adapters' factors in their files.
+    pub bytes_before: u64,
+    /// Bytes of all clusters' U and V, without a V that an earlier module has.
     pub basis_bytes: usize,
-    /// Bytes of all cores.
+    /// Bytes of all cores and own factors, adapters above `--max-error` as if they shared.
     pub core_bytes: usize,
     /// Part of all deltas' energy that the leading 0, 1, 2 … columns of the bases keep, before quantisation.
     pub spectrum: Vec<f64>,
@@ -73,6 +75,7 @@ impl ModuleReport {
             adapters,
             rank: 0,
             err2: Errors::default(),
+            bytes_before: 0,
             basis_bytes: 0,
             core_bytes: 0,
             spectrum: Vec::new(),
@@ -317,7 +320,7 @@ impl Report {
             error_by_adapters: run.error_by_adapters,
             seconds: run.seconds,
             peak_memory: peak_memory(),
-            modules: done.modules.iter().map(|m| m.report.clone()).collect(),
+            modules: done.modules.iter().map(|m| module_report(collection, m)).collect(),
             by_adapter,
         }
     }
@@ -439,12 +442,12 @@ impl Report {
         let _ = writeln!(o, "![spectrum](spectrum.svg)\n\n## Modules\n");
         let _ = writeln!(
             o,
-            "| module | shape | adapters | rank | mean err² | p95 | worst | bases | cores |\n|---|---|---|---|---|---|---|---|---|"
+            "| module | shape | adapters | rank | mean err² | p95 | worst | before | bases | cores |\n|---|---|---|---|---|---|---|---|---|---|"
         );
         for m in &self.modules {
             let _ = writeln!(
                 o,
-                "| {} | {}×{} | {} | {} | {:.4} | {:.4} | {:.4} | {} | {} |",
+                "| {} | {}×{} | {} | {} | {:.4} | {:.4} | {:.4} | {} | {} | {} |",
                 m.site,
                 m.d_out,
                 m.d_in,
@@ -453,6 +456,7 @@ impl Report {
                 m.err2.mean,
                 m.err2.p95,
                 m.err2.worst,
+                m.bytes_before,
                 m.basis_bytes,
                 m.core_bytes
             );
@@ -485,6 +489,11 @@ fn points(values: &[(usize, f64)]) -> Vec<(f64, f64)> {
 
 fn projection(site: &str) -> &str {
     site.rsplit('.').next().unwrap_or(site)
+}
+
+fn module_report(collection: &Collection, module: &ModuleResult) -> ModuleReport {
+    let before = collection.entries.iter().filter_map(|e| e.sites.get(&module.site)).map(|s| s.bytes);
+    ModuleReport { bytes_before: before.sum(), ..module.report.clone() }
 }
 
 fn adapter_report(collection: &Collection, options: &Options, done: &Compressed, i: usize) -> AdapterReport {

@@ -69,6 +69,9 @@ pub enum Error {
         /// All pages.
         total: usize,
     },
+    /// An output that cannot be written; whoever opened it knows its name.
+    #[error("writing failed: {0}")]
+    Write(String),
     /// A request that cannot be carried out: token out of range, batch too large.
     #[error("{0}")]
     Request(String),

@@ -451,3 +451,88 @@ fn the_report_is_written_for_programs_and_people() {
     }
     assert!(open_gguf(&folder.join("report.md"), &read_file).is_err());
 }
+
+#[test]
+fn adapters_of_the_embedding_alone_keep_what_they_have() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let base = base();
+    let f = base.info.shapes.get(lory_models::adapter::Site::TOKEN_EMBD).expect("there");
+    let folder = dir.path().join("adapters");
+    std::fs::create_dir(&folder).expect("made");
+    let synthetic = Synthetic::new(2, 3, Kind::Independent, 4);
+    for i in 0..2 {
+        let site = lory_models::adapter::Site::TOKEN_EMBD;
+        let deltas = vec![(site, synthetic.factors(i, site, (f.out_features, f.in_features)))];
+        let path = folder.join(format!("table-{i}.gguf"));
+        lory_compress::write_gguf_lora(&path, &base.info, "table", QuantType::F16, &[], deltas)
+            .expect("written");
+    }
+    let collection = collect(&base, &[folder], dir.path()).expect("a collection");
+    let path = dir.path().join("p.gguf");
+    let report = compress(&collection, &Options::default(), &path, &Silent, &GO_ON).expect("a pack");
+    assert_eq!((report.adapters, report.modules.len()), (2, 0));
+    let pack = open(&path);
+    pack.verify().expect("sound");
+    let want = Source::find(&[dir.path().join("adapters/table-1.gguf")]).expect("a source").remove(0);
+    let want = want.load(&base.info, None).expect("an adapter").adapter;
+    let got = logits(&base, Some(pack.adapter("table-1").expect("packed")));
+    let error = fixtures::relative_error(&got, &logits(&base, Some(Arc::new(want))));
+    assert!(error < 1e-3, "{error}");
+}
+
+#[test]
+fn names_that_no_pack_takes_are_refused_before_the_work() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("a\u{7}b.gguf");
+    std::fs::write(&path, b"GGUF").expect("written");
+    let error = Source::find(&[path]).expect_err("a bell").to_string();
+    assert!(error.contains("control character"), "{error}");
+}
+
+/// P6 and P7: what a folder can hold instead of an adapter's two files.
+#[cfg(unix)]
+#[test]
+fn folders_with_links_pipes_and_pickles_are_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let base = base();
+    let (config, weights) = ("adapter_config.json", "adapter_model.safetensors");
+    let sound = fixture("peft/lora");
+    let make = |name: &str| {
+        let folder = dir.path().join(name);
+        std::fs::create_dir_all(&folder).expect("made");
+        std::fs::copy(sound.join(config), folder.join(config)).expect("copied");
+        folder
+    };
+    let load = |folder: PathBuf| collect(&base, &[folder], dir.path()).map(|c| c.len());
+    let refusal = |folder: PathBuf| load(folder).expect_err("refused").to_string();
+
+    let out = make("link");
+    std::os::unix::fs::symlink(sound.join(weights), out.join(weights)).expect("linked");
+    let text = refusal(out);
+    assert!(text.contains("link out of its folder") && text.contains("peft/lora"), "{text}");
+    let out = make("configured");
+    std::fs::remove_file(out.join(config)).expect("removed");
+    std::os::unix::fs::symlink(sound.join(config), out.join(config)).expect("linked");
+    std::fs::copy(sound.join(weights), out.join(weights)).expect("copied");
+    assert!(refusal(out).contains("link out of its folder"));
+
+    // Links that stay inside, and the hub's cache.
+    let inside = make("inside");
+    std::fs::copy(sound.join(weights), inside.join("file")).expect("copied");
+    std::os::unix::fs::symlink("file", inside.join(weights)).expect("linked");
+    assert_eq!(load(inside).expect("sound"), 1);
+    let cached = make("hub/snapshots/0123");
+    std::fs::create_dir(dir.path().join("hub/blobs")).expect("made");
+    std::fs::copy(sound.join(weights), dir.path().join("hub/blobs/abcd")).expect("copied");
+    std::os::unix::fs::symlink("../../blobs/abcd", cached.join(weights)).expect("linked");
+    assert_eq!(load(cached).expect("sound"), 1);
+
+    let pipe = make("pipe");
+    let made = std::process::Command::new("mkfifo").arg(pipe.join(weights)).status().expect("mkfifo runs");
+    assert!(made.success() && refusal(pipe).contains("not a regular file"));
+    let pickle = make("pickle");
+    std::fs::write(pickle.join("adapter_model.bin"), b"\x80\x02").expect("written");
+    let text = refusal(pickle);
+    assert!(text.contains("pickle") && text.contains("safe_serialization=True"), "{text}");
+    assert!(refusal(make("empty")).contains(weights));
+}

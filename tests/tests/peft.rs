@@ -3,7 +3,12 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use lory_kernels::{backend::KvType, ops::Reference};
+use lory_kernels::{
+    QuantType,
+    backend::KvType,
+    ops::Reference,
+    quant::{dequantize_row, quantize_row},
+};
 use lory_models::{
     Bytes, Error, Result,
     adapter::{
@@ -92,7 +97,7 @@ fn every_feature_gives_pefts_logits() {
         n += 1;
     }
     eprintln!("{n} adapters, largest error {:.1e} ({})", worst.0, worst.1);
-    assert!(n >= 28);
+    assert!(n >= 37, "{n}");
 }
 
 #[test]
@@ -105,7 +110,7 @@ fn what_is_not_computed_is_refused_by_name() {
         assert!(error.to_string().contains(&word) && error.to_string().starts_with(&name), "{error}");
         n += 1;
     }
-    assert!(n >= 6);
+    assert!(n >= 7);
 }
 
 #[test]
@@ -325,4 +330,54 @@ fn damaged_headers_never_panic() {
     for end in (0..weights.len()).step_by(97) {
         assert!(base.parse(&folder, &config, weights[..end].to_vec()).is_err(), "cut at {end}");
     }
+}
+
+/// DoRA divides by the norms of the rows that run, which are the quantized ones.
+#[test]
+fn dora_takes_its_norms_from_a_quantized_base() {
+    let f = fixtures::model("llama");
+    let mut edited = lory_tests::edited::Edited::of(&f.gguf);
+    for info in f.gguf.tensors().filter(|t| t.dims.len() == 2 && t.cols() % 32 == 0) {
+        let mut values = vec![0.0; info.dims.iter().product()];
+        let tensor = f.gguf.tensor(&info.name).expect("listed");
+        dequantize_row(tensor.ty(), tensor.matrix().bytes(), &mut values).expect("F32");
+        let mut bytes = vec![0; QuantType::Q4_0.bytes_for(values.len()).expect("whole blocks")];
+        quantize_row(QuantType::Q4_0, &values, &mut bytes).expect("finite");
+        edited = edited.tensor(&info.name, QuantType::Q4_0, &info.dims, bytes);
+    }
+    let gguf = edited.gguf();
+    let info = BaseInfo::from_gguf(&gguf).expect("a base");
+    let permuted = PermutedHeads::from_metadata(gguf.metadata()).expect("heads");
+    let folder = fixture("peft/dora");
+    let config = fs::read(folder.join("adapter_config.json")).expect("a configuration");
+    let weights = Arc::new(fs::read(folder.join("adapter_model.safetensors")).expect("weights")) as Bytes;
+    let peft = PeftAdapter::read("dora", &config, weights, &info, permuted).expect("an adapter");
+    let sites = peft.sites().clone();
+    let tensor = |site: Site| gguf.tensor(&format!("{site}.weight")).ok();
+    let adapter = peft.into_adapter(&info, tensor).expect("an adapter");
+    let mut quantized = 0;
+    for (site, factors) in &sites {
+        let w = tensor(*site).expect("there");
+        quantized += usize::from(w.ty() == QuantType::Q4_0);
+        let (rows, cols) = (w.rows(), w.cols());
+        let mut dense = vec![0.0f32; rows * cols];
+        dequantize_row(w.ty(), w.matrix().bytes(), &mut dense).expect("readable");
+        let magnitude = factors.magnitude.as_ref().expect("DoRA");
+        let core = adapter.core(*site).expect("there");
+        let scales = core.row_scale.as_ref().expect("DoRA");
+        let mut got = vec![0.0f32; rows];
+        dequantize_row(scales.ty(), scales.matrix().bytes(), &mut got).expect("F32");
+        for r in 0..rows {
+            let at = |c: usize| {
+                let change: f64 = (0..factors.a.rows)
+                    .map(|k| f64::from(factors.b.row(r)[k]) * f64::from(factors.a.row(k)[c]))
+                    .sum();
+                f64::from(dense[r * cols + c]) + f64::from(factors.scale) * change
+            };
+            let norm = (0..cols).map(|c| at(c).powi(2)).sum::<f64>().sqrt();
+            let want = f64::from(magnitude[r]) / norm;
+            assert!((f64::from(got[r]) - want).abs() < 1e-5 * want, "{site}, row {r}: {} {want}", got[r]);
+        }
+    }
+    assert!(quantized > 10, "{quantized} quantized layers");
 }

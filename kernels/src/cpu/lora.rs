@@ -4,6 +4,7 @@
 //! row and are tiny. Sites with the same rows share the gathered (and quantized) input, so
 //! q, k and v cost one preparation. Bits are those of [`crate::ops::lora`].
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::activations::Shared;
@@ -150,11 +151,28 @@ fn shrink(
         let n = w.z.len();
         w.z.copy_from_slice(&inputs[w.rows].x[..n]);
     }
+    // Sites that share V (one for q, k and v) are shrunk once.
+    let mut seen = HashMap::new();
+    let mut twin = |(i, w): (usize, &Work<'_>)| {
+        let v = w.v?;
+        let first = *seen.entry((v.bytes().as_ptr_range(), w.rows)).or_insert(i);
+        (first != i).then_some(first)
+    };
+    let twins: Vec<Option<usize>> = work.iter().enumerate().map(&mut twin).collect();
     let products: Vec<_> = work
         .iter_mut()
-        .filter_map(|w| Some(Product { input: w.rows, weight: w.v?, out: Output::set(&mut w.z) }))
+        .zip(&twins)
+        .filter(|(_, twin)| twin.is_none())
+        .filter_map(|(w, _)| Some(Product { input: w.rows, weight: w.v?, out: Output::set(&mut w.z) }))
         .collect();
-    matmul(isa, pool, &inputs, &products)
+    matmul(isa, pool, &inputs, &products)?;
+    drop(products);
+    for (i, twin) in twins.iter().enumerate() {
+        if let (Some(j), (before, after)) = (*twin, work.split_at_mut(i)) {
+            after[0].z.copy_from_slice(&before[j].z);
+        }
+    }
+    Ok(())
 }
 
 /// `inner[line] = Σ λ C z` of plain terms, `C z` of one with a scale of its own.

@@ -22,6 +22,11 @@ pub fn publish<T, E: From<io::Error>>(
     existing: Existing,
     write: impl FnOnce(&mut File) -> Result<T, E>,
 ) -> Result<T, E> {
+    // A rename would put a file where a device or a folder was.
+    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        let message = "is there already and is no regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message).into());
+    }
     let (mut file, temporary) = create_beside(path)?;
     let cleanup = RemoveOnDrop(&temporary);
     let value = write(&mut file)?;

@@ -43,7 +43,10 @@ pub(super) fn index_hash(index: &[u8], names: &[u8]) -> String {
 }
 
 /// Names are shown to people and typed by them: 1 to 255 bytes, no control characters.
-pub(super) fn check_name(name: &str) -> std::result::Result<(), String> {
+///
+/// # Errors
+/// What is wrong with the name, in words.
+pub fn check_name(name: &str) -> std::result::Result<(), String> {
     if name.is_empty() || name.len() > MAX_NAME {
         return Err(format!("an adapter's name has 1 to {MAX_NAME} bytes, not {}", name.len()));
     }

@@ -32,6 +32,7 @@ use record::Record;
 
 pub use encode::{NewAdapter, NewCore, NewMatrix, StorageTypes};
 pub use format::ADAPTER_TYPE;
+pub use index::check_name;
 pub use merge::merge;
 pub use record::{AdapterMeta, SiteInfo};
 pub use segment::{SEGMENT_LIMIT, segment_file_name, segment_files, segment_number};

@@ -465,5 +465,5 @@ fn change(kind: EntryKind) -> IndexEntry {
 }
 
 fn write_error(e: std::io::Error) -> Error {
-    Error::Request(format!("writing the pack failed: {e}"))
+    Error::Write(e.to_string())
 }

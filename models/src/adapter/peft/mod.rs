@@ -16,6 +16,7 @@ mod modules;
 mod resolve;
 mod settings;
 mod targets;
+mod write;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -29,6 +30,7 @@ pub use self::{
     config::{Kind, PeftConfig},
     factors::{Factors, Matrix},
     modules::PermutedHeads,
+    write::PeftFiles,
 };
 
 use self::{container::View, factors::Module, modules::Part, resolve::BaseCopy};

@@ -1,0 +1,223 @@
+//! `lory compress` and `lory pack` as a user meets them: two hundred adapters there and back, a disk that is full,
+//! Ctrl+C.
+
+mod program;
+
+use std::{fs, path::Path};
+
+use program::{Ran, arg, command, finish, fixture, lory};
+use tempfile::TempDir;
+
+fn model() -> String {
+    arg(&fixture("models/llama.gguf"))
+}
+
+/// A folder with `adapters/`, made by the program.
+fn collection(n: usize) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let (n, adapters) = (n.to_string(), arg(&dir.path().join("adapters")));
+    lory(&["synth", "adapters", "-m", &model(), "--n", &n, "--rank", "4", "-o", &adapters]).success();
+    dir
+}
+
+/// `lory compress` of that folder into `out/pack.gguf`.
+fn compress_args(dir: &Path, more: &[&str]) -> Vec<String> {
+    let out = dir.join("out");
+    let _ = fs::create_dir(&out);
+    let (model, pack, adapters) = (model(), arg(&out.join("pack.gguf")), arg(&dir.join("adapters")));
+    let args = ["compress", "-m", &model, "-o", &pack, &adapters];
+    args.iter().chain(more).map(|a| a.to_string()).collect()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn two_hundred_adapters_answer_alike_from_the_pack_and_from_both_kinds_of_extract() {
+    let dir = collection(200);
+    let at = |name: &str| arg(&dir.path().join(name));
+    let formats = ["--basis-type", "F16", "--core-type", "F16"];
+    let shape = ["--rank", "8", "--clusters", "4", "--report"];
+    let report = at("report");
+    lory(&compress_args(dir.path(), &[&formats[..], &shape, &[&report]].concat())).success();
+    assert!(names(&dir.path().join("report")).contains(&"report.json".to_owned()));
+    let pack = at("out/pack.gguf");
+    let list = lory(&["pack", "list", &pack]);
+    assert_eq!(list.success().lines().count(), 200);
+    lory(&["pack", "verify", &pack, "-m", &model()]).success();
+    let answer = |more: &[&str]| {
+        let model = model();
+        let args = ["run", "-m", &model, "-p", "the hen sat", "-n", "16", "--temp", "0", "--ignore-eos"];
+        lory(&[&args[..], more].concat()).success().to_owned()
+    };
+    let plain = answer(&[]);
+    let mut moved = 0;
+    for name in ["adapter-00000", "adapter-00057", "adapter-00199"] {
+        let file = at(&format!("{name}.gguf"));
+        lory(&["pack", "extract", &pack, name, "-o", &file]).success();
+        let from_pack = answer(&["--pack", &pack, "--adapter", name]);
+        assert_eq!(answer(&["--lora", &file]), from_pack, "{name}");
+        moved += usize::from(from_pack != plain);
+        // A PEFT folder goes the way of all adapters: into another pack, which holds it exactly.
+        let folder = at(&format!("{name}/"));
+        lory(&["pack", "extract", &pack, name, "-m", &model(), "-o", &folder]).success();
+        let again = at(&format!("{name}.pack.gguf"));
+        lory(&[&["compress", "-m", &model(), "-o", &again, &folder, "--rank", "16"], &formats[..]].concat())
+            .success();
+        assert_eq!(answer(&["--pack", &again, "--adapter", name]), from_pack, "{name}");
+    }
+    assert!(moved > 0, "adapters that change nothing prove nothing");
+    let refused = lory(&["pack", "extract", &pack, "adapter-00000", "-o", &at("folder/")]);
+    assert!(refused.one_line_error(2).contains("-m MODEL"));
+}
+
+/// Runs with files that cannot grow beyond `limit` KiB, as if the disk were full.
+#[cfg(unix)]
+fn with_limit(args: &[String], limit: u64) -> Ran {
+    use std::process::{Command, Stdio};
+    // Without the trap the system would end the program instead of failing its write.
+    let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" \"$@\"");
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_lory")]).args(args);
+    finish(shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_leaves_nothing_half_written() {
+    let dir = collection(40);
+    let out = dir.path().join("out");
+    let args = compress_args(dir.path(), &["--rank", "8", "--clusters", "2"]);
+    let whole = {
+        lory(&args).success();
+        let pack = fs::read(out.join("pack.gguf")).unwrap();
+        fs::remove_file(out.join("pack.gguf")).unwrap();
+        pack
+    };
+    let kib = whole.len() as u64 / 1024;
+    // Too little for the bases that wait to be written, for the pack, and for its last bytes.
+    for limit in [1, kib / 2, kib - 2] {
+        let line = with_limit(&args, limit).one_line_error(1).to_owned();
+        assert!(line.contains("out") && line.contains("File too large"), "{limit}: {line}");
+        assert!(names(&out).is_empty(), "{limit}: {:?}", names(&out));
+    }
+    // A pack that was there stays as it was; a change to it fails in one piece too.
+    lory(&args).success();
+    assert_eq!(fs::read(out.join("pack.gguf")).unwrap(), whole, "the same pack every time");
+    with_limit(&args, kib / 2).one_line_error(1);
+    let pack = arg(&out.join("pack.gguf"));
+    let strings = |args: &[&str]| args.iter().map(|a| a.to_string()).collect::<Vec<_>>();
+    let change = strings(&["pack", "rename", &pack, "adapter-00001", "poet"]);
+    assert!(with_limit(&change, 1).one_line_error(1).contains("seg-0001"));
+    let extract = strings(&["pack", "extract", &pack, "adapter-00002", "-o", &arg(&out.join("x.gguf"))]);
+    assert!(with_limit(&extract, 1).one_line_error(1).contains("x.gguf"));
+    let folder = strings(&["pack", "extract", &pack, "adapter-00002", "-m", &model(), "-o"]);
+    let folder = [&folder[..], &[arg(&out.join("x/"))]].concat();
+    assert!(with_limit(&folder, 1).one_line_error(1).contains("x/"));
+    assert_eq!(names(&out), ["pack.gguf"]);
+    assert_eq!(fs::read(out.join("pack.gguf")).unwrap(), whole);
+}
+
+#[test]
+fn places_where_no_pack_can_stand_are_refused_before_the_work() {
+    let dir = collection(8);
+    let at = |name: &str| arg(&dir.path().join(name));
+    let (folder, lost) = (arg(dir.path()), at("nowhere/pack.gguf"));
+    for place in ["/dev/null", &folder, &lost] {
+        let ran = lory(&["compress", "-m", &model(), "-o", place, &at("adapters")]);
+        assert!(ran.one_line_error(1).contains(place.trim_end_matches("/pack.gguf")), "{ran:?}");
+    }
+    assert!(!fs::metadata("/dev/null").unwrap().is_file(), "a device is not replaced");
+    assert_eq!(names(dir.path()), ["adapters"]);
+}
+
+/// Waits until the program has opened the nameless file in which bases wait, so that it is in the midst of it.
+#[cfg(target_os = "linux")]
+fn wait_for_work(child: &std::process::Child) {
+    let open = format!("/proc/{}/fd", child.id());
+    loop {
+        let files = fs::read_dir(&open).expect("the program runs").filter_map(Result::ok);
+        let links = files.filter_map(|f| fs::read_link(f.path()).ok());
+        if links.into_iter().any(|l| l.to_string_lossy().contains("/out/")) {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_ends_a_run_without_a_trace_and_the_next_one_starts_afresh() {
+    let dir = collection(64);
+    let out = dir.path().join("out");
+    let args = compress_args(dir.path(), &["--rank", "16", "--clusters", "8"]);
+    for name in ["INT", "TERM"] {
+        let child = command(&args).spawn().unwrap();
+        wait_for_work(&child);
+        program::signal(&child, name);
+        let ran = finish(child);
+        assert_eq!((ran.code, ran.stderr.as_str()), (130, ""), "{name}");
+        assert!(names(&out).is_empty(), "{:?}", names(&out));
+        assert_eq!(names(dir.path()), ["adapters", "out"]);
+    }
+    lory(&args).success();
+    let pack = arg(&out.join("pack.gguf"));
+    assert_eq!(lory(&["pack", "list", &pack]).success().lines().count(), 64);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_leaves_a_pack_that_was_there_alone() {
+    let dir = collection(64);
+    let out = dir.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("pack.gguf"), "what was there").unwrap();
+    let child = command(&compress_args(dir.path(), &["--rank", "16", "--clusters", "8"])).spawn().unwrap();
+    wait_for_work(&child);
+    program::signal(&child, "INT");
+    assert_eq!(finish(child).code, 130);
+    assert_eq!(fs::read(out.join("pack.gguf")).unwrap(), b"what was there");
+    assert_eq!(names(&out), ["pack.gguf"]);
+}
+
+#[test]
+fn a_pack_changes_under_a_program_that_has_it_open() {
+    use std::io::Write;
+    let dir = collection(12);
+    let at = |name: &str| arg(&dir.path().join(name));
+    lory(&compress_args(dir.path(), &["--rank", "8", "--clusters", "2"])).success();
+    let (model, pack) = (model(), at("out/pack.gguf"));
+    let more = at("more");
+    lory(&["synth", "adapters", "-m", &model, "--n", "1", "--rank", "4", "--seed", "9", "-o", &more])
+        .success();
+    fs::rename(Path::new(&more).join("adapter-00000.gguf"), at("more/newcomer.gguf")).unwrap();
+    let chat = |change: &dyn Fn()| {
+        let args = ["chat", "-m", &model, "-n", "12", "--temp", "0", "--ignore-eos", "--pack", &pack];
+        let args = [&args[..], &["--adapter", "adapter-00003"]].concat();
+        let mut child = command(&args).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let mut errors = child.stderr.take().unwrap();
+        writeln!(input, "hello").unwrap();
+        program::read_until(&mut errors, "[prompt");
+        change();
+        // The second adapter was not read before the change.
+        writeln!(input, "/clear\nhello\n/adapter adapter-00005\nhello").unwrap();
+        drop(input);
+        child.stderr = Some(errors);
+        finish(child).success().to_owned()
+    };
+    let undisturbed = chat(&|| ());
+    let disturbed = chat(&|| {
+        lory(&["pack", "add", &pack, "-m", &model, &at("more/newcomer.gguf")]).success();
+        lory(&["pack", "remove", &pack, "adapter-00005"]).success();
+        lory(&["pack", "merge", &pack]).success();
+    });
+    assert_eq!(disturbed, undisturbed);
+    assert_eq!(names(&dir.path().join("out")), ["pack.gguf"]);
+    let now = lory(&["pack", "list", &pack]);
+    assert!(now.success().contains("newcomer") && !now.stdout.contains("adapter-00005"), "{now:?}");
+}

@@ -58,7 +58,7 @@ pub(crate) fn write_pack(
         std::io::Write::flush(&mut out)?;
         Ok(())
     })
-    .map_err(|e| e.at(path))
+    .map_err(|e: Error| e.at(path))
 }
 
 /// Clusters that have a basis anywhere, renumbered without gaps: an all-zero adapter may be alone in one.

@@ -96,7 +96,7 @@ fn a_shared_v_is_stored_once_and_used_by_all() {
     let file = gguf(&packed.path());
     let count = |end: &str| file.tensors().filter(|t| t.name.ends_with(end)).count();
     assert_eq!(count(".basis_v") * 7, count(".basis_u") * 4);
-    assert!(report.basis_bytes < apart.basis_bytes * 8 / 10, "{} {}", report.basis_bytes, apart.basis_bytes);
+    assert!(report.basis_bytes < apart.basis_bytes * 9 / 10, "{} {}", report.basis_bytes, apart.basis_bytes);
     let tensors: usize =
         file.tensors().filter(|t| t.name.contains(".basis_")).map(|t| t.byte_range().len()).sum();
     assert_eq!(tensors as u64, report.basis_bytes);

@@ -50,6 +50,16 @@ pub enum Error {
         /// Bytes that all may have.
         budget: usize,
     },
+    /// A saved session that cannot be restored here.
+    #[error("{file}: {message}")]
+    Restore {
+        /// The file's name.
+        file: String,
+        /// The kind of reason.
+        problem: crate::RestoreProblem,
+        /// The reason in words.
+        message: String,
+    },
     /// A request that cannot be carried out as it is.
     #[error("{0}")]
     Request(String),

@@ -26,6 +26,7 @@ mod model;
 mod order;
 mod room;
 pub mod sampler;
+mod saved;
 mod scheduler;
 mod score;
 mod sequence;
@@ -44,6 +45,7 @@ pub use metrics::{BUCKETS, Endings, Histogram, Metrics};
 pub use model::{LoadedModel, OpenOptions};
 pub use room::KvPolicy;
 pub use sampler::{Sampler, SamplerError, SamplerOptions};
+pub use saved::RestoreProblem;
 pub use score::Score;
 pub use session::{OnSwitch, Session, SessionAdapter, SessionOptions};
 

@@ -71,6 +71,7 @@ impl<B: Backend> Scheduler<B> {
                 **id != wanting
                     && !in_step(**id)
                     && s.is_pure()
+                    && !s.pinned
                     && !s.pages.is_empty()
                     && s.active.is_none() == idle
             })
@@ -81,13 +82,14 @@ impl<B: Backend> Scheduler<B> {
             KvPolicy::Queue => None,
         };
         let victim = victim.or_else(|| {
-            let own = self.get(wanting).rank();
+            // Who asks for nothing takes from nobody who does.
+            let own = self.get(wanting).rank()?;
             let paused = |s: &crate::sequence::Sequence| s.active.as_ref().is_some_and(|a| a.is_paused());
             let last = others(false).max_by_key(|(_, s)| (paused(s), s.rank()))?;
             let gives_way = match self.policy {
                 KvPolicy::Refuse => false,
-                KvPolicy::Evict => paused(last.1) || last.1.rank() > own,
-                KvPolicy::Queue => !paused(last.1) && last.1.rank() > own,
+                KvPolicy::Evict => paused(last.1) || last.1.rank() > Some(own),
+                KvPolicy::Queue => !paused(last.1) && last.1.rank() > Some(own),
             };
             gives_way.then_some((*last.0, false))
         });

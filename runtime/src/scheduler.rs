@@ -14,7 +14,7 @@ use lory_models::{
 };
 
 use crate::{
-    FinishReason, KvPolicy, Metrics,
+    Error, FinishReason, KvPolicy, Metrics, Result,
     adapters::Bound,
     sequence::{Active, Sequence},
     stream::Stream,
@@ -99,6 +99,7 @@ impl<B: Backend> Scheduler<B> {
             phases: s.phases.clone(),
             mixed: s.mixed,
             restored: s.restored,
+            pinned: false,
             priority: s.priority,
             last_used: s.last_used,
             active: None,
@@ -115,6 +116,35 @@ impl<B: Backend> Scheduler<B> {
 
     pub(crate) fn get(&self, id: SequenceId) -> &Sequence {
         &self.sequences[&id]
+    }
+
+    /// Keeps others from taking a sequence's pages.
+    pub(crate) fn pin(&mut self, id: SequenceId, pinned: bool) {
+        if let Some(s) = self.sequences.get_mut(&id) {
+            s.pinned = pinned;
+        }
+    }
+
+    /// Gives an empty sequence what a file says; its pages follow.
+    pub(crate) fn start_restore(&mut self, id: SequenceId, tokens: Vec<u32>, phases: Phases, mixed: bool) {
+        if let Some(s) = self.sequences.get_mut(&id) {
+            (s.tokens, s.phases) = (tokens, phases);
+            (s.mixed, s.restored) = (mixed, true);
+        }
+    }
+
+    /// Fills a sequence's page from a file.
+    pub(crate) fn write_page(
+        &mut self,
+        backend: &B,
+        id: SequenceId,
+        index: usize,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let page = self.sequences.get(&id).and_then(|s| s.pages.ids().get(index).copied());
+        let page = page.ok_or_else(|| Error::Request(format!("page {index} was not reserved")))?;
+        let written = backend.kv_write_page(self.cache.store_mut(), page, bytes);
+        Ok(written.map_err(lory_models::Error::from)?)
     }
 
     pub(crate) fn set_priority(&mut self, id: SequenceId, priority: i32) {

@@ -191,6 +191,8 @@ pub(crate) struct Sequence {
     pub mixed: bool,
     /// Whether some cached tokens came from a file.
     pub restored: bool,
+    /// Whether nobody may take its pages.
+    pub pinned: bool,
     pub priority: i32,
     pub last_used: u64,
     pub active: Option<Active>,
@@ -206,6 +208,7 @@ impl Sequence {
             phases,
             mixed: false,
             restored: false,
+            pinned: false,
             priority,
             last_used: 0,
             active: None,

@@ -43,7 +43,11 @@ impl Default for Phases {
 impl Phases {
     /// Looks for every adapter's invocation tokens in `prompt`.
     pub fn new(set: &Arc<AdapterSet>, prompt: &[u32]) -> Phases {
-        let activations = set.activations(prompt);
+        Phases::starting(set, &set.activations(prompt))
+    }
+
+    /// Each adapter of `set` from the position of the same index on; `None` is never.
+    pub fn starting(set: &Arc<AdapterSet>, activations: &[Option<usize>]) -> Phases {
         let mut starts: Vec<usize> = activations.iter().flatten().copied().filter(|s| *s > 0).collect();
         starts.sort_unstable();
         starts.dedup();
@@ -52,7 +56,7 @@ impl Phases {
             if activations.iter().all(works) {
                 return Phase::new(start, set.clone());
             }
-            let entries = set.entries().iter().zip(&activations).filter(|(_, at)| works(at));
+            let entries = set.entries().iter().zip(activations).filter(|(_, at)| works(at));
             Phase::new(start, Arc::new(AdapterSet::checked(entries.map(|(e, _)| e.clone()).collect())))
         };
         let mut runs = vec![run(0)];

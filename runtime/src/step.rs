@@ -104,8 +104,9 @@ impl<B: Backend> Scheduler<B> {
                 Err(e) => self.fail(*id, start, e),
             }
         }
-        // If nobody runs, nobody will make room.
-        if let Some((id, e)) = waiting.filter(|_| chunks.is_empty()) {
+        // If nobody runs and nobody is being saved or restored, nobody will make room.
+        let hopeless = chunks.is_empty() && !self.sequences.values().any(|s| s.pinned);
+        if let Some((id, e)) = waiting.filter(|_| hopeless) {
             self.fail(id, usize::MAX, e);
         }
         self.count_turns(&runnable, |id| chunks.iter().any(|c| c.id == id));
@@ -279,3 +280,6 @@ impl Chunk {
         self.id
     }
 }
+
+#[cfg(test)]
+mod tests;

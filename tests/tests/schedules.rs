@@ -113,9 +113,11 @@ struct World<'a> {
 impl World<'_> {
     fn set(&mut self) -> Set {
         let r = &mut self.random;
-        match r.below(4) {
-            0 => vec![],
-            1 | 2 => vec![(r.below(ADAPTERS.len()), [1.0, 0.5][r.below(2)])],
+        match r.below(6) {
+            // The same ones often, so that there is something to share.
+            0 | 1 => vec![],
+            2 => vec![(2, 1.0)],
+            3 | 4 => vec![(r.below(ADAPTERS.len()), [1.0, 0.5][r.below(2)])],
             _ => {
                 let first = r.below(ADAPTERS.len());
                 vec![(first, 0.75), ((first + 1 + r.below(ADAPTERS.len() - 1)) % ADAPTERS.len(), -0.5)]
@@ -126,11 +128,11 @@ impl World<'_> {
     /// Beginnings that are the same often, some of them with the invocation tokens somewhere.
     fn tokens(&mut self, fresh: bool) -> Vec<u32> {
         let r = &mut self.random;
-        let longest = if fresh { 75 } else { 12 };
-        let text = r.below(2) as u32;
-        let mut tokens: Vec<u32> = (0..1 + r.below(longest) as u32).map(|i| (i * 7 + text) % 250).collect();
-        if r.once_in(3) {
-            let at = r.below(tokens.len() + 1);
+        let (shortest, longest) = if fresh { (30, 80) } else { (1, 12) };
+        let (text, len) = (r.below(2) as u32, shortest + r.below(longest - shortest));
+        let mut tokens: Vec<u32> = (0..len as u32).map(|i| (i * 7 + text) % 250).collect();
+        if r.once_in(4) {
+            let at = tokens.len() - r.below(tokens.len().min(20));
             tokens.splice(at..at, INVOCATION);
         }
         tokens
@@ -215,9 +217,13 @@ impl World<'_> {
                 self.engine.step().expect("a step");
             }
         }
-        if n > 0 && self.random.once_in(2) {
-            let at = self.random.below(self.actors.len());
-            self.read(at);
+        if self.random.once_in(2) {
+            self.engine.step().expect("a step");
+        }
+        for i in 0..self.actors.len() {
+            if self.random.once_in(2) {
+                self.read(i);
+            }
         }
     }
 
@@ -305,7 +311,7 @@ fn schedules(first: u64, n: u64) {
         let policy = [KvPolicy::Evict, KvPolicy::Evict, KvPolicy::Queue, KvPolicy::Refuse][random.below(4)];
         let options = EngineOptions {
             n_batch: [1, 3, 8, 64][random.below(4)],
-            kv_tokens: Some([160, 192, 320, 1024][random.below(4)]),
+            kv_tokens: Some([160, 192, 256, 1024][random.below(4)]),
             kv_policy: policy,
             prefix_sharing: !random.once_in(4),
             threads: Some(1 + random.below(2)),
@@ -322,7 +328,7 @@ fn schedules(first: u64, n: u64) {
                 actors: vec![],
                 may_fail: policy != KvPolicy::Evict,
             };
-            for _ in 0..50 {
+            for _ in 0..40 {
                 world.act();
             }
             for i in 0..world.actors.len() {

@@ -168,7 +168,7 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    pub(super) fn new(set: AdapterSet, records: Vec<(Held, f32)>) -> Bound {
+    pub(crate) fn new(set: AdapterSet, records: Vec<(Held, f32)>) -> Bound {
         Bound { set: Arc::new(set), records }
     }
 

@@ -1,0 +1,221 @@
+//! The store: versions of a name, budget and eviction, packs that change under running sessions.
+
+use std::{fs, task::Poll};
+
+use lory_runtime::{
+    AdapterId, Engine, EngineOptions, Error, Event, FinishReason, Generation, Request, SamplerOptions,
+    Session, SessionOptions,
+};
+use lory_tests::{
+    engines::{self, ADAPTERS},
+    fixtures::fixture,
+};
+
+fn with(engine: &Engine, adapters: &[(AdapterId, f32)]) -> Session {
+    let options = SessionOptions { adapters: adapters.to_vec(), priority: 0 };
+    engine.session(&options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn start(session: &mut Session, n: usize) -> Generation {
+    let request = Request {
+        tokens: (0..20).map(|i| i * 11 + 3).collect(),
+        max_new_tokens: n,
+        sampler: SamplerOptions { logprobs: Some(0), ..SamplerOptions::greedy() },
+        ignore_eos: true,
+        ..Request::default()
+    };
+    session.generate(request).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn token(event: lory_runtime::Result<Event>) -> Option<(u32, u32)> {
+    match event {
+        Ok(Event::Token { id, logprob, .. }) => Some((id, logprob.expect("asked for").to_bits())),
+        Ok(_) => None,
+        Err(e) => panic!("{e}"),
+    }
+}
+
+fn answer(engine: &Engine, adapters: &[(AdapterId, f32)]) -> Vec<(u32, u32)> {
+    start(&mut with(engine, adapters), 8).filter_map(token).collect()
+}
+
+#[test]
+fn r7_a_request_finishes_on_the_version_it_began_with() {
+    let (engine, ids) = engines::engine(&engines::options());
+    let store = engine.adapters();
+    let (attn, all) = (answer(&engine, &[(ids[0], 1.0)]), answer(&engine, &[(ids[1], 1.0)]));
+    assert_ne!(attn, all);
+
+    let mut session = with(&engine, &[(ids[0], 1.0)]);
+    let mut generation = start(&mut session, 8);
+    let mut got: Vec<_> = generation.by_ref().take(3).filter_map(token).collect();
+    let newer = store.replace_lora(&fixture("lora/all.gguf"), Some("attn")).expect("a LoRA");
+    assert!(newer.to_u64() > ids[0].to_u64(), "later loadings have higher numbers");
+    assert_eq!(store.info("attn").expect("known").generation, newer.to_u64());
+    got.extend(generation.filter_map(token));
+    assert_eq!(got, attn, "as it began");
+    let mine = session.adapters();
+    assert_eq!((mine[0].id, mine[0].name.as_str()), (ids[0], "attn"), "and the session says so");
+    assert_eq!(answer(&engine, &[(newer, 1.0)]), all);
+    // The old loading is nobody's any more, except the session's.
+    let old = SessionOptions { adapters: vec![(ids[0], 1.0)], priority: 0 };
+    let error = engine.session(&old).map(drop).expect_err("replaced");
+    assert!(error.to_string().contains("unloaded or replaced"), "{error}");
+    assert_eq!(session.fork().adapters(), mine);
+
+    // Unloading while a request runs: it ends well, and then the bytes are free.
+    let before = store.usage();
+    let generation = start(&mut session, 8);
+    store.unload("attn").expect("loaded");
+    store.unload("all").expect("loaded");
+    assert!(matches!(store.resolve("attn"), Err(Error::UnknownAdapter { name, .. }) if name == "attn"));
+    let bytes = store.usage().bytes;
+    assert_eq!(generation.finish_reason(), None);
+    assert_eq!(generation.filter_map(token).count(), 8);
+    drop(session);
+    let after = store.usage();
+    assert!(after.bytes < bytes && bytes < before.bytes, "{before:?} {bytes} {after:?}");
+    assert_eq!(after.loaded, before.loaded - 3);
+}
+
+#[test]
+fn uses_sessions_and_bytes_are_counted() {
+    let (engine, ids) = engines::engine(&engines::options());
+    let store = engine.adapters();
+    let info = || store.info("synth-00001").expect("known");
+    assert_eq!((info().uses, info().sessions, info().loaded, info().in_pack), (0, 0, true, true));
+    assert!(info().bytes > 0 && info().generation > 0);
+    let mut session = with(&engine, &[(ids[4], 1.0)]);
+    let fork = session.fork();
+    start(&mut session, 1).for_each(|e| drop(e.expect("no error")));
+    start(&mut session, 1).for_each(|e| drop(e.expect("no error")));
+    assert_eq!((info().uses, info().sessions), (2, 1));
+    drop(session);
+    assert_eq!(info().sessions, 1, "the fork has it still");
+    drop(fork);
+    assert_eq!(info().sessions, 0);
+    assert_eq!(store.info("activated").expect("known").invocation, engines::INVOCATION);
+    let sum: usize = ADAPTERS.iter().map(|n| store.info(n).expect("known").bytes).sum();
+    assert_eq!(store.usage().bytes, sum);
+}
+
+#[test]
+fn a_budget_gives_up_cold_adapters_and_refuses_what_cannot_fit() {
+    let engine = engines::bare(&engines::options());
+    let store = engine.adapters();
+    store.open_pack_files(engines::open(engines::pack(6), "pack.gguf"), vec![]).expect("a pack");
+    let first = store.resolve("synth-00000").expect("in the pack");
+    let one = store.info("synth-00000").expect("known").bytes;
+    store.set_budget(Some(2 * one + one / 2));
+    let want = answer(&engine, &[(first, 1.0)]);
+    store.resolve("synth-00001").expect("fits");
+    store.resolve("synth-00000").expect("used again");
+    store.resolve("synth-00002").expect("fits after an eviction");
+    let loaded = |name: &str| store.info(name).expect("known").loaded;
+    assert_eq!([0, 1, 2].map(|i| loaded(&format!("synth-{i:05}"))), [true, false, true], "the coldest went");
+    assert_eq!((store.usage().loaded, store.usage().evictions), (2, 1));
+
+    // Ids outlive eviction, and so do answers.
+    let evicted = store.resolve("synth-00001").expect("read again");
+    assert_eq!(store.info("synth-00001").expect("known").generation, evicted.to_u64());
+    assert!(!loaded("synth-00000"));
+    assert_eq!(answer(&engine, &[(first, 1.0)]), want);
+
+    // What sessions hold cannot be given up.
+    let held = [with(&engine, &[(first, 1.0)]), with(&engine, &[(evicted, 1.0)])];
+    match store.resolve("synth-00003") {
+        Err(Error::AdapterBudget { name, needed, used, budget }) => {
+            assert_eq!((name.as_str(), needed, used), ("synth-00003", one, 2 * one));
+            assert_eq!(budget, 2 * one + one / 2);
+        }
+        other => panic!("{other:?}"),
+    }
+    let third = store.resolve("synth-00002").map(drop).expect_err("nor can it be read again");
+    assert!(matches!(third, Error::AdapterBudget { .. }));
+    assert_eq!(answer(&engine, &[]).len(), 8, "others go on");
+    drop(held);
+    assert_eq!(store.prefetch(&["synth-00003", "synth-00004"]).expect("room again"), 2 * one);
+    // A LoRA file cannot be read again by itself, so it is refused, not evicted.
+    store.set_budget(Some(one));
+    let big = store.load_lora(&fixture("lora/all.gguf"), None);
+    assert!(matches!(big, Err(Error::AdapterBudget { .. })), "{big:?}");
+    assert!(matches!(store.resolve("all"), Err(Error::UnknownAdapter { .. })));
+    store.set_budget(None);
+    store.load_lora(&fixture("lora/all.gguf"), None).expect("no limit");
+}
+
+#[test]
+fn a_pack_is_opened_again_with_what_has_changed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("pack.gguf");
+    fs::write(&path, engines::pack(2)).expect("written");
+    let engine = engines::bare(&engines::options());
+    let store = engine.adapters();
+    assert_eq!(store.open_pack(&path).expect("a pack"), 2);
+    let old = store.resolve("synth-00000").expect("in the pack");
+    let want = answer(&engine, &[(old, 1.0)]);
+    let mut session = with(&engine, &[(old, 1.0)]);
+    let generation = start(&mut session, 8);
+
+    // Replaced by renaming, as writers of packs do: the mapping keeps the old file.
+    let beside = dir.path().join("beside");
+    fs::write(&beside, engines::pack(4)).expect("written");
+    fs::rename(&beside, &path).expect("renamed");
+    assert_eq!(generation.filter_map(token).collect::<Vec<_>>(), want);
+    assert!(store.resolve("synth-00003").is_err(), "the old file had two");
+    assert_eq!(store.reopen_pack(&path).expect("the new pack"), 4);
+    assert!(store.resolve("synth-00003").is_ok());
+    let new = store.resolve("synth-00000").expect("there too");
+    assert!(new > old);
+    assert_eq!(start(&mut session, 8).filter_map(token).count(), 8, "the session goes on with the old one");
+    store.close_pack(&path).expect("open");
+    assert!(store.names().is_empty());
+    assert!(store.close_pack(&path).is_err());
+}
+
+#[test]
+fn a_pack_cut_under_its_mapping_fails_its_sessions_and_nobody_else() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("pack.gguf");
+    let bytes = engines::pack(4);
+    fs::write(&path, &bytes).expect("written");
+    let engine = engines::bare(&engines::options());
+    let store = engine.adapters();
+    store.open_pack(&path).expect("a pack");
+    let id = store.resolve("synth-00000").expect("in the pack");
+    let base = answer(&engine, &[]);
+    let (mut packed, mut plain) = (with(&engine, &[(id, 1.0)]), with(&engine, &[]));
+    let (mut doomed, mut sound) = (start(&mut packed, 8), start(&mut plain, 8));
+    engine.step().expect("a step");
+    engine.step().expect("a step");
+    let file = fs::File::options().write(true).open(&path).expect("ours");
+    file.set_len(bytes.len() as u64 / 2).expect("cut");
+    engine.step().expect("a step");
+    let got = std::iter::from_fn(|| match doomed.poll_next() {
+        Poll::Ready(event) => event,
+        Poll::Pending => panic!("it should have ended"),
+    });
+    let error = got.filter_map(Result::err).last().expect("an error").to_string();
+    assert!(error.contains("pack.gguf") && error.contains("when it was opened"), "{error}");
+    assert_eq!(sound.by_ref().filter_map(token).collect::<Vec<_>>(), base);
+    assert_eq!(sound.finish_reason(), Some(FinishReason::Length));
+    // Neither a new session nor another adapter of the pack touches the file.
+    let options = SessionOptions { adapters: vec![(id, 1.0)], priority: 0 };
+    assert!(engine.session(&options).is_err());
+    assert!(store.resolve("synth-00001").is_err());
+    assert_eq!(answer(&engine, &[]), base);
+}
+
+#[test]
+fn many_threads_bring_one_adapter_in_once() {
+    let engine = engines::bare(&EngineOptions { threads: Some(1), ..engines::options() });
+    let store = engine.adapters();
+    store.open_pack_files(engines::open(engines::pack(3), "pack.gguf"), vec![]).expect("a pack");
+    let ids: Vec<AdapterId> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| store.resolve("synth-00002").expect("in the pack"))).collect();
+        threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+    });
+    assert!(ids.iter().all(|id| *id == ids[0]), "every thread got an id that stays valid");
+    assert_eq!((store.usage().loads, store.usage().loaded), (1, 1));
+}

@@ -1,7 +1,9 @@
 //! `lory run`: continues one text.
 
 use std::{
+    fs,
     io::{self, IsTerminal, Write},
+    path::PathBuf,
     time::Instant,
 };
 
@@ -41,6 +43,9 @@ pub struct Run {
     /// Colours on standard error: on, off or auto.
     #[arg(long, value_name = "WHEN", num_args = 0..=1, default_value = "auto", default_missing_value = "on")]
     color: ColorChoice,
+    /// Write the engine's metrics to FILE at the end, as text that Prometheus reads.
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
     #[command(flatten)]
     adapters: AdapterFlags,
     #[command(flatten)]
@@ -93,6 +98,10 @@ impl Run {
         }
         out.flush()?;
         report(&engine, &mix, &answer, Style::stderr(self.color));
+        if let Some(path) = &self.metrics {
+            fs::write(path, engine.metrics().prometheus())
+                .map_err(|e| Failure::io(&path.to_string_lossy(), &e))?;
+        }
         match answer.was_interrupted() {
             true => Err(Failure::Interrupted),
             false => Ok(()),

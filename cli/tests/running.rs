@@ -79,6 +79,19 @@ fn prompts_come_from_arguments_files_and_standard_input() {
 }
 
 #[test]
+fn metrics_are_written_for_prometheus() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("metrics.prom");
+    let args = ["run", "-m", &model, "-p", "some text", "-n", "7", "--ignore-eos", "--metrics", &arg(&file)];
+    lory(&args).success();
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("\nlory_generated_tokens_total 7\n"), "{text}");
+    let missing = arg(&dir.path().join("none/metrics.prom"));
+    assert!(lory(&[&args[..9], &[&missing]].concat()).stderr.contains("metrics.prom"));
+}
+
+#[test]
 fn tokens_are_printed_on_one_line() {
     let Some(model) = shared_data("models/stories260K.gguf") else { return };
     let tokenize = |extra: &[&str]| {

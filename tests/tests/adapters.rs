@@ -271,6 +271,36 @@ fn rows_are_grouped_by_basis_and_stand_beside_their_adapter() {
     assert_eq!(batch.select(&[0, 10]).rows(), 2);
 }
 
+#[test]
+fn a_zero_core_costs_nothing() {
+    let mut n = Noise(11);
+    let basis = Arc::new(Basis::new(9, 0, [(Q, factors(&mut n, Q, 4)), (UP, factors(&mut n, UP, 4))]));
+    let build = |zero: &[Core]| {
+        let mut b = AdapterBuilder::new("sparse").basis(basis.clone());
+        b.core(Q, zero[0].clone()).core(UP, zero[1].clone());
+        Arc::new(b.build(&base().shapes).unwrap())
+    };
+    let full = Core::new(Delta::Shared(CoreMatrix::Full(tensor(4, 4, &[0.5; 16]))), 1.0);
+    let zero = Core::new(Delta::Shared(CoreMatrix::Full(tensor(4, 4, &[0.0; 16]))), 1.0);
+    let unscaled = Core { scale: 0.0, ..full.clone() };
+    let biased = Core { bias: Some(tensor(1, 96, &[1.0; 96])), ..zero.clone() };
+    for (up, groups) in [(&full, 1), (&zero, 0), (&unscaled, 0), (&biased, 1)] {
+        let adapter = build(&[full.clone(), up.clone()]);
+        assert_eq!(adapter.cores().len(), 2, "it is still there to be read");
+        let set = AdapterSet::single(adapter);
+        let batch = BatchAdapters::new(&[Some(&set), None]);
+        assert_eq!(batch.groups(Q).len(), 1);
+        assert_eq!(batch.groups(UP).len(), groups);
+    }
+    let mut private = factors(&mut n, Q, 3);
+    let (u, v) = (private.u().clone(), tensor(3, 64, &[0.0; 192]));
+    private = Factors::new(Q, base().shapes.get(Q).unwrap(), u, v).unwrap();
+    let mut b = AdapterBuilder::new("untrained");
+    b.core(Q, Core::new(Delta::Private(private, CoreMatrix::Identity), 1.0));
+    let set = AdapterSet::single(Arc::new(b.build(&base().shapes).unwrap()));
+    assert!(BatchAdapters::new(&[Some(&set)]).groups(Q).is_empty());
+}
+
 /// A pack for the fixture model: two clusters with factors everywhere, three adapters and a
 /// private one on embedding and output.
 fn pack_for(base: &BaseInfo) -> Pack {

@@ -308,10 +308,12 @@ fn schedules(first: u64, n: u64) {
     let mut random = Random(first);
     let mut totals = (0, 0, 0);
     for chunk in 0..n / 25 {
-        let policy = [KvPolicy::Evict, KvPolicy::Evict, KvPolicy::Queue, KvPolicy::Refuse][random.below(4)];
+        const POLICIES: [KvPolicy; 5] =
+            [KvPolicy::Evict, KvPolicy::Evict, KvPolicy::Queue, KvPolicy::Evict, KvPolicy::Refuse];
+        let policy = POLICIES[chunk as usize % 5];
         let options = EngineOptions {
             n_batch: [1, 3, 8, 64][random.below(4)],
-            kv_tokens: Some([160, 192, 256, 1024][random.below(4)]),
+            kv_tokens: Some([160, 192, 256, 1024][chunk as usize % 4]),
             kv_policy: policy,
             prefix_sharing: !random.once_in(4),
             threads: Some(1 + random.below(2)),

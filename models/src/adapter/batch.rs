@@ -97,7 +97,7 @@ impl BatchAdapters {
     }
 
     /// What [`Backend::lora`](lory_kernels::backend::Backend::lora) does at `site`; nothing is
-    /// allocated where no row's adapter has it.
+    /// allocated where no row's adapter adds anything.
     ///
     /// At [`Site::TOKEN_EMBD`] a group's `v` has one row per token instead of one per rank.
     pub fn groups(&self, site: Site) -> Vec<LoraGroup<'_>> {
@@ -136,7 +136,7 @@ impl BasisRows {
 
     fn group<'a>(&'a self, own: &'a [AdapterRows], site: Site) -> Option<LoraGroup<'a>> {
         let term = |i: usize, scale: f32| {
-            let core = own.get(i)?.adapter.core(site)?;
+            let core = own.get(i)?.adapter.adding_core(site)?;
             match &core.delta {
                 Delta::Shared(matrix) => Some(term(core, matrix, scale)),
                 _ => None,
@@ -156,7 +156,7 @@ impl BasisRows {
 
 impl AdapterRows {
     fn group(&self, site: Site) -> Option<LoraGroup<'_>> {
-        let core = self.adapter.core(site)?;
+        let core = self.adapter.adding_core(site)?;
         let (factors, matrix) = match &core.delta {
             Delta::Shared(_) => return None,
             Delta::Private(factors, matrix) => (Some(factors), matrix),

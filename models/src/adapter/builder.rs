@@ -90,8 +90,9 @@ impl AdapterBuilder {
         let identity =
             self.identity.unwrap_or_else(|| content_hash(self.basis.as_deref(), &cores, &self.invocation));
         let bytes = cores.iter().flat_map(|(_, c)| c.own_tensors()).map(size).sum();
+        let adds = cores.iter().map(|(_, core)| core.adds()).collect();
         let AdapterBuilder { name, basis, invocation, .. } = self;
-        Ok(Adapter { name, identity, basis, cores, index, bytes, invocation })
+        Ok(Adapter { name, identity, basis, cores, index, adds, bytes, invocation })
     }
 }
 

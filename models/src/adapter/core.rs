@@ -137,6 +137,23 @@ impl Core {
             .chain(vectors.into_iter().filter_map(Option::as_ref))
     }
 
+    /// Whether it changes any output. A delta counts as zero if its core, or one of its own factors,
+    /// is stored as zero bytes, which every weight format reads as zeros.
+    pub(super) fn adds(&self) -> bool {
+        let zero = |t: &Tensor| t.matrix().bytes().iter().all(|b| *b == 0);
+        let zero_matrix = |m: &CoreMatrix| match m {
+            CoreMatrix::Full(c) | CoreMatrix::Diagonal(c) => zero(c),
+            CoreMatrix::Identity => false,
+        };
+        let delta = self.scale != 0.0
+            && match &self.delta {
+                Delta::Shared(m) => !zero_matrix(m),
+                Delta::Private(f, m) => !zero_matrix(m) && !zero(&f.u) && !zero(&f.v),
+                Delta::None => false,
+            };
+        delta || self.row_scale.is_some() || self.bias.is_some()
+    }
+
     /// Checks everything but the factors against the site; `shared` is the basis there.
     pub(super) fn check(
         &self,

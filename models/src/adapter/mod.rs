@@ -45,6 +45,8 @@ pub struct Adapter {
     cores: Vec<(Site, Core)>,
     /// By [`Site::index`]: 1 + index into `cores`, or 0.
     index: Vec<u32>,
+    /// By index into `cores`: whether it adds anything.
+    adds: Vec<bool>,
     bytes: usize,
     invocation: Vec<u32>,
 }
@@ -70,6 +72,12 @@ impl Adapter {
     pub fn core(&self, site: Site) -> Option<&Core> {
         let i = self.index.get(site.index())?.checked_sub(1)?;
         self.cores.get(i as usize).map(|(_, core)| core)
+    }
+
+    /// What it adds at `site`, if that is anything: a delta that was stored as zero costs nothing.
+    pub(super) fn adding_core(&self, site: Site) -> Option<&Core> {
+        let i = self.index.get(site.index())?.checked_sub(1)? as usize;
+        self.cores.get(i).filter(|_| self.adds.get(i) == Some(&true)).map(|(_, core)| core)
     }
 
     /// Sites and cores, in ascending order of sites.

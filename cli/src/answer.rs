@@ -2,7 +2,7 @@
 
 use lory_runtime::{Event, FinishReason, Generation, Stats};
 
-use crate::{failure::Outcome, interrupt};
+use crate::{failure::Outcome, interrupt, progress};
 
 /// How an answer ended.
 #[derive(Debug)]
@@ -23,11 +23,18 @@ impl Answer {
 }
 
 /// Hands every piece of text to `sink`. The first Ctrl+C ends the answer, a second the program.
-pub fn follow(mut generation: Generation, mut sink: impl FnMut(&str) -> Outcome) -> Outcome<Answer> {
+/// `prompt` is the session's length in tokens before the answer.
+pub fn follow(
+    mut generation: Generation,
+    prompt: usize,
+    mut sink: impl FnMut(&str) -> Outcome,
+) -> Outcome<Answer> {
+    let mut reading = Some(progress::Prompt::watch(generation.watch(), prompt));
     let canceller = generation.canceller();
     let _guard = interrupt::catch(move || canceller.cancel());
     let mut text = String::new();
     for event in &mut generation {
+        reading = None;
         if let Event::Token { text: piece, .. } | Event::Text(piece) = event?
             && !piece.is_empty()
         {
@@ -35,6 +42,7 @@ pub fn follow(mut generation: Generation, mut sink: impl FnMut(&str) -> Outcome)
             sink(&piece)?;
         }
     }
+    drop(reading);
     let finish = generation.finish_reason().unwrap_or(FinishReason::Cancelled);
     Ok(Answer { text, stats: generation.stats(), finish })
 }

@@ -14,6 +14,7 @@ use crate::{
     adapter_flags::AdapterFlags,
     answer,
     failure::{Failure, Outcome},
+    grammar_flags::GrammarFlags,
     mix::Mix,
     model_flags::ModelFlags,
     prompt::PromptFlags,
@@ -28,6 +29,7 @@ use crate::{
   lory run -m model.gguf -p 'Once upon a time' -n 100
   lory run -m model.gguf -f prompt.txt --temp 0 -n 200 > out.txt
   lory run -m model.gguf --lora-scaled poet.gguf:0.8 -p 'Dear' -s 42
+  lory run -m model.gguf -p 'Name three birds.' -j '{\"type\":\"array\",\"items\":{\"type\":\"string\"}}'
   lory run -m model.gguf --pack styles.gguf --adapter poet --adapter chef:0.5 -p Hello")]
 pub struct Run {
     #[command(flatten)]
@@ -50,6 +52,8 @@ pub struct Run {
     adapters: AdapterFlags,
     #[command(flatten)]
     sampling: SamplingFlags,
+    #[command(flatten)]
+    grammar: GrammarFlags,
 }
 
 /// `-n` in tokens.
@@ -66,21 +70,26 @@ impl Run {
         let max_new_tokens = token_limit(self.n_predict)?;
         let sampler = self.sampling.options()?;
         self.adapters.lora_files()?;
+        let grammar = self.grammar.given()?;
         let Some(prompt) = self.input.prompt()? else {
             return Err(Failure::usage("no text: give -p TEXT or -f FILE (- is standard input)"));
         };
         let opened = Instant::now();
         let engine = self.model.open()?;
         let mix = Mix::load(&self.adapters, &engine)?;
+        let grammar = grammar.map(|g| g.compile(&engine)).transpose()?;
         if self.model.verbose {
             self.model.describe(&engine, opened.elapsed(), sampler.seed);
         }
         let mut session =
             engine.session(&SessionOptions { adapters: mix.entries(), ..Default::default() })?;
+        let tokens = engine.model().encode_prompt(&prompt);
+        let prompt_tokens = tokens.len();
         let generation = session.generate(Request {
-            tokens: engine.model().encode_prompt(&prompt),
+            tokens,
             max_new_tokens,
             sampler,
+            grammar,
             stop: self.sampling.reverse_prompt.clone(),
             ignore_eos: self.sampling.ignore_eos,
             ..Default::default()
@@ -89,7 +98,7 @@ impl Run {
         if self.echo {
             out.write_all(prompt.as_bytes())?;
         }
-        let answer = answer::follow(generation, |piece| {
+        let answer = answer::follow(generation, prompt_tokens, |piece| {
             out.write_all(piece.as_bytes())?;
             Ok(out.flush()?)
         })?;

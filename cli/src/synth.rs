@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use lory_kernels::QuantType;
 use lory_models::{
     adapter::{
@@ -18,6 +17,7 @@ use crate::{
     compress::storage_type,
     failure::{Failure, Outcome},
     output::Output,
+    progress::bytes_bar,
     synth_adapters::Adapters,
 };
 
@@ -87,7 +87,7 @@ impl Model {
             return Err(Failure::usage(format!("no type `{}`; known: {known}", self.ty)));
         };
         let out = Output::create(&self.output)?;
-        let bar = bytes_bar();
+        let bar = bytes_bar(1);
         let written = synth::model(shape, ty, self.seed, out, |p| {
             bar.set_length(p.total);
             bar.set_position(p.done);
@@ -144,15 +144,11 @@ impl Pack {
             core_type: self.core_type,
             seed: self.seed,
         };
-        synth_pack(&base, &spec, Output::create(&self.output)?)?.finish()
+        let mut out = Output::create(&self.output)?;
+        let bar = bytes_bar(0);
+        let written = synth_pack(&base, &spec, bar.wrap_write(&mut out)).map(drop);
+        bar.finish_and_clear();
+        written?;
+        out.finish()
     }
-}
-
-/// A bar for bytes on standard error; nothing where that is no terminal.
-fn bytes_bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left") {
-        bar.set_style(style);
-    }
-    bar
 }

@@ -233,3 +233,51 @@ fn on_a_terminal_keys_complete_remember_and_end() {
     let (code, text) = on_a_terminal(&[("/help lists", "\x03")], dir.path()).unwrap();
     assert_eq!(code, Some(130), "{text}");
 }
+
+#[test]
+fn conversations_are_saved_and_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("my talk.json");
+    let file = path.to_string_lossy();
+    let adapters = silent();
+    let adapters: Vec<&str> = adapters.iter().map(String::as_str).collect();
+    let first =
+        chat(&adapters, &format!("/adapter attn 0.5\n/system Be brief.\nhello\n/save {file}\nmore\n"));
+    let (before, after) = first.success().split_once('\n').expect("two answers");
+    assert!(first.stderr.contains("2 messages saved"), "{first:?}");
+    let saved: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(saved["messages"][1]["content"], before.trim_end_matches('\n'));
+    assert_eq!((&saved["adapters"][0]["name"], &saved["system"]), (&"attn".into(), &"Be brief.".into()));
+    // The loaded conversation goes on as the saved one did.
+    let second = chat(&adapters, &format!("/adapter none\n/load {file}\nmore\n"));
+    assert_eq!(second.success(), after);
+    assert!(second.stderr.contains("2 messages loaded; now speaking: attn:0.5"), "{second:?}");
+    // Without the adapter, and damaged: one line, and the conversation is as it was.
+    let lone = chat(&[], &format!("/load {file}\n/load {}\n/load none.json\nhello\n", dir.path().display()));
+    let errors: Vec<&str> = lone.stderr.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert!(errors.len() == 3 && errors[0].contains("`attn`") && errors[2].contains("none.json"), "{lone:?}");
+    assert_eq!(lone.success(), chat(&[], "hello\n").stdout);
+    fs::write(&path, "{\"format\"").unwrap();
+    let damaged = chat(&[], &format!("/load {file}\n"));
+    assert!(damaged.stderr.contains("no saved conversation") && damaged.code == 0, "{damaged:?}");
+}
+
+#[test]
+fn forgotten_messages_are_told() {
+    let long = "once upon a time there was a little ship ".repeat(3);
+    let ran = chat(&["-c", "96"], &format!("{long}\n{long}\n{long}\n"));
+    ran.success();
+    assert!(
+        ran.stderr.lines().any(|l| l.contains("oldest messages were forgotten (-c raises it)")),
+        "{ran:?}"
+    );
+    let short = chat(&[], "hello\nhello\n");
+    assert!(!short.stderr.contains("forgotten"), "{short:?}");
+}
+
+#[test]
+fn chat_answers_keep_to_a_grammar() {
+    let ran = chat(&["--grammar", "root ::= \" \"? \"yes\" | \" \"? \"no\""], "hello\nagain\n");
+    let answers: Vec<&str> = ran.success().lines().map(str::trim).collect();
+    assert!(answers.len() == 2 && answers.iter().all(|a| ["yes", "no"].contains(a)), "{ran:?}");
+}

@@ -276,3 +276,39 @@ fn ctrl_c_ends_a_run_with_130() {
     assert_eq!(ran.code, 130, "{ran:?}");
     assert!(!ran.stderr.contains("error"), "{ran:?}");
 }
+
+#[test]
+fn answers_keep_to_a_grammar_or_a_schema() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        arg(&path)
+    };
+    let grammar = "root ::= \" \"? (\"yes\" | \"no\") \"!\"{2}";
+    let schema = r#"{"type":"object","properties":{"n":{"type":"integer","minimum":1,"maximum":9}},"required":["n"],"additionalProperties":false}"#;
+    let (grammar_file, schema_file) = (file("g.gbnf", grammar), file("s.json", schema));
+    let mut models = vec![arg(&fixture("models/llama.gguf")), arg(&fixture("models/qwen2.gguf"))];
+    models.extend(shared_data("models/stories260K.gguf").map(|path| arg(&path)));
+    for model in &models {
+        for flags in [["--grammar", grammar], ["--grammar-file", &grammar_file]] {
+            let run =
+                lory(&[&["run", "-m", model, "-p", "Say", "-s", "7", "--temp", "1.5"][..], &flags].concat());
+            assert!(["yes!!", "no!!"].contains(&run.success().trim_start_matches(' ')), "{run:?}");
+        }
+        for flags in [["-j", schema], ["--json-schema-file", &schema_file]] {
+            let run =
+                lory(&[&["run", "-m", model, "-p", "Say", "-s", "7", "--temp", "1.5"][..], &flags].concat());
+            let value: serde_json::Value =
+                serde_json::from_str(run.success()).unwrap_or_else(|e| panic!("{run:?}: {e}"));
+            assert!((1..=9).contains(&value["n"].as_u64().unwrap()), "{run:?}");
+        }
+    }
+    let run = |flags: &[&str]| lory(&[&["run", "-m", &models[0], "-p", "Say"][..], flags].concat());
+    assert!(run(&["--grammar", "root ::= x"]).one_line_error(2).contains("line 1, column 10"));
+    assert!(run(&["-j", "{"]).one_line_error(2).contains("--json-schema"));
+    let bad = file("bad.gbnf", "root ::= \"a\"\n  |");
+    assert!(run(&["--grammar-file", &bad]).one_line_error(1).contains("bad.gbnf"));
+    assert!(run(&["--grammar-file", "none.gbnf"]).one_line_error(1).contains("none.gbnf"));
+    assert!(run(&["--grammar", grammar, "-j", schema]).one_line_error(2).contains("cannot be used with"));
+}

@@ -60,6 +60,9 @@ pub enum Error {
         /// The reason in words.
         message: String,
     },
+    /// A grammar that cannot be used.
+    #[error(transparent)]
+    Grammar(#[from] crate::grammar::GrammarError),
     /// A request that cannot be carried out as it is.
     #[error("{0}")]
     Request(String),

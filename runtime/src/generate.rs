@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Result, SamplerOptions, engine::Shared, scheduler::SequenceId, stream::Stream};
+use crate::{Grammar, Result, SamplerOptions, engine::Shared, scheduler::SequenceId, stream::Stream};
 
 /// Final states that a request asks for, normed as the output layer takes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Request {
     pub max_new_tokens: usize,
     /// How the next token is chosen.
     pub sampler: SamplerOptions,
+    /// What the answer must match; see [`crate::LoadedModel::grammar`].
+    pub grammar: Option<Grammar>,
     /// Generation ends where one of these appears in the text; it is not part of the answer.
     pub stop: Vec<String>,
     /// Goes on past end-of-generation tokens.
@@ -53,6 +55,7 @@ impl Default for Request {
             tokens: Vec::new(),
             max_new_tokens: 256,
             sampler: SamplerOptions::default(),
+            grammar: None,
             stop: Vec::new(),
             ignore_eos: false,
             prompt_logits: false,
@@ -68,7 +71,7 @@ impl Default for Request {
 pub enum FinishReason {
     /// The model chose an end-of-generation token.
     Eos,
-    /// A stop string appeared.
+    /// A stop string appeared, or the request's grammar allows nothing more.
     Stop,
     /// `max_new_tokens` were generated.
     Length,
@@ -149,6 +152,17 @@ impl Canceller {
     }
 }
 
+/// Tells another thread how far a generation has come.
+#[derive(Clone)]
+pub struct Watch(Arc<Stream>);
+
+impl Watch {
+    /// What it has cost so far.
+    pub fn stats(&self) -> Stats {
+        self.0.stats()
+    }
+}
+
 /// A running request: an iterator over its events, and a [`futures_core::Stream`] of them.
 /// Dropping it cancels the request; so does any change to its session, and the session's end.
 ///
@@ -172,6 +186,11 @@ impl Generation {
     /// A handle that ends this generation from another thread.
     pub fn canceller(&self) -> Canceller {
         Canceller(self.stream.clone())
+    }
+
+    /// A handle that tells how far it has come, from another thread.
+    pub fn watch(&self) -> Watch {
+        Watch(self.stream.clone())
     }
 
     /// Ends this generation at the next step.

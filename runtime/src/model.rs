@@ -10,8 +10,9 @@ use lory_models::{
 };
 
 use crate::{
-    Error, Result,
+    Error, Grammar, GrammarError, GrammarSource, Result, grammar,
     mapping::{self, File, Loading, OpenGguf},
+    sampler::BreakerCache,
 };
 
 /// Context that is taken when nobody asks for one, unless the model was trained on less.
@@ -46,6 +47,8 @@ pub struct LoadedModel {
     pub base: Arc<BaseInfo>,
     /// Longest sequence.
     pub n_ctx: u32,
+    grammars: grammar::Compiler,
+    pub(crate) breakers: BreakerCache,
 }
 
 impl LoadedModel {
@@ -80,7 +83,13 @@ impl LoadedModel {
             );
         }
         let base = Arc::new(BaseInfo::from_gguf(&gguf)?);
-        Ok(LoadedModel { gguf, files, decoder, tokenizer, base, n_ctx })
+        let (grammars, breakers) = Default::default();
+        Ok(LoadedModel { gguf, files, decoder, tokenizer, base, n_ctx, grammars, breakers })
+    }
+
+    /// A grammar for this model's vocabulary, to be named in [`crate::Request::grammar`].
+    pub fn grammar(&self, source: &GrammarSource) -> std::result::Result<Grammar, GrammarError> {
+        self.grammars.compile(&self.tokenizer, source)
     }
 
     /// A prompt's tokens, with the special tokens that the model wants around a text. Control

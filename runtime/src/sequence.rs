@@ -12,7 +12,7 @@ use lory_models::{
 };
 
 use crate::{
-    Error, Event, FinishReason, Hidden, Metrics, Request, Result, Sampler, SamplerOptions, Stats,
+    Error, Event, FinishReason, Hidden, LoadedModel, Metrics, Request, Result, Sampler, SamplerOptions, Stats,
     adapters::Bound,
     sampler::{DryBreakers, token_logprob},
     stop::StopMatcher,
@@ -83,15 +83,24 @@ impl Active {
         request: &Request,
         history: &[u32],
         n_ctx: usize,
-        tokenizer: &Arc<Tokenizer>,
+        model: &LoadedModel,
         stream: Arc<Stream>,
     ) -> Result<Active> {
-        let mut sampler = Sampler::with_breakers(&request.sampler, breakers(&request.sampler, tokenizer))?;
+        let tokenizer = &model.tokenizer;
+        let mut sampler = Sampler::with_breakers(&request.sampler, breakers(&request.sampler, model))?;
         for token in history {
             sampler.accept(*token);
         }
-        // After nothing but control tokens such as BOS, the answer is the beginning of a text.
-        let continuation = history.iter().any(|t| !tokenizer.is_control(*t));
+        if let Some(grammar) = &request.grammar {
+            if !grammar.is_for(tokenizer) {
+                let message = "the grammar was compiled for another model: compile it for this one";
+                return Err(Error::Request(message.into()));
+            }
+            sampler.constrain(grammar.constraint(!request.ignore_eos));
+        }
+        // After nothing but control tokens such as BOS, the answer is the beginning of a text. A
+        // grammar speaks of every character, also of the blank that such a beginning would lose.
+        let continuation = request.grammar.is_some() || history.iter().any(|t| !tokenizer.is_control(*t));
         let decode = DecodeOptions { special: false, continuation };
         Ok(Active {
             stream,
@@ -170,13 +179,16 @@ impl Active {
 }
 
 /// Which tokens end a repetition; found only if the sampler looks for repetitions.
-fn breakers(options: &SamplerOptions, tokenizer: &Tokenizer) -> DryBreakers {
+fn breakers(options: &SamplerOptions, model: &LoadedModel) -> DryBreakers {
     if options.dry.multiplier == 0.0 {
         return DryBreakers::default();
     }
+    let tokenizer = &model.tokenizer;
     let piece = |id| tokenizer.token_bytes(id).unwrap_or_default().into_owned();
     let encode = |text: &str| tokenizer.encode(text, EncodeOptions::default());
-    DryBreakers::new(&options.dry.sequence_breakers, tokenizer.vocab_size() as u32, piece, encode)
+    let strings = &options.dry.sequence_breakers;
+    let make = || DryBreakers::new(strings, tokenizer.vocab_size() as u32, piece, encode);
+    model.breakers.get(strings, make)
 }
 
 /// A sequence of tokens, part of which has its keys and values cached.
@@ -331,6 +343,11 @@ impl Sequence {
             active.end = Some(Ok(FinishReason::ContextFull));
             return;
         }
+        // A grammar whose only text is empty.
+        if active.sampler.is_complete() {
+            active.end = Some(Ok(FinishReason::Stop));
+            return;
+        }
         let choice = match active.sampler.sample(logits) {
             Ok(choice) => choice,
             Err(e) => {
@@ -345,10 +362,11 @@ impl Sequence {
         self.tokens.push(id);
         let eog = tokenizer.is_eog(id) && !active.ignore_eos;
         let piece = if eog { String::new() } else { active.detokenizer.push(id) };
+        let complete = active.sampler.is_complete();
         let found = active.stop.push(&piece);
         active.stream.push(Event::Token { id, text: found.text, logprob: choice.logprob, top: choice.top });
         let done = active.stats.generated_tokens >= active.max_new_tokens;
-        active.end = match (eog, found.stopped, done) {
+        active.end = match (eog, found.stopped || complete, done) {
             (true, ..) => Some(Ok(FinishReason::Eos)),
             (_, true, _) => Some(Ok(FinishReason::Stop)),
             (_, _, true) => Some(Ok(FinishReason::Length)),

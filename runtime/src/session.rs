@@ -155,7 +155,7 @@ impl Session {
             return Err(Error::Request(message));
         }
         let stream = Arc::new(Stream::new(request.max_queued));
-        let active = Active::new(&request, &history, n_ctx, &model.tokenizer, stream.clone())?;
+        let active = Active::new(&request, &history, n_ctx, model, stream.clone())?;
         scheduler.submit(self.id, &request.tokens, active);
         drop(scheduler);
         self.shared.announce();

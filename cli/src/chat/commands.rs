@@ -1,5 +1,7 @@
 //! What a line that begins with `/` asks for.
 
+use std::path::PathBuf;
+
 /// The text of `/help`.
 pub const HELP: &str = "\
 /help                   this text
@@ -12,13 +14,25 @@ pub const HELP: &str = "\
 /lora scale X SCALE     change its weight
 /lora rm X              take it out
 /lora list              all adapters, those that speak marked with *
+/save FILE              write the conversation and the names of its adapters to a file
+/load FILE              go on with a saved conversation
 /compare A B [TEXT]     ask two adapters (or none) the same, side by side; without TEXT the last message
 \"\"\"                     begins and ends a message of several lines
 Tab completes commands, adapters and files.";
 
 /// The commands, for completion: with a space where something follows.
-pub const NAMES: &[&str] =
-    &["/help", "/exit", "/clear", "/regen", "/system ", "/adapter ", "/lora ", "/compare "];
+pub const NAMES: &[&str] = &[
+    "/help",
+    "/exit",
+    "/clear",
+    "/regen",
+    "/system ",
+    "/adapter ",
+    "/lora ",
+    "/compare ",
+    "/save ",
+    "/load ",
+];
 /// What follows `/lora`, in the same way.
 pub const LORA_VERBS: &[&str] = &["add ", "rm ", "list", "scale "];
 
@@ -47,6 +61,8 @@ pub enum Command {
         scale: f32,
     },
     LoraRemove(String),
+    Save(PathBuf),
+    Load(PathBuf),
     Compare {
         first: String,
         second: String,
@@ -75,6 +91,10 @@ impl Command {
             ("/adapter", rest) => adapter(rest),
             ("/lora", rest) => lora(rest),
             ("/compare", rest) => compare(rest),
+            ("/save", "") => Err("write /save FILE".into()),
+            ("/save", file) => Ok(Command::Save(unquote(file).into())),
+            ("/load", "") => Err("write /load FILE".into()),
+            ("/load", file) => Ok(Command::Load(unquote(file).into())),
             _ => Err(format!("no command {name}; /help lists them")),
         })
     }
@@ -174,6 +194,13 @@ mod tests {
         for bad in ["/lora add", "/lora scale poet", "/lora scale poet nan", "/lora rm", "/lora mix"] {
             assert!(Command::parse(bad).unwrap().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn conversations_go_to_files_and_come_back() {
+        assert_eq!(ok("/save my talk.json"), Command::Save("my talk.json".into()));
+        assert_eq!(ok("/load \"a b.json\""), Command::Load("a b.json".into()));
+        assert!(Command::parse("/save").unwrap().is_err() && Command::parse("/load ").unwrap().is_err());
     }
 
     #[test]

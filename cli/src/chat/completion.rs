@@ -43,6 +43,7 @@ enum Expected {
     Adapter(&'static [&'static str]),
     /// An adapter's name or a file.
     AdapterOrFile,
+    File,
     Nothing,
 }
 
@@ -61,6 +62,8 @@ fn expected(line: &str) -> (usize, Expected) {
         ("/lora rm ", Expected::Adapter(&[])),
         ("/lora scale ", Expected::Adapter(&[])),
         ("/lora ", Expected::LoraVerbs),
+        ("/save ", Expected::File),
+        ("/load ", Expected::File),
     ] {
         if line.starts_with(prefix) {
             return (at(prefix), what);
@@ -93,6 +96,7 @@ impl Completer for Completion {
             Expected::Commands => (at, pairs(start, NAMES)),
             Expected::LoraVerbs => (at, pairs(start, LORA_VERBS)),
             Expected::Adapter(extra) => (at, pairs(start, self.adapters(extra))),
+            Expected::File => self.files.complete(line, pos, ctx)?,
             Expected::AdapterOrFile => match pairs(start, self.adapters(&[])) {
                 names if !names.is_empty() => (at, names),
                 _ => self.files.complete(line, pos, ctx)?,
@@ -119,6 +123,7 @@ mod tests {
         assert_eq!(expected("/lora a"), (6, Expected::LoraVerbs));
         assert_eq!(expected("/lora add /tmp/x"), (10, Expected::AdapterOrFile));
         assert_eq!(expected("/lora scale po"), (12, Expected::Adapter(&[])));
+        assert_eq!(expected("/load ta"), (6, Expected::File));
         assert_eq!(expected("/compare "), (9, Expected::Adapter(&["none"])));
         assert_eq!(expected("/compare a"), (9, Expected::Adapter(&["none"])));
         assert_eq!(expected("/compare a b"), (11, Expected::Adapter(&["none"])));

@@ -7,8 +7,9 @@ use lory_models::{
     chat::{ChatTemplate, Message, RenderOptions},
     tokenizer::EncodeOptions,
 };
-use lory_runtime::{Engine, OnSwitch, Request, SamplerOptions, Session, SessionOptions};
+use lory_runtime::{Engine, Grammar, OnSwitch, Request, SamplerOptions, Session, SessionOptions};
 
+use super::transcript::Transcript;
 use crate::{
     answer::{self, Answer},
     failure::{Failure, Outcome},
@@ -55,6 +56,7 @@ impl Format {
 #[derive(Clone)]
 pub struct Style {
     pub sampler: SamplerOptions,
+    pub grammar: Option<Grammar>,
     pub stop: Vec<String>,
     pub ignore_eos: bool,
     pub max_new_tokens: usize,
@@ -73,6 +75,8 @@ pub struct Conversation {
     mix: Mix,
     /// Answers begun; moves the seed on, so that /regen says something else.
     answers: u64,
+    /// Messages dropped for lack of room since somebody asked.
+    forgotten: usize,
 }
 
 impl Conversation {
@@ -94,6 +98,7 @@ impl Conversation {
             session,
             mix,
             answers: 0,
+            forgotten: 0,
         })
     }
 
@@ -114,6 +119,28 @@ impl Conversation {
     pub fn clear(&mut self) {
         self.turns.clear();
         self.session.clear();
+    }
+
+    /// Everything said so far, to be saved.
+    pub fn transcript(&self) -> Transcript {
+        Transcript {
+            system: self.system.clone(),
+            turns: self.turns.clone(),
+            adapters: self.mix.parts().iter().map(|p| (p.name.clone(), p.scale)).collect(),
+        }
+    }
+
+    /// Goes on where a saved conversation ended. On an error this one stays.
+    pub fn restore(&mut self, transcript: Transcript, mix: Mix) -> Outcome {
+        self.switch(mix)?;
+        self.system = transcript.system;
+        self.turns = transcript.turns;
+        Ok(())
+    }
+
+    /// How many of the oldest messages were dropped since the last call, for lack of room.
+    pub fn take_forgotten(&mut self) -> usize {
+        std::mem::take(&mut self.forgotten)
     }
 
     /// Speaks with another mix from now on. On an error the old one stays.
@@ -154,9 +181,10 @@ impl Conversation {
     fn answer(&mut self, sink: impl FnMut(&str) -> Outcome) -> Outcome<Answer> {
         let tokens = self.fitting_prompt()?;
         self.answers += 1;
+        let prompt = tokens.len();
         let common = self.session.rewind_to_common(&tokens);
         let request = self.request(tokens.get(common..).unwrap_or_default().to_vec());
-        let answer = answer::follow(self.session.generate(request)?, sink)?;
+        let answer = answer::follow(self.session.generate(request)?, prompt, sink)?;
         self.turns.push(("assistant", answer.text.clone()));
         Ok(answer)
     }
@@ -168,6 +196,7 @@ impl Conversation {
             tokens,
             max_new_tokens: self.style.max_new_tokens,
             sampler,
+            grammar: self.style.grammar.clone(),
             stop: self.style.stop.clone(),
             ignore_eos: self.style.ignore_eos,
             ..Default::default()
@@ -183,6 +212,7 @@ impl Conversation {
                 return Ok(tokens);
             }
             self.turns.drain(..2);
+            self.forgotten += 2;
         }
     }
 

@@ -5,10 +5,11 @@ mod commands;
 mod completion;
 mod conversation;
 mod input;
+mod transcript;
 
 use std::{
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -19,6 +20,7 @@ use crate::{
     adapter_flags::AdapterFlags,
     answer::Answer,
     failure::{Failure, Outcome, one_line},
+    grammar_flags::GrammarFlags,
     mix::{self, Mix},
     model_flags::{ModelFlags, note},
     prompt::{PromptFlags, read_text},
@@ -30,6 +32,7 @@ use crate::{
 use commands::Command;
 use conversation::{Conversation, Format, OnSwitchArg};
 use input::{Entry, Input};
+use transcript::Transcript;
 
 /// Adapters listed at once; `/lora list NAME` narrows down.
 const LISTED: usize = 50;
@@ -76,18 +79,22 @@ pub struct Chat {
     adapters: AdapterFlags,
     #[command(flatten)]
     sampling: SamplingFlags,
+    #[command(flatten)]
+    grammar: GrammarFlags,
 }
 
 impl Chat {
     pub fn run(self) -> Outcome {
-        let style = conversation::Style {
+        let mut style = conversation::Style {
             sampler: self.sampling.options()?,
+            grammar: None,
             stop: self.sampling.reverse_prompt.clone(),
             ignore_eos: self.sampling.ignore_eos,
             max_new_tokens: token_limit(self.n_predict)?,
             on_switch: self.on_switch,
         };
         self.adapters.lora_files()?;
+        let grammar = self.grammar.given()?;
         let first = self.first.prompt()?;
         let system = match &self.system_file {
             Some(path) => Some(read_text(path)?),
@@ -97,6 +104,7 @@ impl Chat {
         let engine = self.model.open()?;
         let format = Format::choose(&engine, self.chat_template.as_deref())?;
         let mix = Mix::load(&self.adapters, &engine)?;
+        style.grammar = grammar.map(|g| g.compile(&engine)).transpose()?;
         if self.model.verbose {
             self.model.describe(&engine, opened.elapsed(), style.sampler.seed);
         }
@@ -188,8 +196,35 @@ impl Talk {
             Command::LoraRemove(name) => {
                 return if mix.remove(&name) { self.switch(mix) } else { Err(not_speaking(&name)) };
             }
+            Command::Save(path) => return self.save(&path),
+            Command::Load(path) => return self.load(&path),
             Command::Compare { first, second, text } => return self.compare(&first, &second, text),
         }
+        Ok(())
+    }
+
+    fn save(&self, path: &Path) -> Outcome {
+        let transcript = self.conversation.transcript();
+        transcript.save(path)?;
+        note(&self.style.dim(&format!("{} messages saved in {}", transcript.turns.len(), path.display())));
+        Ok(())
+    }
+
+    /// On an error everything stays as it was.
+    fn load(&mut self, path: &Path) -> Outcome {
+        let transcript = Transcript::load(path)?;
+        let mut mix = Mix::default();
+        for (name, scale) in &transcript.adapters {
+            if self.engine.adapters().info(name).is_err() {
+                let advice = format!("it speaks with the adapter `{name}`; load that first (/lora add FILE)");
+                return Err(Failure::runtime(format!("{}: {advice}", path.display())));
+            }
+            mix.set(&self.engine, name, *scale)?;
+        }
+        let messages = transcript.turns.len();
+        self.conversation.restore(transcript, mix)?;
+        let label = self.conversation.mix().label();
+        note(&self.style.dim(&format!("{messages} messages loaded; now speaking: {label}")));
         Ok(())
     }
 
@@ -250,6 +285,13 @@ impl Talk {
             writeln!(out)?;
         }
         out.flush()?;
+        let forgotten = self.conversation.take_forgotten();
+        if forgotten > 0 {
+            let text = format!(
+                "[the context is full: the {forgotten} oldest messages were forgotten (-c raises it)]"
+            );
+            note(&self.style.dim(&text));
+        }
         let mix = self.conversation.mix();
         self.costs.add(&mix.label(), &answer.stats);
         let end = match answer.finish {

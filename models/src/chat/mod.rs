@@ -7,6 +7,7 @@
 //! A template is code from a file. It can reach nothing but its inputs, its steps and its output are bounded, and it runs on a
 //! thread whose stack is large enough for the deepest value that those steps can nest.
 
+mod bounds;
 mod generation;
 mod json;
 mod python;
@@ -15,14 +16,15 @@ mod tests;
 mod time;
 
 use std::{
-    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value as Jinja, syntax::SyntaxConfig};
+use minijinja::{
+    AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value as Jinja, machinery, syntax::SyntaxConfig,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -42,8 +44,8 @@ const MAX_OUTPUT: usize = 64 << 20;
 /// Deepest nesting of a message, a tool or another variable.
 const MAX_DEPTH: usize = 128;
 /// Instructions granted to any rendering, and per value in its input. Real templates use some tens per value.
-const FUEL: u64 = 250_000;
-const FUEL_PER_VALUE: u64 = 2_000;
+const FUEL: u64 = 250_000 * bounds::INSTRUCTIONS_PER_ONE;
+const FUEL_PER_VALUE: u64 = 2_000 * bounds::INSTRUCTIONS_PER_ONE;
 /// Calls of macros and nested loops.
 const MAX_RECURSION: usize = 200;
 /// Compiling [`MAX_SOURCE`] operators in a chain takes about 1 KiB for each; so does dropping a list that [`FUEL`] nested.
@@ -135,7 +137,11 @@ impl ChatTemplate {
         env.add_test("sequence", python::is_sequence);
         env.add_function("raise_exception", raise_exception);
         let rewritten = generation::rewrite(source);
-        let compile = move || env.add_template_owned(NAME, rewritten).map(|()| env).map_err(|e| describe(&e));
+        let compile = move || {
+            env.add_template_owned(NAME, rewritten).map_err(|e| describe(&e))?;
+            bounded(&env).map(drop)?;
+            Ok(env)
+        };
         let env = on_large_stack(compile).map_err(fault)?;
         Ok(ChatTemplate { env, source: source.into(), file: file.into(), bos_token: None, eos_token: None })
     }
@@ -191,6 +197,7 @@ impl ChatTemplate {
         let written = Arc::new(AtomicUsize::new(0));
         let charged = Arc::clone(&written);
         env.set_formatter(move |out, _, value| python::print(out, value, &charged, MAX_OUTPUT));
+        bounds::install(&mut env, &bounds::Meter::default());
         on_large_stack(move || run(&env, &variables)).map_err(fault)
     }
 
@@ -228,28 +235,20 @@ fn on_large_stack<T: Send + 'static>(
 
 /// Runs the template; the error is its text.
 fn run(env: &Environment<'_>, variables: &Value) -> std::result::Result<String, String> {
-    let template = env.get_template(NAME).map_err(|e| describe(&e))?;
-    let mut out = Bounded(Vec::new());
-    let rendered = template.render_captured_to(to_jinja(variables), &mut out);
-    rendered.map_err(|e| describe(&e))?;
-    String::from_utf8(out.0).map_err(|e| e.to_string())
+    let program = bounded(env)?;
+    let mut text = String::new();
+    let mut out = machinery::make_string_output(&mut text);
+    let variables = to_jinja(variables);
+    machinery::eval(env, &program.instructions, variables, &program.blocks, &mut out, AutoEscape::None)
+        .map_err(|e| describe(&e))?;
+    drop(out);
+    Ok(text)
 }
 
-/// A buffer that refuses to grow beyond [`MAX_OUTPUT`].
-struct Bounded(Vec<u8>);
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT {
-            return Err(io::Error::other(format!("writes more than {MAX_OUTPUT} bytes")));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+/// The compiled template with its bounds built in.
+fn bounded<'env>(env: &'env Environment<'env>) -> std::result::Result<bounds::Bounded<'env>, String> {
+    let template = env.get_template(NAME).map_err(|e| describe(&e))?;
+    bounds::Bounded::new(machinery::get_compiled_template(&template))
 }
 
 fn raise_exception(message: &str) -> std::result::Result<Jinja, minijinja::Error> {

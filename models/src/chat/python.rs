@@ -8,7 +8,7 @@ use minijinja::{
 };
 use minijinja_contrib::pycompat;
 
-use super::{MAX_DEPTH, MAX_OUTPUT, charge, json};
+use super::{MAX_DEPTH, MAX_OUTPUT, bounds, charge, json};
 
 /// Writes a printed expression as Python's `str` would, against the budget of the rendering.
 pub(super) fn print(
@@ -109,6 +109,7 @@ pub(super) fn is_sequence(value: &Value) -> bool {
 /// Methods that the engine's values lack.
 pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
+        bounds::check_method(name, text, args)?;
         match name {
             "removeprefix" => {
                 let (prefix,): (&str,) = from_args(args)?;
@@ -133,7 +134,6 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
                 let (separator, most): (&str, Option<usize>) = from_args(args)?;
                 return rsplit(text, separator, most);
             }
-            "replace" => bounded_replace(text, args)?,
             _ => {}
         }
     }
@@ -170,17 +170,4 @@ fn rsplit(text: &str, separator: &str, most: Option<usize>) -> Result<Value, Err
     };
     parts.reverse();
     Ok(parts.into_iter().map(Value::from).collect())
-}
-
-/// Refuses a replacement whose result could not be rendered anyway.
-fn bounded_replace(text: &str, args: &[Value]) -> Result<(), Error> {
-    if let (Some(old), Some(new)) =
-        (args.first().and_then(Value::as_str), args.get(1).and_then(Value::as_str))
-    {
-        let times = if old.is_empty() { text.len() + 1 } else { text.matches(old).count() };
-        if times.saturating_mul(new.len()) > MAX_OUTPUT {
-            return Err(Error::new(ErrorKind::InvalidOperation, "the replaced text is too long"));
-        }
-    }
-    Ok(())
 }

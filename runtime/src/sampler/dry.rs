@@ -1,9 +1,13 @@
 //! DRY: the longer the earlier passage that a token would continue word for word, the higher its
 //! penalty.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use super::{history::History, options::DryOptions};
+use crate::lock;
 
 /// Longest breaker considered, in bytes; longer ones are cut (as llama.cpp does).
 const MAX_BREAKER: usize = 40;
@@ -14,7 +18,30 @@ const MAX_TAIL: usize = 20;
 /// that must follow it for the breaker to be complete (none, if it ends in the same token).
 #[derive(Debug, Clone, Default)]
 pub struct DryBreakers {
-    tails: HashMap<u32, Vec<Vec<u32>>>,
+    tails: Arc<HashMap<u32, Vec<Vec<u32>>>>,
+}
+
+/// Breakers of one vocabulary by their strings: finding them looks at every token.
+#[derive(Debug, Default)]
+pub(crate) struct BreakerCache(Mutex<Vec<(Vec<String>, DryBreakers)>>);
+
+impl BreakerCache {
+    /// Sets of strings that are remembered.
+    const ROOM: usize = 8;
+
+    /// The breakers for `strings`, from `make` the first time.
+    pub fn get(&self, strings: &[String], make: impl FnOnce() -> DryBreakers) -> DryBreakers {
+        let mut known = lock(&self.0);
+        if let Some((_, breakers)) = known.iter().find(|(s, _)| s == strings) {
+            return breakers.clone();
+        }
+        let breakers = make();
+        if known.len() == Self::ROOM {
+            known.remove(0);
+        }
+        known.push((strings.to_vec(), breakers.clone()));
+        breakers
+    }
 }
 
 impl DryBreakers {
@@ -42,7 +69,7 @@ impl DryBreakers {
                 }
             }
         }
-        DryBreakers { tails }
+        DryBreakers { tails: Arc::new(tails) }
     }
 
     /// Breakers given as tokens: a head and its tail.
@@ -53,7 +80,7 @@ impl DryBreakers {
                 tails.entry(head).or_default().push(tail.to_vec());
             }
         }
-        DryBreakers { tails }
+        DryBreakers { tails: Arc::new(tails) }
     }
 
     /// Whether the token contains or is a whole breaker.
@@ -272,5 +299,19 @@ mod tests {
         assert_eq!(tails(5), [Vec::<u32>::new()]);
         assert_eq!(tails(6), [vec![u32::from(b'o'); 2]]);
         assert!(tails(0).is_empty() && tails(4).is_empty());
+    }
+
+    #[test]
+    fn breakers_are_found_once_per_set_of_strings() {
+        let cache = BreakerCache::default();
+        let strings = |n: usize| vec![n.to_string()];
+        let made = |n: usize| DryBreakers::from_tokens(&[vec![n as u32]]);
+        let first = cache.get(&strings(0), || made(0));
+        let again = cache.get(&strings(0), || panic!("known"));
+        assert!(Arc::ptr_eq(&first.tails, &again.tails) && again.breaks_alone(0));
+        for n in 1..=BreakerCache::ROOM {
+            assert!(cache.get(&strings(n), || made(n)).breaks_alone(n as u32));
+        }
+        assert!(cache.get(&strings(0), || made(7)).breaks_alone(7), "the oldest was forgotten");
     }
 }

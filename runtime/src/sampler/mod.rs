@@ -14,6 +14,7 @@ mod rng;
 mod truncate;
 
 use candidates::Candidates;
+pub(crate) use dry::BreakerCache;
 use dry::Dry;
 pub use dry::DryBreakers;
 use history::History;
@@ -21,6 +22,8 @@ use logprobs::Distribution;
 pub(crate) use logprobs::token_logprob;
 pub use options::{DryOptions, MirostatOptions, SamplerError, SamplerOptions, XtcOptions};
 use rng::Rng;
+
+use crate::grammar::Constraint;
 
 /// A seed from the system, short enough to be typed again.
 pub fn random_seed() -> u64 {
@@ -39,6 +42,7 @@ pub struct Sampler {
     /// Mirostat's μ: the surprise in bits above which a token is cut off.
     mu: f32,
     distribution: Distribution,
+    constraint: Option<Constraint>,
 }
 
 /// A drawn token.
@@ -67,6 +71,7 @@ impl Sampler {
             dry: Dry::new(breakers),
             mu: options.mirostat.map_or(0.0, |m| 2.0 * m.tau),
             distribution: Distribution::default(),
+            constraint: None,
             options,
         })
     }
@@ -81,13 +86,31 @@ impl Sampler {
         &self.options
     }
 
-    /// Adds a token of the text, of the prompt or drawn, to what penalties look back on.
-    pub fn accept(&mut self, token: u32) {
-        self.history.push(token);
+    /// From here on, tokens follow a grammar.
+    pub fn constrain(&mut self, constraint: Constraint) {
+        self.constraint = Some(constraint);
     }
 
-    /// Back to the state after `new`: no history, the generator at its seed.
+    /// Whether the grammar, if there is one, allows nothing more.
+    pub fn is_complete(&self) -> bool {
+        self.constraint.as_ref().is_some_and(Constraint::is_complete)
+    }
+
+    /// Adds a token of the text, of the prompt or drawn, to what penalties look back on. With a
+    /// grammar, only drawn ones may follow [`Sampler::constrain`].
+    pub fn accept(&mut self, token: u32) {
+        self.history.push(token);
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token);
+        }
+    }
+
+    /// Back to the state after `new`: no history, the generator at its seed, the grammar at its
+    /// beginning.
     pub fn reset(&mut self) {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.reset();
+        }
         self.rng = Rng::new(self.seed);
         self.history.clear();
         self.mu = self.options.mirostat.map_or(0.0, |m| 2.0 * m.tau);
@@ -105,6 +128,9 @@ impl Sampler {
             self.distribution.read(logits, n);
             Untouched::remember(logits, &self.options, &self.history)
         });
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(logits)?;
+        }
         for &(token, bias) in &self.options.logit_bias {
             logits[token as usize] += bias;
         }

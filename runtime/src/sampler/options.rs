@@ -25,6 +25,9 @@ pub enum SamplerError {
     /// Every token is forbidden (logit −inf, or an empty vocabulary).
     #[error("every token has probability zero: nothing is left to choose from")]
     NothingLeft,
+    /// The grammar cannot be followed any further.
+    #[error("the grammar cannot be followed: {0}")]
+    Grammar(String),
     /// A token that the vocabulary does not have.
     #[error("logit bias for token {token}, but the vocabulary has {vocab} tokens")]
     BiasOutOfRange {
@@ -95,7 +98,7 @@ impl Default for MirostatOptions {
     }
 }
 
-/// How the next token is drawn. Names, defaults and order are llama.cpp's: logit bias →
+/// How the next token is drawn. Names, defaults and order are llama.cpp's: grammar → logit bias →
 /// repetition, frequency and presence penalties → DRY → top-k → typical → top-p → min-p → XTC →
 /// temperature → draw.
 #[derive(Debug, Clone, PartialEq)]

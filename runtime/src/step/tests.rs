@@ -222,7 +222,7 @@ impl<'a> World<'a> {
         let mut history = self.scheduler.get(id).tokens.clone();
         history.extend(tokens);
         let stream = Arc::new(Stream::new(256));
-        let active = Active::new(&request, &history, 64, &self.model.tokenizer, stream.clone()).unwrap();
+        let active = Active::new(&request, &history, 64, self.model, stream.clone()).unwrap();
         self.scheduler.submit(id, tokens, active);
         stream
     }

@@ -1,0 +1,74 @@
+//! Bars on standard error for what takes long; nothing where that is no terminal.
+
+use std::{
+    io::{IsTerminal, stderr},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use lory_runtime::Watch;
+
+/// A prompt that is read in less time shows no bar.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Between two looks at a prompt.
+const REFRESH: Duration = Duration::from_millis(100);
+
+/// A bar for bytes of which `total` will come; 0 if that is not known.
+pub fn bytes_bar(total: u64) -> ProgressBar {
+    let (bar, template) = match total {
+        0 => (ProgressBar::new_spinner(), "{spinner} {bytes} written"),
+        n => (ProgressBar::new(n), "{bar:40} {bytes} of {total_bytes}, {eta} left"),
+    };
+    styled(bar, template)
+}
+
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Shows how far the reading of a prompt has come, until it is dropped.
+pub struct Prompt {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Prompt {
+    /// Watches a generation whose session has `total` tokens to begin with.
+    pub fn watch(watch: Watch, total: usize) -> Prompt {
+        let mut prompt = Prompt { stop: None, thread: None };
+        if stderr().is_terminal() {
+            let (stop, stopped) = mpsc::channel();
+            // Without the thread there is no bar, and that is all.
+            prompt.thread = thread::Builder::new().spawn(move || show(&watch, total, &stopped)).ok();
+            prompt.stop = Some(stop);
+        }
+        prompt
+    }
+}
+
+fn show(watch: &Watch, total: usize, stopped: &mpsc::Receiver<()>) {
+    if stopped.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
+        return;
+    }
+    let bar = styled(ProgressBar::new(total as u64), "reading {bar:40} {pos} of {len} tokens");
+    while stopped.recv_timeout(REFRESH) == Err(RecvTimeoutError::Timeout) {
+        let stats = watch.stats();
+        bar.set_position((stats.cached_tokens + stats.prompt_tokens).min(total) as u64);
+    }
+    bar.finish_and_clear();
+}
+
+impl Drop for Prompt {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // The bar must be gone before text is written over it.
+            let _ = thread.join();
+        }
+    }
+}

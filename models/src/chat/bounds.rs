@@ -23,7 +23,7 @@ use std::{
 use minijinja::{
     Environment, Error, ErrorKind, State, Value, filters,
     machinery::{CompiledTemplate, Instruction, Instructions},
-    value::{Rest, ValueKind},
+    value::{Rest, Tuple, ValueKind, ValueOrKwargs},
 };
 
 use super::python;
@@ -80,7 +80,8 @@ fn measure(value: &Value, depth: usize, left: &mut usize) -> Result<(), Error> {
     if depth > MAX_NESTING {
         return Err(fault(format!("the template nests values deeper than {MAX_NESTING}")));
     }
-    let own = NODE + value.as_str().map_or(0, str::len) + value.as_bytes().map_or(0, <[u8]>::len);
+    // Of texts as well as of bytes.
+    let own = NODE + value.as_bytes().map_or(0, <[u8]>::len);
     *left = left.checked_sub(own).ok_or_else(too_large)?;
     match value.kind() {
         ValueKind::Seq | ValueKind::Iterable => {
@@ -122,7 +123,10 @@ impl<'env> Bounded<'env> {
     /// It includes, imports or extends another template.
     pub(super) fn new(compiled: &CompiledTemplate<'env>) -> Result<Self, String> {
         let blocks = compiled.blocks.iter().map(|(name, code)| Ok((*name, rewrite(code)?)));
-        Ok(Bounded { instructions: rewrite(&compiled.instructions)?, blocks: blocks.collect::<Result<_, String>>()? })
+        Ok(Bounded {
+            instructions: rewrite(&compiled.instructions)?,
+            blocks: blocks.collect::<Result<_, String>>()?,
+        })
     }
 }
 
@@ -185,7 +189,9 @@ fn guarded<'env>(instruction: &Instruction<'env>) -> Result<Vec<Instruction<'env
             vec![Instruction::Swap, store, Instruction::Swap, instruction.clone()]
         }
         Instruction::Include(_) | Instruction::LoadBlocks => {
-            return Err("includes, imports or extends another template, which a model file cannot hold".into());
+            return Err(
+                "includes, imports or extends another template, which a model file cannot hold".into()
+            );
         }
         _ => vec![instruction.clone()],
     })
@@ -220,8 +226,12 @@ pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
         let lines = text_of(text).matches('\n').count() + 1;
         lines.saturating_mul(numbers(rest))
     });
-    checked(env, meter, "batch", Value::from_function(filters::batch), |args| numbers(args).saturating_mul(NODE));
-    checked(env, meter, "slice", Value::from_function(filters::slice), |args| numbers(args).saturating_mul(NODE));
+    checked(env, meter, "batch", Value::from_function(filters::batch), |args| {
+        numbers(args).saturating_mul(NODE)
+    });
+    checked(env, meter, "slice", Value::from_function(filters::slice), |args| {
+        numbers(args).saturating_mul(NODE)
+    });
 }
 
 /// A filter that runs only if `estimate`, an upper bound of what its arguments lead to, is allowed.
@@ -233,7 +243,8 @@ fn checked(
     estimate: impl Fn(&[Value]) -> usize + Send + Sync + 'static,
 ) {
     let meter = meter.clone();
-    env.add_filter(name, move |state: &mut State, args: Rest<Value>| {
+    env.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+        let args = args.into_values();
         let estimate = estimate(&args);
         if estimate > MAX_VALUE {
             return Err(too_large());
@@ -274,7 +285,8 @@ fn formatted(args: &[Value]) -> usize {
     let dynamic = if format.contains('*') || has_nested_braces(&format) { numbers(rest) } else { 0 };
     let mut left = MAX_VALUE;
     let measured = rest.iter().try_for_each(|a| measure(a, 0, &mut left));
-    let arguments = if measured.is_ok() { (MAX_VALUE - left).saturating_sub(NODE * rest.len()) } else { MAX_VALUE };
+    let arguments =
+        if measured.is_ok() { (MAX_VALUE - left).saturating_sub(NODE * rest.len()) } else { MAX_VALUE };
     directives.saturating_mul(arguments.saturating_add(dynamic)).saturating_add(widths)
 }
 
@@ -294,7 +306,9 @@ fn has_nested_braces(format: &str) -> bool {
 fn numbers(args: &[Value]) -> usize {
     let number = |v: &Value| v.as_i64().map_or(0, |n| usize::try_from(n).unwrap_or(0));
     let one = |v: &Value| match v.is_kwargs() {
-        true => v.try_iter().into_iter().flatten().filter_map(|k| v.get_item(&k).ok()).map(|v| number(&v)).sum(),
+        true => {
+            v.try_iter().into_iter().flatten().filter_map(|k| v.get_item(&k).ok()).map(|v| number(&v)).sum()
+        }
         false => number(v),
     };
     args.iter().map(one).fold(0, usize::saturating_add)
@@ -318,7 +332,11 @@ fn product(left: &Value, right: &Value) -> Result<Value, Error> {
     };
     if let Some(text) = value.as_str() {
         let n = times()?;
-        return if text.len().saturating_mul(n) > MAX_VALUE { Err(too_large()) } else { Ok(text.repeat(n).into()) };
+        return if text.len().saturating_mul(n) > MAX_VALUE {
+            Err(too_large())
+        } else {
+            Ok(text.repeat(n).into())
+        };
     }
     if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
         let items: Vec<Value> = value.try_iter()?.take(MAX_VALUE / NODE).collect();
@@ -326,7 +344,8 @@ fn product(left: &Value, right: &Value) -> Result<Value, Error> {
         if items.len().saturating_mul(n).saturating_mul(NODE) > MAX_VALUE {
             return Err(too_large());
         }
-        return Ok(items.repeat(n).into());
+        let repeated: Vec<Value> = items.iter().cycle().take(items.len() * n).cloned().collect();
+        return Ok(if value.is_tuple() { Tuple::from(repeated).into() } else { repeated.into() });
     }
     let whole = |v: &Value| {
         let is_whole = v.is_integer() || v.kind() == ValueKind::Bool;

@@ -15,11 +15,9 @@ mod python;
 mod tests;
 mod time;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use minijinja::{

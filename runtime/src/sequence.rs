@@ -12,7 +12,8 @@ use lory_models::{
 };
 
 use crate::{
-    Error, Event, FinishReason, Hidden, LoadedModel, Metrics, Request, Result, Sampler, SamplerOptions, Stats,
+    Error, Event, FinishReason, Hidden, LoadedModel, Metrics, Request, Result, Sampler, SamplerOptions,
+    Stats,
     adapters::Bound,
     sampler::{DryBreakers, token_logprob},
     stop::StopMatcher,

@@ -90,10 +90,8 @@ fn measure(value: &Value, depth: usize, left: &mut usize) -> Result<(), Error> {
             }
         }
         // A namespace can change after it was measured, and be put into itself: it stays outside of other values.
-        ValueKind::Map if is_namespace(value) => {
-            if depth > 0 {
-                return Err(fault("a namespace cannot be put into another value"));
-            }
+        ValueKind::Map if depth > 0 && is_namespace(value) => {
+            return Err(fault("a namespace cannot be put into another value"));
         }
         ValueKind::Map => {
             for key in value.try_iter()? {

@@ -393,11 +393,10 @@ impl<'a> Parser<'a> {
 
     fn set(&mut self, chars: Chars) -> usize {
         let next = self.sets.len();
-        let id = *self.set_ids.entry(chars).or_insert_with_key(|chars| {
+        *self.set_ids.entry(chars).or_insert_with_key(|chars| {
             self.sets.push(chars.clone());
             next
-        });
-        id
+        })
     }
 
     /// `<[id]>` or `<text>`.

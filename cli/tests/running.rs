@@ -292,13 +292,17 @@ fn answers_keep_to_a_grammar_or_a_schema() {
     models.extend(shared_data("models/stories260K.gguf").map(|path| arg(&path)));
     for model in &models {
         for flags in [["--grammar", grammar], ["--grammar-file", &grammar_file]] {
-            let run =
-                lory(&[&["run", "-m", model, "-p", "Say", "-s", "7", "--temp", "1.5"][..], &flags].concat());
+            let run = lory(
+                &[&["run", "-m", model, "-c", "1024", "-p", "Say", "-s", "7", "--temp", "1.5"][..], &flags]
+                    .concat(),
+            );
             assert!(["yes!!", "no!!"].contains(&run.success().trim_start_matches(' ')), "{run:?}");
         }
         for flags in [["-j", schema], ["--json-schema-file", &schema_file]] {
-            let run =
-                lory(&[&["run", "-m", model, "-p", "Say", "-s", "7", "--temp", "1.5"][..], &flags].concat());
+            let run = lory(
+                &[&["run", "-m", model, "-c", "1024", "-p", "Say", "-s", "7", "--temp", "1.5"][..], &flags]
+                    .concat(),
+            );
             let value: serde_json::Value =
                 serde_json::from_str(run.success()).unwrap_or_else(|e| panic!("{run:?}: {e}"));
             assert!((1..=9).contains(&value["n"].as_u64().unwrap()), "{run:?}");

@@ -3,8 +3,8 @@
 use std::{fs, task::Poll};
 
 use lory_runtime::{
-    AdapterId, Engine, EngineOptions, Error, Event, FinishReason, Generation, Request, SamplerOptions,
-    Session, SessionOptions,
+    AdapterId, Engine, EngineOptions, Error, Event, FinishReason, Generation, OnSwitch, Request,
+    SamplerOptions, Session, SessionOptions,
 };
 use lory_tests::{
     engines::{self, ADAPTERS},
@@ -76,6 +76,27 @@ fn r7_a_request_finishes_on_the_version_it_began_with() {
     let after = store.usage();
     assert!(after.bytes < bytes && bytes < before.bytes, "{before:?} {bytes} {after:?}");
     assert_eq!(after.loaded, before.loaded - 3);
+}
+
+#[test]
+fn r6_sets_without_a_meaning_are_refused_and_hold_nothing() {
+    let (engine, ids) = engines::engine(&engines::options());
+    let mut session = with(&engine, &[]);
+    for (set, word) in [
+        (vec![(ids[0], f32::NAN)], "not finite"),
+        (vec![(ids[0], f32::INFINITY)], "not finite"),
+        (vec![(ids[0], 1.0), (ids[0], 0.5)], "stands twice"),
+        (vec![(ids[0], 1.0), (AdapterId::from_u64(4_000), 1.0)], "adapter 4000"),
+    ] {
+        let options = SessionOptions { adapters: set.clone(), priority: 0 };
+        let error = engine.session(&options).map(drop).expect_err("refused").to_string();
+        assert!(error.contains(word), "{error}");
+        let error = session.set_adapters(&set, OnSwitch::Recompute).expect_err("refused").to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    assert_eq!(engine.adapters().info("attn").expect("known").sessions, 0);
+    assert!(session.adapters().is_empty(), "as it was");
+    assert_eq!(engine.metrics().sessions, 1);
 }
 
 #[test]

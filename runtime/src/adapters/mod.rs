@@ -15,7 +15,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{
-        Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        Arc, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -29,7 +29,7 @@ use crate::{
 
 pub use open::open_pack;
 pub(crate) use record::Bound;
-use record::Record;
+use record::{Record, Resident};
 
 /// One loading of one adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,8 +100,7 @@ struct State {
     records: HashMap<AdapterId, Arc<Record>>,
     names: BTreeMap<String, AdapterId>,
     packs: Vec<OpenPack>,
-    /// Unloaded or replaced, and perhaps still in use.
-    retired: Vec<Weak<Record>>,
+    resident: Arc<Resident>,
     /// Bases whose pages have been touched.
     warm: HashSet<u128>,
     next: u64,
@@ -181,7 +180,8 @@ impl AdapterStore {
         }
         let old = if replace { state.names.get(&name).copied() } else { None };
         state.make_room(&name, adapter.bytes(), old)?;
-        let record = Record::new(state.next_id(), name, origin, files.into(), None, Some(Arc::new(adapter)));
+        let (id, adapter) = (state.next_id(), Some(Arc::new(adapter)));
+        let record = Record::new(id, name, origin, files.into(), None, adapter, &state.resident);
         state.loads += 1;
         Ok(state.put(record))
     }
@@ -286,6 +286,7 @@ impl AdapterStore {
         record.adapter(|adapter| {
             let mut state = self.write();
             state.make_room(record.name(), adapter.bytes(), None)?;
+            state.resident.add(adapter.bytes());
             state.loads += 1;
             Ok(())
         })
@@ -344,7 +345,7 @@ impl AdapterStore {
     /// What all adapters occupy.
     pub fn usage(&self) -> AdapterUsage {
         let state = self.read();
-        let (loaded, bytes) = state.resident();
+        let (loaded, bytes) = (state.resident.count(), state.resident.bytes());
         let State { budget, loads, evictions, .. } = *state;
         AdapterUsage { loaded, bytes, budget, loads, evictions }
     }
@@ -404,7 +405,8 @@ impl State {
             return Err(self.unknown(name));
         };
         let (origin, files, pack) = (pack.path.clone(), pack.files.clone(), pack.pack.clone());
-        let record = Record::new(self.next_id(), name.into(), origin, files, Some(pack), None);
+        let id = self.next_id();
+        let record = Record::new(id, name.into(), origin, files, Some(pack), None, &self.resident);
         let id = self.put(record);
         self.records.get(&id).cloned().ok_or_else(|| self.unknown(name))
     }
@@ -424,8 +426,6 @@ impl State {
         if self.names.get(record.name()) == Some(&id) {
             self.names.remove(record.name());
         }
-        self.retired.retain(|r| r.strong_count() > 0);
-        self.retired.push(Arc::downgrade(&record));
     }
 
     fn drop_pack(&mut self, at: usize) {
@@ -435,37 +435,31 @@ impl State {
         ids.into_iter().for_each(|id| self.retire(id));
     }
 
-    /// Adapters in memory, and their bytes.
-    fn resident(&self) -> (usize, usize) {
-        let retired: Vec<_> = self.retired.iter().filter_map(Weak::upgrade).collect();
-        let all = self.records.values().chain(&retired);
-        let sizes = all.map(|r| r.bytes()).filter(|b| *b > 0);
-        sizes.fold((0, 0), |(n, sum), bytes| (n + 1, sum + bytes))
-    }
-
     /// Gives up what nobody uses until `needed` more bytes fit. `instead` is about to go.
     fn make_room(&mut self, name: &str, needed: usize, instead: Option<AdapterId>) -> Result<()> {
         let Some(budget) = self.budget else { return Ok(()) };
         let idle = |r: &Record| r.sessions() == 0;
         let going = instead.and_then(|id| self.records.get(&id)).filter(|r| idle(r)).map_or(0, |r| r.bytes());
-        let mut used = self.resident().1 - going;
-        let mut cold: Vec<_> =
-            self.records.values().filter(|r| r.is_packed() && idle(r) && r.bytes() > 0).collect();
-        cold.sort_unstable_by_key(|r| r.last_used());
-        let mut evictions = 0;
-        for record in cold {
+        let mut busy = HashSet::new();
+        loop {
+            let used = self.resident.bytes().saturating_sub(going);
             if used.saturating_add(needed) <= budget {
-                break;
+                return Ok(());
             }
-            if let Some(freed) = record.evict() {
-                used -= freed;
-                evictions += 1;
+            // What can never fit costs nobody anything.
+            let cold = self
+                .records
+                .values()
+                .filter(|r| r.is_packed() && idle(r) && r.bytes() > 0 && !busy.contains(&r.id()))
+                .filter(|_| needed <= budget)
+                .min_by_key(|r| r.last_used());
+            let Some(record) = cold else {
+                return Err(Error::AdapterBudget { name: name.into(), needed, used, budget });
+            };
+            match record.evict() {
+                Some(_) => self.evictions += 1,
+                None => drop(busy.insert(record.id())),
             }
-        }
-        self.evictions += evictions;
-        match used.saturating_add(needed) <= budget {
-            true => Ok(()),
-            false => Err(Error::AdapterBudget { name: name.into(), needed, used, budget }),
         }
     }
 

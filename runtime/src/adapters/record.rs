@@ -13,6 +13,33 @@ use lory_models::adapter::{Adapter, AdapterSet, pack::Pack};
 use super::{AdapterId, AdapterInfo};
 use crate::{Result, lock, mapping::File};
 
+/// What all adapters in memory occupy, also those that only sessions know any more.
+#[derive(Debug, Default)]
+pub(super) struct Resident {
+    bytes: AtomicUsize,
+    count: AtomicUsize,
+}
+
+impl Resident {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    pub(super) fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.count.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// One loading of one adapter.
 pub(crate) struct Record {
     id: AdapterId,
@@ -28,6 +55,13 @@ pub(crate) struct Record {
     uses: AtomicU64,
     sessions: AtomicUsize,
     last_used: AtomicU64,
+    resident: Arc<Resident>,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.evict();
+    }
 }
 
 impl Record {
@@ -38,9 +72,14 @@ impl Record {
         files: Arc<[Arc<File>]>,
         pack: Option<Arc<Pack>>,
         adapter: Option<Arc<Adapter>>,
+        resident: &Arc<Resident>,
     ) -> Record {
         let bytes = AtomicUsize::new(adapter.as_ref().map_or(0, |a| a.bytes()));
+        if let Some(adapter) = &adapter {
+            resident.add(adapter.bytes());
+        }
         let (uses, sessions, last_used) = Default::default();
+        let resident = resident.clone();
         Record {
             id,
             name,
@@ -52,6 +91,7 @@ impl Record {
             uses,
             sessions,
             last_used,
+            resident,
         }
     }
 
@@ -87,8 +127,8 @@ impl Record {
         self.last_used.fetch_max(clock, Ordering::Relaxed);
     }
 
-    /// The adapter, read from its pack if it is not in memory; `admit` may refuse what was read.
-    /// Others who ask for this one wait for the reading, nobody else does.
+    /// The adapter, read from its pack if it is not in memory; `admit` may refuse what was read, or
+    /// counts it as resident. Others who ask for this one wait for the reading, nobody else does.
     pub(super) fn adapter(&self, admit: impl FnOnce(&Adapter) -> Result<()>) -> Result<Arc<Adapter>> {
         let mut slot = lock(&self.adapter);
         if let Some(adapter) = &*slot {
@@ -113,7 +153,9 @@ impl Record {
             Err(TryLockError::WouldBlock) => return None,
         };
         slot.take()?;
-        Some(self.bytes.swap(0, Ordering::AcqRel))
+        let bytes = self.bytes.swap(0, Ordering::AcqRel);
+        self.resident.remove(bytes);
+        Some(bytes)
     }
 
     /// Counts a session that uses it.

@@ -164,6 +164,14 @@ fn summary(r: &Report, output: &Path) {
         r.err2.p95,
         r.err2.worst
     );
+    if r.own + r.left_out > 0 {
+        eprintln!(
+            "of {} pairs of adapter and module, {} have factors of their own and {} were left out",
+            r.by_adapter.iter().flat_map(|a| &a.module_err2).filter(|e| **e >= 0.0).count(),
+            r.own,
+            r.left_out
+        );
+    }
     eprintln!(
         "per-adapter SVD in the same bytes: err² {:.4}; own factors: {}; {:.1} s{}",
         r.svd_err2_at_equal_bytes,

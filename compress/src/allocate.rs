@@ -275,7 +275,7 @@ pub fn allocate(units: &[Unit], goal: Goal, prices: Prices<'_>) -> Allocation {
                 best = found;
             }
         }
-        spend(&mut best, &priced, goal, entries, levels);
+        spend(&mut best, &priced, goal, levels);
         best
     };
     // Mixed, and the two pure kinds: what is left over is spent greedily, so any of them can come out first.
@@ -306,11 +306,9 @@ fn spend(
     whole: &mut Whole,
     priced: &[Priced<'_>],
     goal: Goal,
-    entries: f64,
     levels: std::ops::RangeInclusive<usize>,
 ) {
     let Goal::Bytes(budget) = goal else { return };
-    let _ = entries;
     let budget = budget as f64;
     while priced.len() <= SMALL {
         let left = budget - whole.bytes;

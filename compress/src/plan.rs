@@ -301,6 +301,14 @@ fn auto(
     progress.stage("measuring every module", sites.len());
     let found = units(collection, options, &clustering, &modules::single(&sites), progress, cancel)?;
     let allocation = choose(&found, goal, options);
+    if allocation.bytes == 0 && allocation.error > 0.0 {
+        let Goal::Bytes(budget) = goal else { return Err(Error::Request("no rank was given out".into())) };
+        let least = found.iter().flatten().map(|(_, unit)| options.storage.basis_bytes(unit.shape, 1)).min();
+        return Err(Error::Request(format!(
+            "{budget} bytes hold nothing of {n} adapters: one rank of one module takes {}",
+            least.unwrap_or(0)
+        )));
+    }
     let expected = Some((allocation.error, allocation.bytes));
     let mut choices = allocation.choices.into_iter();
     let of_site = |units: &Units| {

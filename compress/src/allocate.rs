@@ -302,12 +302,7 @@ pub fn allocate(units: &[Unit], goal: Goal, prices: Prices<'_>) -> Allocation {
 const SMALL: usize = 512;
 
 /// Spends what the budget leaves: on other bases while any fits, then on factors of their own.
-fn spend(
-    whole: &mut Whole,
-    priced: &[Priced<'_>],
-    goal: Goal,
-    levels: std::ops::RangeInclusive<usize>,
-) {
+fn spend(whole: &mut Whole, priced: &[Priced<'_>], goal: Goal, levels: std::ops::RangeInclusive<usize>) {
     let Goal::Bytes(budget) = goal else { return };
     let budget = budget as f64;
     while priced.len() <= SMALL {

@@ -225,6 +225,8 @@ impl Engine {
         let cache = if options.prefix_sharing { cache.with_sharing() } else { cache };
         let scratch = Scratch::new(&backend, &model.decoder, max_rows, LOGIT_ROWS.min(max_rows))?;
         let adapters = AdapterStore::new(model.clone(), options.loading, options.adapter_bytes);
+        let (file, device) = (model.gguf.metadata().file(), backend.label());
+        tracing::info!("{file}: {} layers, context {n_ctx}, on {device}", config.n_layers());
         Ok(Engine {
             shared: Arc::new(Shared {
                 model,

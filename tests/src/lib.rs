@@ -1,5 +1,7 @@
 //! What the integration tests share.
 
+#[cfg(unix)]
+pub mod c_api;
 pub mod edited;
 pub mod engines;
 pub mod fixtures;
@@ -7,3 +9,8 @@ pub mod gguf_bytes;
 #[cfg(feature = "ggml")]
 pub mod llama_cpp;
 pub mod runner;
+
+#[allow(missing_docs, unsafe_op_in_unsafe_fn, non_camel_case_types, non_upper_case_globals, non_snake_case)]
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks)]
+#[rustfmt::skip]
+pub mod lory_h;

@@ -1,5 +1,7 @@
 //! What is generated or packed, so that tests can compare it with what is committed.
 
+pub mod abi;
+pub mod bindings;
 pub mod header;
 
 use std::path::{Path, PathBuf};

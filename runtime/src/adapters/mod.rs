@@ -180,6 +180,7 @@ impl AdapterStore {
         }
         let old = if replace { state.names.get(&name).copied() } else { None };
         state.make_room(&name, adapter.bytes(), old)?;
+        tracing::info!("{}: adapter `{name}`, {} bytes", origin.display(), adapter.bytes());
         let (id, adapter) = (state.next_id(), Some(Arc::new(adapter)));
         let record = Record::new(id, name, origin, files.into(), None, adapter, &state.resident);
         state.loads += 1;
@@ -288,6 +289,7 @@ impl AdapterStore {
             state.make_room(record.name(), adapter.bytes(), None)?;
             state.resident.add(adapter.bytes());
             state.loads += 1;
+            tracing::info!("adapter `{}`: {} bytes", record.name(), adapter.bytes());
             Ok(())
         })
     }

@@ -1,0 +1,615 @@
+//! What a C program can do wrong: every pointer NULL, sizes and constants that do not exist, handles in
+//! the wrong order, callbacks that call back.
+#![cfg(unix)]
+
+use std::{
+    collections::BTreeSet,
+    ffi::{c_char, c_void},
+    ptr::{self, null_mut},
+};
+
+use libloading::Library;
+use lory_tests::{
+    c_api::{self as c, Handle, lory},
+    fixtures::{self, fixture},
+};
+
+fn engine() -> Handle<c::lory_engine> {
+    c::engine(&fixture("models/llama.gguf"), &c::options()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn session(engine: &Handle<c::lory_engine>) -> Handle<c::lory_session> {
+    c::session(engine.ptr, &[]).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The status and the words for it.
+fn fails(status: c::lory_status) -> (c::lory_status, String) {
+    assert_ne!(status, c::LORY_OK, "accepted");
+    (status, c::last_error())
+}
+
+/// An argument of a call.
+#[derive(Clone, Copy)]
+enum Arg {
+    /// A pointer that must not be NULL.
+    Must(usize),
+    /// A pointer that may be NULL.
+    May(usize),
+    /// A number.
+    Is(usize),
+}
+use Arg::{Is, May, Must};
+
+impl Arg {
+    fn value(self) -> usize {
+        match self {
+            Must(v) | May(v) | Is(v) => v,
+        }
+    }
+}
+
+fn at<T>(place: &T) -> usize {
+    ptr::from_ref(place) as usize
+}
+
+fn texts(text: &'static str) -> [Arg; 2] {
+    [Must(text.as_ptr() as usize), Is(text.len())]
+}
+
+unsafe extern "C" fn read_nothing(_: *mut c_void, _: u64, _: *mut c_void, _: usize) -> i64 {
+    -1
+}
+
+unsafe extern "C" fn never(_: *mut c_void) -> i32 {
+    0
+}
+
+unsafe extern "C" fn on_event(_: *mut c_void, _: *const c::lory_event) -> i32 {
+    0
+}
+
+#[test]
+fn every_pointer_of_every_function_may_be_null() {
+    const FILLED: [u64; 8] = [0xA5A5_A5A5_A5A5_A5A5; 8];
+    let out = Box::new(FILLED);
+    let e = engine();
+    let s = session(&e);
+    let sampler = c::greedy();
+    let tokens = [1u32, 2, 3];
+    let request = c::request(&tokens, 2, &sampler);
+    let g = c::generate(s.ptr, &request).expect("a generation");
+    // SAFETY: pointers to what lives during the call; so everywhere below.
+    let (list, canceller, detokenizer, event) = unsafe {
+        let l = lory();
+        let list = Handle::new(|o| l.lory_adapter_list_new(e.ptr, o), |h| lory().lory_adapter_list_free(h));
+        let canceller =
+            Handle::new(|o| l.lory_generation_canceller(g.ptr, o), |h| lory().lory_canceller_free(h));
+        let detokenizer =
+            Handle::new(|o| l.lory_detokenizer_new(e.ptr, 0, o), |h| lory().lory_detokenizer_free(h));
+        (list.unwrap(), canceller.unwrap(), detokenizer.unwrap(), c::init(|o, n| l.lory_event_init(o, n)))
+    };
+    // SAFETY: as above.
+    let (info, metrics, model, stats) = unsafe {
+        let l = lory();
+        (
+            c::init(|o, n| l.lory_adapter_info_init(o, n)),
+            c::init(|o, n| l.lory_metrics_init(o, n)),
+            c::init(|o, n| l.lory_model_info_init(o, n)),
+            c::init(|o, n| l.lory_stats_init(o, n)),
+        )
+    };
+    let generations = [g.ptr];
+    let spans = [c::lory_token_span { data: tokens.as_ptr(), len: 3 }];
+    let names = [c::str_of("nobody")];
+    let scale = [c::lory_adapter_scale::default()];
+    let (engine, session, generation) = (Must(e.ptr as usize), Must(s.ptr as usize), Must(g.ptr as usize));
+    let (to, nothing) = (Must(at(&*out)), May(0));
+    let [path, path_len] = texts("/nowhere");
+    let [text, text_len] = texts("text");
+    let [data, data_len] = [Must(tokens.as_ptr() as usize), Is(3)];
+    let scratch = Box::new([0u8; 1024]);
+    let place = Must(at(&*scratch));
+    let table: Vec<(&str, Vec<Arg>)> = vec![
+        ("lory_adapter_close_pack", vec![engine, path, path_len]),
+        ("lory_adapter_info_init", vec![place, Is(size_of::<c::lory_adapter_info>())]),
+        ("lory_adapter_list_get", vec![Must(list.ptr as usize), Is(0), Must(at(&info))]),
+        ("lory_adapter_list_new", vec![engine, to]),
+        ("lory_adapter_load", vec![engine, path, path_len, May(text.value()), Is(0), to]),
+        ("lory_adapter_load_memory", vec![engine, data, data_len, text, text_len, Is(0), to]),
+        ("lory_adapter_open_pack", vec![engine, path, path_len, to]),
+        ("lory_adapter_prefetch", vec![engine, Must(at(&names)), Is(1), to]),
+        ("lory_adapter_reopen_pack", vec![engine, path, path_len, to]),
+        ("lory_adapter_replace", vec![engine, path, path_len, text, text_len, to]),
+        ("lory_adapter_resolve", vec![engine, text, text_len, to]),
+        ("lory_adapter_set_budget", vec![engine, Is(0)]),
+        ("lory_adapter_unload", vec![engine, text, text_len]),
+        ("lory_canceller_cancel", vec![Must(canceller.ptr as usize)]),
+        ("lory_chat_options_init", vec![place, Is(size_of::<c::lory_chat_options>())]),
+        ("lory_chat_render", vec![engine, nothing, to]),
+        ("lory_detokenize", vec![engine, data, data_len, Is(0), to]),
+        ("lory_detokenizer_finish", vec![Must(detokenizer.ptr as usize), to]),
+        ("lory_detokenizer_new", vec![engine, Is(0), to]),
+        ("lory_detokenizer_push", vec![Must(detokenizer.ptr as usize), Is(1), to]),
+        ("lory_engine_device", vec![engine, to]),
+        ("lory_engine_drive", vec![engine, Must(never as *const () as usize), nothing]),
+        ("lory_engine_metadata", vec![engine, text, text_len, to]),
+        ("lory_engine_metrics", vec![engine, Must(at(&metrics))]),
+        ("lory_engine_model_info", vec![engine, Must(at(&model))]),
+        ("lory_engine_open", vec![path, path_len, nothing, to]),
+        (
+            "lory_engine_open_callback",
+            vec![Must(read_nothing as *const () as usize), nothing, Is(9), text, text_len, nothing, to],
+        ),
+        ("lory_engine_open_fd", vec![Is(0), text, text_len, nothing, to]),
+        ("lory_engine_open_memory", vec![data, data_len, text, text_len, nothing, nothing, nothing, to]),
+        ("lory_engine_options_init", vec![place, Is(size_of::<c::lory_engine_options>())]),
+        ("lory_engine_prometheus", vec![engine, to]),
+        ("lory_engine_step", vec![engine, to]),
+        ("lory_engine_wake_drivers", vec![engine]),
+        ("lory_event_init", vec![place, Is(size_of::<c::lory_event>())]),
+        ("lory_generation_cancel", vec![generation]),
+        ("lory_generation_canceller", vec![generation, to]),
+        ("lory_generation_next", vec![generation, Must(at(&event))]),
+        ("lory_generation_poll", vec![generation, Must(at(&event))]),
+        ("lory_generation_run", vec![generation, Must(on_event as *const () as usize), nothing, nothing]),
+        ("lory_generation_stats", vec![generation, Must(at(&stats))]),
+        ("lory_generation_text", vec![generation, to]),
+        ("lory_generations_next", vec![Must(at(&generations)), Is(1), to, Must(at(&event))]),
+        ("lory_metrics_init", vec![place, Is(size_of::<c::lory_metrics>())]),
+        ("lory_model_info_init", vec![place, Is(size_of::<c::lory_model_info>())]),
+        ("lory_request_init", vec![place, Is(size_of::<c::lory_request>())]),
+        ("lory_sampler_options_init", vec![place, Is(size_of::<c::lory_sampler_options>())]),
+        ("lory_session_cached_tokens", vec![session, to]),
+        ("lory_session_embed", vec![session, data, data_len, Is(1), Is(1), to]),
+        ("lory_session_fork", vec![session, to]),
+        ("lory_session_generate", vec![session, nothing, to]),
+        ("lory_session_is_mixed", vec![session, to]),
+        ("lory_session_new", vec![engine, nothing, to]),
+        ("lory_session_options_init", vec![place, Is(size_of::<c::lory_session_options>())]),
+        ("lory_session_rewind", vec![session, Is(0)]),
+        ("lory_session_rewind_to_common", vec![session, data, data_len, to]),
+        ("lory_session_score", vec![session, data, data_len, Must(at(&spans)), Is(1), to]),
+        ("lory_session_set_adapters", vec![session, Must(at(&scale)), Is(1), Is(0)]),
+        ("lory_session_set_priority", vec![session, Is(0)]),
+        ("lory_session_tokens", vec![session, to]),
+        ("lory_stats_init", vec![place, Is(size_of::<c::lory_stats>())]),
+        ("lory_token_bytes", vec![engine, Is(1), to]),
+        ("lory_token_is_end", vec![engine, Is(1), to]),
+        ("lory_token_special", vec![engine, Is(0), to]),
+        ("lory_tokenize", vec![engine, text, text_len, Is(0), to]),
+    ];
+
+    // The table knows every function of the header.
+    let header = include_str!("../src/lory_h.rs");
+    let functions = header.split("pub unsafe fn lory_").skip(1).filter_map(|f| f.split('(').next());
+    let functions: BTreeSet<String> = functions.map(|name| format!("lory_{name}")).collect();
+    let cannot_fail =
+        ["lory_abi_version", "lory_version", "lory_last_error", "lory_status_name", "lory_adapter_list_len"];
+    let (frees, others): (BTreeSet<_>, BTreeSet<_>) = functions
+        .into_iter()
+        .filter(|f| !cannot_fail.contains(&f.as_str()))
+        .partition(|f| f.ends_with("_free"));
+    let known: BTreeSet<String> = table.iter().map(|(name, _)| name.to_string()).collect();
+    assert_eq!(others, known);
+
+    // SAFETY: the library is the one that `lory()` has loaded. All arguments are integers and
+    // pointers, which travel alike; a function takes those that it knows of.
+    let library = unsafe { Library::new(c::library_path()) }.expect("loaded before");
+    type Call = unsafe extern "C" fn(usize, usize, usize, usize, usize, usize, usize, usize) -> i32;
+    for (name, args) in &table {
+        // SAFETY: as above.
+        let call = unsafe { library.get::<Call>(name.as_bytes()) }.expect("exported");
+        for (i, arg) in args.iter().enumerate().filter(|(_, arg)| matches!(arg, Must(_))) {
+            let mut a = [0; 8];
+            a.iter_mut().zip(args).for_each(|(a, arg)| *a = arg.value());
+            a[i] = 0;
+            // SAFETY: as above.
+            let status = unsafe { call(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]) };
+            assert_eq!(status, c::LORY_E_NULL, "{name}, argument {i} of value {:#x}", arg.value());
+            assert!(c::last_error().contains("NULL"), "{name}, argument {i}: {}", c::last_error());
+            assert_eq!(*out, FILLED, "{name}, argument {i}: written without success");
+        }
+    }
+    for name in frees {
+        // SAFETY: as above.
+        let free = unsafe { library.get::<unsafe extern "C" fn(usize)>(name.as_bytes()) }.expect("exported");
+        // SAFETY: NULL is allowed.
+        unsafe { free(0) };
+    }
+    // SAFETY: as above.
+    assert_eq!(unsafe { lory().lory_adapter_list_len(ptr::null()) }, 0);
+}
+
+#[test]
+fn lengths_without_arrays_are_refused() {
+    let e = engine();
+    let s = session(&e);
+    let sampler = c::greedy();
+    let null = |status| assert_eq!(fails(status).0, c::LORY_E_NULL);
+    let mut place: *mut c::lory_generation = null_mut();
+    // SAFETY: pointers to what lives during the call; so everywhere below.
+    let mut generate = |r: &c::lory_request| unsafe { lory().lory_session_generate(s.ptr, r, &mut place) };
+    null(generate(&c::lory_request { tokens: ptr::null(), n_tokens: 3, ..c::request(&[], 1, &sampler) }));
+    null(generate(&c::lory_request { n_stop: 1, ..c::request(&[1], 1, &sampler) }));
+    let biased = c::lory_sampler_options { n_logit_bias: 1, ..sampler };
+    null(generate(&c::request(&[1], 1, &biased)));
+    let broken = c::lory_sampler_options { n_dry_breakers: 1, ..sampler };
+    null(generate(&c::request(&[1], 1, &broken)));
+    let stop = [c::lory_str { data: ptr::null(), len: 1 }];
+    null(generate(&c::lory_request { stop: stop.as_ptr(), n_stop: 1, ..c::request(&[1], 1, &sampler) }));
+    // Longer than memory can be.
+    let (status, words) =
+        fails(generate(&c::lory_request { n_tokens: usize::MAX / 2, ..c::request(&[1], 1, &sampler) }));
+    assert_eq!(status, c::LORY_E_ARGUMENT, "{words}");
+    // SAFETY: as above.
+    unsafe {
+        null(lory().lory_session_set_adapters(s.ptr, ptr::null(), 1, 0));
+        let mut chat = c::init(|o, n| lory().lory_chat_options_init(o, n));
+        chat.n_messages = 2;
+        null(lory().lory_chat_render(e.ptr, &chat, &mut c::lory_text::default()));
+        let spans = [c::lory_token_span { data: ptr::null(), len: 2 }];
+        let floats = &mut c::lory_floats::default();
+        null(lory().lory_session_score(s.ptr, [1].as_ptr(), 1, spans.as_ptr(), 1, floats));
+        let generations = [null_mut()];
+        let mut event = c::init(|o, n| lory().lory_event_init(o, n));
+        null(lory().lory_generations_next(generations.as_ptr(), 1, &mut 0, &mut event));
+    }
+    assert!(place.is_null());
+}
+
+#[test]
+fn structs_of_other_sizes() {
+    #[repr(C)]
+    struct Longer {
+        known: c::lory_engine_options,
+        later: [u64; 2],
+    }
+    let path = fixture("models/llama.gguf");
+    let open = |o: &Longer| c::engine(&path, &o.known).map(drop);
+    let size = size_of::<Longer>();
+    let longer =
+        |later| Longer { known: c::lory_engine_options { struct_size: size, ..c::options() }, later };
+    open(&longer([0, 0])).expect("a later header's struct with nothing set");
+    let words = open(&longer([0, 5])).expect_err("a field that this library does not have");
+    assert!(words.contains("lory_engine_options sets a field"), "{words}");
+
+    for wrong in [0, 1, 8, size_of::<c::lory_engine_options>() - 1, 1 << 40, usize::MAX] {
+        let options = c::lory_engine_options { struct_size: wrong, ..c::options() };
+        let words = c::engine(&path, &options).err().expect("refused");
+        assert!(words.contains(&format!("struct_size is {wrong}, expected")), "{words}");
+        // SAFETY: a pointer to what lives during the call; nothing is written.
+        let (status, _) = fails(unsafe { lory().lory_event_init(&mut c::lory_event::default(), wrong) });
+        assert_eq!(status, c::LORY_E_STRUCT_SIZE);
+    }
+    let e = engine();
+    let mut metrics = c::lory_metrics::default();
+    // SAFETY: as above.
+    let (status, _) = fails(unsafe { lory().lory_engine_metrics(e.ptr, &mut metrics) });
+    assert_eq!(status, c::LORY_E_STRUCT_SIZE, "not initialised");
+}
+
+#[test]
+fn constants_and_ranges() {
+    let path = fixture("models/llama.gguf");
+    let open = |o: c::lory_engine_options| c::engine(&path, &o).map(drop);
+    let refused = |o, what: &str| {
+        let words = open(o).expect_err(what);
+        assert!(words.contains(what), "{words}");
+    };
+    refused(c::lory_engine_options { loading: 9, ..c::options() }, "loading is 9");
+    refused(c::lory_engine_options { kv_type: 77, ..c::options() }, "kv_type is 77");
+    refused(c::lory_engine_options { kv_policy: 3, ..c::options() }, "kv_policy is 3");
+    refused(c::lory_engine_options { device: 12, ..c::options() }, "device is 12");
+    refused(c::lory_engine_options { threads: 5000, ..c::options() }, "threads is 5000");
+    refused(c::lory_engine_options { n_batch: 0, ..c::options() }, "a batch of 0 rows");
+    refused(c::lory_engine_options { kv_tokens: u64::MAX / 2, ..c::options() }, "memory");
+    open(c::lory_engine_options { n_ctx: 1, ..c::options() }).expect("a context of one token");
+
+    let e = engine();
+    let s = session(&e);
+    // SAFETY: pointers to what lives during the call.
+    unsafe {
+        let l = lory();
+        let status = |s: c::lory_status| fails(s).0;
+        assert_eq!(status(l.lory_session_set_adapters(s.ptr, ptr::null(), 0, 5)), c::LORY_E_ARGUMENT);
+        let tokens = &mut c::lory_tokens::default();
+        assert_eq!(status(l.lory_tokenize(e.ptr, ptr::null(), 0, 64, tokens)), c::LORY_E_ARGUMENT);
+        assert_eq!(status(l.lory_token_special(e.ptr, 99, &mut 0)), c::LORY_E_ARGUMENT);
+        let text = &mut c::lory_text::default();
+        assert_eq!(status(l.lory_token_bytes(e.ptr, u32::MAX, text)), c::LORY_E_NOT_FOUND);
+        assert_eq!(status(l.lory_detokenize(e.ptr, [u32::MAX].as_ptr(), 1, 0, text)), c::LORY_E_REQUEST);
+        let floats = &mut c::lory_floats::default();
+        assert_eq!(status(l.lory_session_embed(s.ptr, [1].as_ptr(), 1, 7, 0, floats)), c::LORY_E_ARGUMENT);
+        let make = |o: *mut *mut c::lory_adapter_list| l.lory_adapter_list_new(e.ptr, o);
+        let list = Handle::new(make, |h| lory().lory_adapter_list_free(h)).expect("an empty list");
+        let mut info = c::init(|o, n| l.lory_adapter_info_init(o, n));
+        assert_eq!(status(l.lory_adapter_list_get(list.ptr, 0, &mut info)), c::LORY_E_ARGUMENT);
+        assert_eq!(l.lory_session_rewind(s.ptr, usize::MAX), c::LORY_OK, "there is nothing there to forget");
+        for known in 0..=18 {
+            assert!(c::text_at(l.lory_status_name(known)).starts_with("LORY_"));
+        }
+        assert_eq!(c::text_at(l.lory_status_name(-1)), "unknown status");
+        assert_eq!(l.lory_abi_version(), c::LORY_ABI_VERSION);
+    }
+}
+
+#[test]
+fn texts_are_utf8_with_lengths() {
+    let mut tokens = c::lory_tokens::default();
+    let e = engine();
+    // SAFETY: pointers to what lives during the call.
+    unsafe {
+        let l = lory();
+        let bad = b"ok\xff\xfe";
+        let (status, words) = fails(l.lory_tokenize(e.ptr, bad.as_ptr().cast(), 4, 0, &mut tokens));
+        assert_eq!((status, words.as_str()), (c::LORY_E_UTF8, "text is not UTF-8 at byte 2"));
+        let (status, _) = fails(l.lory_tokenize(e.ptr, ptr::null(), usize::MAX, 0, &mut tokens));
+        assert_eq!(status, c::LORY_E_NULL, "LORY_NTS");
+        c::ok(l.lory_tokenize(e.ptr, c"text".as_ptr(), usize::MAX, 0, &mut tokens)).expect("LORY_NTS");
+        assert!(tokens.len > 0);
+        l.lory_tokens_free(&mut tokens);
+        c::ok(l.lory_tokenize(e.ptr, b"a\0b".as_ptr().cast(), 3, 0, &mut tokens))
+            .expect("NUL is a character");
+        l.lory_tokens_free(&mut tokens);
+        let mut engine = null_mut();
+        let (status, words) =
+            fails(l.lory_engine_open(b"/a\0b".as_ptr().cast(), 4, ptr::null(), &mut engine));
+        assert!(status == c::LORY_E_IO && engine.is_null(), "{words}");
+    }
+}
+
+#[test]
+fn handles_may_go_in_any_order() {
+    let f = fixtures::model("llama");
+    let sampler = c::greedy();
+    let request = c::request(&f.tokens, 24, &sampler);
+    let text = |g: &Handle<c::lory_generation>| {
+        let mut text = c::lory_text::default();
+        // SAFETY: pointers to what lives during the call.
+        c::ok(unsafe { lory().lory_generation_text(g.ptr, &mut text) })?;
+        // SAFETY: from lory.
+        let words = unsafe { c::view(c::lory_str { data: text.data, len: text.len }) };
+        // SAFETY: from lory.
+        unsafe { lory().lory_text_free(&mut text) };
+        Ok::<_, String>(words)
+    };
+    let e = engine();
+    let s = session(&e);
+    let g = c::generate(s.ptr, &request).expect("a generation");
+    drop(e);
+    let whole = text(&g).expect("goes on without its engine");
+    assert!(!whole.is_empty());
+    drop(s);
+
+    let e = engine();
+    let s = session(&e);
+    let g = c::generate(s.ptr, &request).expect("a generation");
+    drop(s);
+    assert_eq!(text(&g).expect("ended by its session's end"), "");
+    // SAFETY: as above.
+    unsafe {
+        let mut event = c::init(|o, n| lory().lory_event_init(o, n));
+        c::ok(lory().lory_generation_next(g.ptr, &mut event)).expect("the end, again");
+        assert_eq!((event.kind, event.finish_reason), (c::LORY_EVENT_END, c::LORY_FINISH_CANCELLED));
+        let make = |o: *mut *mut c::lory_canceller| lory().lory_generation_canceller(g.ptr, o);
+        let canceller = Handle::new(make, |h| lory().lory_canceller_free(h)).expect("a canceller");
+        drop(g);
+        c::ok(lory().lory_canceller_cancel(canceller.ptr)).expect("nothing to cancel");
+    }
+}
+
+/// What a callback of the test does.
+struct Inside<'a> {
+    generation: *mut c::lory_generation,
+    session: *mut c::lory_session,
+    what: &'a mut dyn FnMut(*mut c::lory_generation, *mut c::lory_session),
+}
+
+unsafe extern "C" fn inside(user: *mut c_void, _: *const c::lory_event) -> i32 {
+    // SAFETY: the test's own pointer.
+    let inside = unsafe { &mut *user.cast::<Inside>() };
+    (inside.what)(inside.generation, inside.session);
+    0
+}
+
+#[test]
+fn callbacks_may_call_and_free() {
+    let f = fixtures::model("llama");
+    let sampler = c::greedy();
+    let request = c::request(&f.tokens, 6, &sampler);
+    let e = engine();
+    let start = || {
+        let mut s = null_mut();
+        let mut g = null_mut();
+        // SAFETY: pointers to what lives during the call; so below.
+        unsafe {
+            c::ok(lory().lory_session_new(e.ptr, ptr::null(), &mut s)).expect("a session");
+            c::ok(lory().lory_session_generate(s, &request, &mut g)).expect("a generation");
+        }
+        (s, g)
+    };
+    let run = |what: &mut dyn FnMut(*mut c::lory_generation, *mut c::lory_session)| {
+        let (session, generation) = start();
+        let mut user = Inside { generation, session, what };
+        let mut reason = 0;
+        // SAFETY: as above.
+        let status = unsafe {
+            lory().lory_generation_run(generation, Some(inside), (&raw mut user).cast(), &mut reason)
+        };
+        c::ok(status).expect("runs to an end");
+        (session, generation, reason)
+    };
+
+    let mut seen = 0;
+    let (s, g, reason) = run(&mut |g, s| {
+        seen += 1;
+        // SAFETY: as above.
+        unsafe {
+            let mut event = c::init(|o, n| lory().lory_event_init(o, n));
+            assert_eq!(fails(lory().lory_generation_next(g, &mut event)).0, c::LORY_E_BUSY);
+            let (generation, other) = (g as usize, || c::last_error());
+            let elsewhere = std::thread::spawn(move || {
+                let mut event = c::init(|o, n| lory().lory_event_init(o, n));
+                fails(lory().lory_generation_poll(generation as *mut _, &mut event))
+            });
+            let (status, words) = elsewhere.join().expect("no panic");
+            assert_eq!((status, words), (c::LORY_E_BUSY, other()));
+            let mut n = 0;
+            c::ok(lory().lory_session_cached_tokens(s, &mut n)).expect("a number");
+            assert!(n >= f.tokens.len());
+            c::ok(lory().lory_engine_step(e.ptr, &mut 0)).expect("a step");
+        }
+    });
+    assert_eq!((seen, reason), (7, c::LORY_FINISH_LENGTH), "six tokens and the end");
+    // SAFETY: as above.
+    unsafe {
+        lory().lory_generation_free(g);
+        lory().lory_session_free(s);
+    }
+
+    let mut freed = false;
+    let (_, _, reason) = run(&mut |g, s| {
+        if !std::mem::replace(&mut freed, true) {
+            // SAFETY: freed once.
+            unsafe {
+                lory().lory_generation_free(g);
+                lory().lory_session_free(s);
+            }
+        }
+    });
+    assert_eq!(reason, c::LORY_FINISH_CANCELLED, "its session is gone");
+}
+
+struct Source {
+    bytes: Vec<u8>,
+    released: usize,
+    /// Bytes after which it gives up, or what it claims to have read.
+    stop_at: u64,
+    claim: Option<i64>,
+}
+
+unsafe extern "C" fn release(user: *mut c_void, _: *const c_void, _: usize) {
+    // SAFETY: the test's own pointer.
+    unsafe { (*user.cast::<Source>()).released += 1 };
+}
+
+unsafe extern "C" fn read_source(user: *mut c_void, offset: u64, buffer: *mut c_void, len: usize) -> i64 {
+    // SAFETY: the test's own pointer.
+    let source = unsafe { &*user.cast::<Source>() };
+    if offset >= source.stop_at {
+        return -1;
+    }
+    // An odd number at a time: readers must not rely on full buffers.
+    let n = len.min(12_345).min(source.bytes.len() - offset as usize);
+    // SAFETY: `n` bytes are there on both sides.
+    unsafe { ptr::copy_nonoverlapping(source.bytes.as_ptr().add(offset as usize), buffer.cast(), n) };
+    source.claim.unwrap_or(n as i64)
+}
+
+#[test]
+fn sources_give_back_what_was_lent_and_may_fail() {
+    let bytes = std::fs::read(fixture("models/llama.gguf")).expect("a fixture");
+    let size = bytes.len();
+    let mut source = Source { bytes, released: 0, stop_at: u64::MAX, claim: None };
+    let user: *mut c_void = (&raw mut source).cast();
+    let (name, name_len) = (c"lent".as_ptr(), 4);
+    let data: *const c_void = source.bytes.as_ptr().cast();
+    let options = c::options();
+    let lend = |data, size, name: *const c_char, len, options: *const c::lory_engine_options| {
+        let mut engine = null_mut();
+        // SAFETY: pointers to what lives during the call; the memory lives until it is released.
+        let status = unsafe {
+            lory().lory_engine_open_memory(data, size, name, len, Some(release), user, options, &mut engine)
+        };
+        (status, engine)
+    };
+    let released = || {
+        // SAFETY: nobody else looks now.
+        unsafe { (*user.cast::<Source>()).released }
+    };
+    let (status, engine) = lend(data, size, name, name_len, &options);
+    assert_eq!((status, released()), (c::LORY_OK, 0));
+    let s = c::session(engine, &[]).expect("a session");
+    // SAFETY: freed once.
+    unsafe { lory().lory_engine_free(engine) };
+    assert_eq!(released(), 0, "the session needs it");
+    drop(s);
+    assert_eq!(released(), 1);
+
+    assert_eq!(lend(data, size / 2, name, name_len, &options).0, c::LORY_E_FORMAT, "half of it");
+    assert_eq!(lend(ptr::null(), size, name, name_len, &options).0, c::LORY_E_NULL);
+    assert_eq!(lend(data, size, ptr::null(), 4, &options).0, c::LORY_E_NULL);
+    let unknown = c::lory_engine_options { device: 2, ..options };
+    assert_eq!(lend(data, size, name, name_len, &unknown).0, c::LORY_E_UNSUPPORTED);
+    assert_eq!(released(), 5, "once each");
+
+    let read = |size: u64| {
+        let mut engine = null_mut();
+        // SAFETY: as above.
+        let status = unsafe {
+            lory().lory_engine_open_callback(
+                Some(read_source),
+                user,
+                size,
+                name,
+                name_len,
+                &options,
+                &mut engine,
+            )
+        };
+        // SAFETY: NULL or from lory.
+        unsafe { lory().lory_engine_free(engine) };
+        if status == c::LORY_OK { Ok(()) } else { Err(fails(status)) }
+    };
+    read(size as u64).expect("read in pieces");
+    assert_eq!(read(0).expect_err("empty").0, c::LORY_E_IO);
+    let (status, words) = read(u64::MAX / 2).expect_err("no such memory");
+    assert!(status == c::LORY_E_IO && words.contains("no memory"), "{words}");
+    source.stop_at = 50_000;
+    let (status, words) = read(size as u64).expect_err("given up");
+    assert!(status == c::LORY_E_IO && words.contains("gave up with -1"), "{words}");
+    source.stop_at = u64::MAX;
+    source.claim = Some(i64::MAX);
+    let (status, words) = read(size as u64).expect_err("a lie");
+    assert!(status == c::LORY_E_IO && words.contains("claims"), "{words}");
+    source.claim = Some(0);
+    let (status, words) = read(size as u64).expect_err("an early end");
+    assert!(status == c::LORY_E_IO && words.contains("has 0 now"), "{words}");
+
+    let mut engine = null_mut();
+    for fd in [-1, 1_000_000] {
+        // SAFETY: as above.
+        let status = unsafe { lory().lory_engine_open_fd(fd, name, name_len, &options, &mut engine) };
+        assert!([c::LORY_E_ARGUMENT, c::LORY_E_IO].contains(&fails(status).0));
+    }
+}
+
+unsafe extern "C" fn keep_line(user: *mut c_void, level: c::lory_log_level, text: *const c_char, len: usize) {
+    // SAFETY: the test's own pointer; the text ends with NUL.
+    unsafe {
+        let line = c::text_at(text);
+        assert_eq!(line.len(), len);
+        (*user.cast::<Vec<(u32, String)>>()).push((level, line));
+    }
+}
+
+#[test]
+fn each_engine_has_its_own_log() {
+    let mut lines: Vec<(u32, String)> = Vec::new();
+    let user: *mut c_void = (&raw mut lines).cast();
+    let options = c::lory_engine_options { log: Some(keep_line), log_user: user, ..c::options() };
+    let loud = c::engine(&fixture("models/llama.gguf"), &options).expect("opened");
+    let silent = engine();
+    let path = fixture("lora/attn.gguf");
+    let path = c::str_of(path.to_str().expect("UTF-8"));
+    for e in [&loud, &silent] {
+        // SAFETY: pointers to what lives during the call.
+        let status = unsafe { lory().lory_adapter_load(e.ptr, path.data, path.len, ptr::null(), 0, &mut 0) };
+        c::ok(status).expect("loaded");
+    }
+    drop((loud, silent));
+    let levels: BTreeSet<u32> = lines.iter().map(|(level, _)| *level).collect();
+    assert_eq!(levels, [c::LORY_LOG_INFO].into(), "{lines:?}");
+    let with = |word: &str| lines.iter().filter(|(_, line)| line.contains(word)).count();
+    assert_eq!((with("llama.gguf"), with("adapter `attn`")), (1, 1), "{lines:?}");
+}

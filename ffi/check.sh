@@ -46,6 +46,7 @@ run() {
     one '^A small' batch "$model" "$fixtures/lora/all.gguf"
     one 'given up: LORY_E_ABORTED' sources "$model"
     one '^1.000' embed "$model" Once Once 'A small cat'
+    one '[1-9][0-9]* answers' hammer "$model" 1 "$fixtures/lora/all.gguf"
     one 'thrown in the callback' cancel "$model"
     one 'Cid says' game_loop "$model"
 }

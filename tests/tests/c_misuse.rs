@@ -277,6 +277,8 @@ fn structs_of_other_sizes() {
         let options = c::lory_engine_options { struct_size: wrong, ..c::options() };
         let words = c::engine(&path, &options).err().expect("refused");
         assert!(words.contains(&format!("struct_size is {wrong}, expected")), "{words}");
+    }
+    for wrong in [0, 1, 8, size_of::<c::lory_event>() - 1, 1 << 40, usize::MAX] {
         // SAFETY: a pointer to what lives during the call; nothing is written.
         let (status, _) = fails(unsafe { lory().lory_event_init(&mut c::lory_event::default(), wrong) });
         assert_eq!(status, c::LORY_E_STRUCT_SIZE);
@@ -302,7 +304,7 @@ fn constants_and_ranges() {
     refused(c::lory_engine_options { device: 12, ..c::options() }, "device is 12");
     refused(c::lory_engine_options { threads: 5000, ..c::options() }, "threads is 5000");
     refused(c::lory_engine_options { n_batch: 0, ..c::options() }, "a batch of 0 rows");
-    refused(c::lory_engine_options { kv_tokens: u64::MAX / 2, ..c::options() }, "memory");
+    refused(c::lory_engine_options { kv_tokens: u64::MAX / 2, ..c::options() }, "a cache of");
     open(c::lory_engine_options { n_ctx: 1, ..c::options() }).expect("a context of one token");
 
     let e = engine();

@@ -137,6 +137,10 @@ enum lory_status
      * An adapter does not fit into the bytes that adapters may have.
      */
     LORY_E_ADAPTER_BUDGET = 18,
+    /**
+     * A saved session that cannot be restored here: damaged, or of another model, cache or adapters.
+     */
+    LORY_E_RESTORE = 19,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -1698,6 +1702,36 @@ lory_status lory_session_score(lory_session *session,
                                const lory_token_span *continuations,
                                size_t n_continuations,
                                lory_floats *logprobs);
+
+/**
+ * Saves a session, running or not: its tokens and what is cached of them. The file appears whole or
+ * not at all.
+ */
+lory_status lory_session_save(lory_session *session, const char *path, size_t path_len);
+
+/**
+ * Saves a session into memory; `bytes` are no text.
+ */
+lory_status lory_session_save_memory(lory_session *session, lory_text *bytes);
+
+/**
+ * A session from a file that `lory_session_save` wrote, of the same model, with the same adapters
+ * and weights, which `options` give (NULL: none). If it fails, nothing of the file remains.
+ */
+lory_status lory_session_restore(const lory_engine *engine,
+                                 const char *path,
+                                 size_t path_len,
+                                 const lory_session_options *options,
+                                 lory_session **session);
+
+/**
+ * A session from bytes that `lory_session_save_memory` gave, as `lory_session_restore` does.
+ */
+lory_status lory_session_restore_memory(const lory_engine *engine,
+                                        const void *data,
+                                        size_t size,
+                                        const lory_session_options *options,
+                                        lory_session **session);
 
 /**
  * The text of the last failure of a lory function on the calling thread: file, key and numbers.

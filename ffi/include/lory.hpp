@@ -332,6 +332,9 @@ class Session {
         return scores;
     }
 
+    /** Saves the session; the file appears whole or not at all. */
+    void save(std::string_view path) { check(lory_session_save(handle_.get(), path.data(), path.size())); }
+
     Session fork() {
         lory_session *fork = nullptr;
         check(lory_session_fork(handle_.get(), &fork));
@@ -442,6 +445,17 @@ class Engine {
         options.priority = priority;
         lory_session *session = nullptr;
         check(lory_session_new(handle_.get(), &options, &session));
+        return Session(session);
+    }
+
+    /** A session that was saved, with the adapters that it had. */
+    Session restore(std::string_view path, const std::vector<Scaled> &adapters = {}) const {
+        auto set = Session::c_adapters(adapters);
+        detail::Options<lory_session_options, lory_session_options_init> options;
+        options.adapters = set.data();
+        options.n_adapters = set.size();
+        lory_session *session = nullptr;
+        check(lory_session_restore(handle_.get(), path.data(), path.size(), &options, &session));
         return Session(session);
     }
 

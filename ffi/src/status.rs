@@ -51,6 +51,8 @@ pub enum lory_status {
     LORY_E_INTERNAL = 17,
     /// An adapter does not fit into the bytes that adapters may have.
     LORY_E_ADAPTER_BUDGET = 18,
+    /// A saved session that cannot be restored here: damaged, or of another model, cache or adapters.
+    LORY_E_RESTORE = 19,
 }
 
 use lory_status::*;
@@ -94,6 +96,7 @@ impl From<lory_runtime::Error> for Failure {
             E::Sampler(_) => LORY_E_SAMPLER,
             E::Aborted { .. } => LORY_E_ABORTED,
             E::UnknownAdapter { .. } => LORY_E_NOT_FOUND,
+            E::Restore { .. } => LORY_E_RESTORE,
             E::AdapterBudget { .. } => LORY_E_ADAPTER_BUDGET,
             _ => LORY_E_REQUEST,
         };
@@ -164,6 +167,7 @@ pub extern "C" fn lory_status_name(status: i32) -> *const c_char {
         16 => c"LORY_E_ABORTED",
         17 => c"LORY_E_INTERNAL",
         18 => c"LORY_E_ADAPTER_BUDGET",
+        19 => c"LORY_E_RESTORE",
         _ => c"unknown status",
     };
     name.as_ptr()

@@ -69,6 +69,7 @@ pub const LORY_E_DEVICE: lory_status = 15;
 pub const LORY_E_ABORTED: lory_status = 16;
 pub const LORY_E_INTERNAL: lory_status = 17;
 pub const LORY_E_ADAPTER_BUDGET: lory_status = 18;
+pub const LORY_E_RESTORE: lory_status = 19;
 pub type lory_status = i32;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1065,6 +1066,27 @@ pub struct Lory {
         n_continuations: usize,
         logprobs: *mut lory_floats,
     ) -> lory_status,
+    pub lory_session_save: unsafe extern "C" fn(
+        session: *mut lory_session,
+        path: *const ::std::os::raw::c_char,
+        path_len: usize,
+    ) -> lory_status,
+    pub lory_session_save_memory:
+        unsafe extern "C" fn(session: *mut lory_session, bytes: *mut lory_text) -> lory_status,
+    pub lory_session_restore: unsafe extern "C" fn(
+        engine: *const lory_engine,
+        path: *const ::std::os::raw::c_char,
+        path_len: usize,
+        options: *const lory_session_options,
+        session: *mut *mut lory_session,
+    ) -> lory_status,
+    pub lory_session_restore_memory: unsafe extern "C" fn(
+        engine: *const lory_engine,
+        data: *const ::std::os::raw::c_void,
+        size: usize,
+        options: *const lory_session_options,
+        session: *mut *mut lory_session,
+    ) -> lory_status,
     pub lory_last_error: unsafe extern "C" fn() -> *const ::std::os::raw::c_char,
     pub lory_status_name: unsafe extern "C" fn(status: i32) -> *const ::std::os::raw::c_char,
     pub lory_tokenize: unsafe extern "C" fn(
@@ -1185,6 +1207,10 @@ impl Lory {
         let lory_session_set_priority = __library.get(b"lory_session_set_priority\0").map(|sym| *sym)?;
         let lory_session_embed = __library.get(b"lory_session_embed\0").map(|sym| *sym)?;
         let lory_session_score = __library.get(b"lory_session_score\0").map(|sym| *sym)?;
+        let lory_session_save = __library.get(b"lory_session_save\0").map(|sym| *sym)?;
+        let lory_session_save_memory = __library.get(b"lory_session_save_memory\0").map(|sym| *sym)?;
+        let lory_session_restore = __library.get(b"lory_session_restore\0").map(|sym| *sym)?;
+        let lory_session_restore_memory = __library.get(b"lory_session_restore_memory\0").map(|sym| *sym)?;
         let lory_last_error = __library.get(b"lory_last_error\0").map(|sym| *sym)?;
         let lory_status_name = __library.get(b"lory_status_name\0").map(|sym| *sym)?;
         let lory_tokenize = __library.get(b"lory_tokenize\0").map(|sym| *sym)?;
@@ -1265,6 +1291,10 @@ impl Lory {
             lory_session_set_priority,
             lory_session_embed,
             lory_session_score,
+            lory_session_save,
+            lory_session_save_memory,
+            lory_session_restore,
+            lory_session_restore_memory,
             lory_last_error,
             lory_status_name,
             lory_tokenize,
@@ -1712,6 +1742,41 @@ impl Lory {
         logprobs: *mut lory_floats,
     ) -> lory_status {
         (self.lory_session_score)(session, prompt, n_prompt, continuations, n_continuations, logprobs)
+    }
+    pub unsafe fn lory_session_save(
+        &self,
+        session: *mut lory_session,
+        path: *const ::std::os::raw::c_char,
+        path_len: usize,
+    ) -> lory_status {
+        (self.lory_session_save)(session, path, path_len)
+    }
+    pub unsafe fn lory_session_save_memory(
+        &self,
+        session: *mut lory_session,
+        bytes: *mut lory_text,
+    ) -> lory_status {
+        (self.lory_session_save_memory)(session, bytes)
+    }
+    pub unsafe fn lory_session_restore(
+        &self,
+        engine: *const lory_engine,
+        path: *const ::std::os::raw::c_char,
+        path_len: usize,
+        options: *const lory_session_options,
+        session: *mut *mut lory_session,
+    ) -> lory_status {
+        (self.lory_session_restore)(engine, path, path_len, options, session)
+    }
+    pub unsafe fn lory_session_restore_memory(
+        &self,
+        engine: *const lory_engine,
+        data: *const ::std::os::raw::c_void,
+        size: usize,
+        options: *const lory_session_options,
+        session: *mut *mut lory_session,
+    ) -> lory_status {
+        (self.lory_session_restore_memory)(engine, data, size, options, session)
     }
     pub unsafe fn lory_last_error(&self) -> *const ::std::os::raw::c_char {
         (self.lory_last_error)()

@@ -66,6 +66,8 @@ trait Api: Sized {
     fn fork(s: &mut Self::Session) -> Self::Session;
     fn embed(s: &mut Self::Session, tokens: &[u32]) -> Result<Vec<f32>>;
     fn score(s: &mut Self::Session, prompt: &[u32], continuations: &[&[u32]]) -> Result<Vec<f32>>;
+    fn save(s: &mut Self::Session) -> Result<Vec<u8>>;
+    fn restore(&self, bytes: &[u8], adapters: &[(u64, f32)]) -> Result<Self::Session>;
 }
 
 struct Native(Engine);
@@ -218,6 +220,17 @@ impl Api for Native {
         let continuations: Vec<_> = continuations.iter().map(|c| c.to_vec()).collect();
         let scores = s.score(prompt, &continuations).map_err(words)?;
         Ok(scores.into_iter().flat_map(|s| s.logprobs).collect())
+    }
+
+    fn save(s: &mut Session) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        s.save_to(&mut bytes).map_err(words)?;
+        Ok(bytes)
+    }
+
+    fn restore(&self, mut bytes: &[u8], adapters: &[(u64, f32)]) -> Result<Session> {
+        let options = SessionOptions { adapters: ids(adapters), ..SessionOptions::default() };
+        self.0.restore_from(&mut bytes, "the saved session", &options).map_err(words)
     }
 }
 
@@ -455,6 +468,30 @@ impl Api for ThroughC {
             lory().lory_session_score(s.ptr, data, len, spans.as_ptr(), spans.len(), out)
         })
     }
+
+    fn save(s: &mut Self::Session) -> Result<Vec<u8>> {
+        let mut bytes = c::lory_text::default();
+        // SAFETY: as above.
+        c::ok(unsafe { lory().lory_session_save_memory(s.ptr, &mut bytes) })?;
+        // SAFETY: lory gave it.
+        let got = unsafe { std::slice::from_raw_parts(bytes.data.cast::<u8>(), bytes.len) }.to_vec();
+        // SAFETY: as above.
+        unsafe { lory().lory_text_free(&mut bytes) };
+        Ok(got)
+    }
+
+    fn restore(&self, bytes: &[u8], adapters: &[(u64, f32)]) -> Result<Self::Session> {
+        let set = scales(adapters);
+        // SAFETY: as above.
+        let mut options = c::init(|o, n| unsafe { lory().lory_session_options_init(o, n) });
+        (options.adapters, options.n_adapters) = (set.as_ptr(), set.len());
+        let (e, data, len) = (self.0.ptr, bytes.as_ptr().cast(), bytes.len());
+        // SAFETY: as above.
+        let restore =
+            |out: *mut *mut _| unsafe { lory().lory_session_restore_memory(e, data, len, &options, out) };
+        // SAFETY: as above.
+        Handle::new(restore, |s| unsafe { lory().lory_session_free(s) })
+    }
 }
 
 fn llama<A: Api>() -> A {
@@ -487,6 +524,7 @@ twice!(
     stop_texts_end_answers,
     logits_and_logprobs,
     embeddings_and_scores,
+    sessions_are_saved_and_restored,
     errors_have_the_same_words,
 );
 
@@ -627,6 +665,34 @@ mod scenarios {
         assert!(scores.iter().all(|p| *p <= 0.0) && scores[0] > scores[3]);
         assert!(A::tokens(&mut session).is_empty(), "the session does not change");
         (vector, scores)
+    }
+
+    pub fn sessions_are_saved_and_restored<A: Api>() -> Vec<String> {
+        let f = fixtures::model("llama");
+        let engine = llama::<A>();
+        let attn = engine.load(&fixture("lora/attn.gguf"), "attn").expect("loaded");
+        let mut session = engine.session(&[]).expect("a session");
+        A::ask(&mut session, &greedy(&f.tokens, 10)).expect("an answer");
+        let saved = A::save(&mut session).expect("saved");
+        let other = llama::<A>();
+        let mut restored = other.restore(&saved, &[]).expect("restored");
+        assert_eq!(A::tokens(&mut restored), A::tokens(&mut session));
+        assert_eq!(A::cached(&mut restored), A::cached(&mut session));
+        assert_eq!(A::ask(&mut restored, &greedy(&[], 14)).expect("an answer").tokens, f.greedy[10..]);
+
+        let mut refusals = Vec::new();
+        let mut refuse = |bytes: &[u8], adapters: &[(u64, f32)]| {
+            refusals.push(engine.restore(bytes, adapters).err().expect("refused"));
+        };
+        refuse(&saved, &[(attn, 1.0)]);
+        refuse(&[], &[]);
+        for cut in [4, 40, saved.len() / 2, saved.len() - 1] {
+            refuse(&saved[..cut], &[]);
+        }
+        let mut flipped = saved.clone();
+        flipped[saved.len() / 2] ^= 16;
+        refuse(&flipped, &[]);
+        refusals
     }
 
     pub fn errors_have_the_same_words<A: Api>() -> Vec<String> {

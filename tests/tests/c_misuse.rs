@@ -166,6 +166,10 @@ fn every_pointer_of_every_function_may_be_null() {
         ("lory_session_is_mixed", vec![session, to]),
         ("lory_session_new", vec![engine, nothing, to]),
         ("lory_session_options_init", vec![place, Is(size_of::<c::lory_session_options>())]),
+        ("lory_session_restore", vec![engine, path, path_len, nothing, to]),
+        ("lory_session_restore_memory", vec![engine, data, data_len, nothing, to]),
+        ("lory_session_save", vec![session, path, path_len]),
+        ("lory_session_save_memory", vec![session, to]),
         ("lory_session_rewind", vec![session, Is(0)]),
         ("lory_session_rewind_to_common", vec![session, data, data_len, to]),
         ("lory_session_score", vec![session, data, data_len, Must(at(&spans)), Is(1), to]),
@@ -327,7 +331,7 @@ fn constants_and_ranges() {
         let mut info = c::init(|o, n| l.lory_adapter_info_init(o, n));
         assert_eq!(status(l.lory_adapter_list_get(list.ptr, 0, &mut info)), c::LORY_E_ARGUMENT);
         assert_eq!(l.lory_session_rewind(s.ptr, usize::MAX), c::LORY_OK, "there is nothing there to forget");
-        for known in 0..=18 {
+        for known in 0..=19 {
             assert!(c::text_at(l.lory_status_name(known)).starts_with("LORY_"));
         }
         assert_eq!(c::text_at(l.lory_status_name(-1)), "unknown status");

@@ -121,6 +121,18 @@ struct Message {
     std::string content;
 };
 
+/** What answers must match; made by Engine::grammar, shareable. */
+class Grammar {
+  public:
+    /** For calls of lory.h. */
+    const lory_grammar *get() const { return handle_.get(); }
+
+  private:
+    friend class Engine;
+    explicit Grammar(lory_grammar *handle) : handle_(handle, lory_grammar_free) {}
+    std::shared_ptr<lory_grammar> handle_;
+};
+
 /** What a session is asked for. */
 struct Request {
     std::vector<uint32_t> tokens;
@@ -131,6 +143,7 @@ struct Request {
     bool prompt_logits = false;
     int32_t prompt_logprobs = -1;
     lory_hidden hidden = LORY_HIDDEN_NONE;
+    std::optional<Grammar> grammar;
 };
 
 /** What is known about an adapter. */
@@ -268,6 +281,7 @@ class Session {
         r.prompt_logits = request.prompt_logits;
         r.prompt_logprobs = request.prompt_logprobs;
         r.hidden = request.hidden;
+        r.grammar = request.grammar ? request.grammar->get() : nullptr;
         lory_generation *generation = nullptr;
         check(lory_session_generate(handle_.get(), &r, &generation));
         return Generation(generation);
@@ -491,6 +505,13 @@ class Engine {
         lory_text text{};
         check(lory_chat_render(handle_.get(), &options, &text));
         return detail::take(text);
+    }
+
+    /** Compiles a grammar: LORY_GRAMMAR_GBNF or LORY_GRAMMAR_JSON_SCHEMA. */
+    Grammar grammar(lory_grammar_kind kind, std::string_view source) const {
+        lory_grammar *grammar = nullptr;
+        check(lory_grammar_new(handle_.get(), kind, source.data(), source.size(), &grammar));
+        return Grammar(grammar);
     }
 
     lory_adapter load_adapter(std::string_view path, std::string_view name = {}) const {

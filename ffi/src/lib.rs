@@ -20,6 +20,7 @@ pub mod callbacks;
 pub mod chat;
 pub mod engine;
 pub mod generation;
+pub mod grammar;
 mod log;
 pub mod memory;
 pub mod options;

@@ -5,7 +5,8 @@ use std::ptr;
 use lory_runtime::{Hidden, Request};
 
 use crate::{
-    args::slice,
+    args::{object, slice},
+    grammar::lory_grammar,
     memory::lory_str,
     options::unknown,
     sampler::{lory_sampler_options, strings},
@@ -53,9 +54,11 @@ pub struct lory_request {
     /// Events that may wait for their reader: a request whose queue is full is not run until somebody
     /// reads. Default 256.
     pub max_queued: usize,
+    /// What the answer must match; NULL, the default, is anything.
+    pub grammar: *const lory_grammar,
 }
 
-versioned!(lory_request, last_of_first = max_queued, {
+versioned!(lory_request, last_of_first = grammar, {
     lory_request {
         struct_size: size_of::<lory_request>(),
         tokens: ptr::null(),
@@ -69,6 +72,7 @@ versioned!(lory_request, last_of_first = max_queued, {
         prompt_logprobs: -1,
         hidden: LORY_HIDDEN_NONE,
         max_queued: Request::default().max_queued,
+        grammar: ptr::null(),
     }
 });
 
@@ -106,6 +110,11 @@ impl lory_request {
                 other => return Err(unknown("hidden", other)),
             },
             max_queued: self.max_queued.max(1),
+            grammar: match self.grammar.is_null() {
+                true => None,
+                // SAFETY: the caller's word.
+                false => Some(unsafe { object(self.grammar, "grammar") }?.0.clone()),
+            },
             ..Request::default()
         })
     }

@@ -53,6 +53,8 @@ pub enum lory_status {
     LORY_E_ADAPTER_BUDGET = 18,
     /// A saved session that cannot be restored here: damaged, or of another model, cache or adapters.
     LORY_E_RESTORE = 19,
+    /// A grammar that cannot be used.
+    LORY_E_GRAMMAR = 20,
 }
 
 use lory_status::*;
@@ -97,6 +99,7 @@ impl From<lory_runtime::Error> for Failure {
             E::Aborted { .. } => LORY_E_ABORTED,
             E::UnknownAdapter { .. } => LORY_E_NOT_FOUND,
             E::Restore { .. } => LORY_E_RESTORE,
+            E::Grammar(_) => LORY_E_GRAMMAR,
             E::AdapterBudget { .. } => LORY_E_ADAPTER_BUDGET,
             _ => LORY_E_REQUEST,
         };
@@ -168,6 +171,7 @@ pub extern "C" fn lory_status_name(status: i32) -> *const c_char {
         17 => c"LORY_E_INTERNAL",
         18 => c"LORY_E_ADAPTER_BUDGET",
         19 => c"LORY_E_RESTORE",
+        20 => c"LORY_E_GRAMMAR",
         _ => c"unknown status",
     };
     name.as_ptr()

@@ -155,6 +155,7 @@ fn every_pointer_of_every_function_may_be_null() {
         ("lory_generation_stats", vec![generation, Must(at(&stats))]),
         ("lory_generation_text", vec![generation, to]),
         ("lory_generations_next", vec![Must(at(&generations)), Is(1), to, Must(at(&event))]),
+        ("lory_grammar_new", vec![engine, Is(0), text, text_len, to]),
         ("lory_metrics_init", vec![place, Is(size_of::<c::lory_metrics>())]),
         ("lory_model_info_init", vec![place, Is(size_of::<c::lory_model_info>())]),
         ("lory_request_init", vec![place, Is(size_of::<c::lory_request>())]),
@@ -331,7 +332,7 @@ fn constants_and_ranges() {
         let mut info = c::init(|o, n| l.lory_adapter_info_init(o, n));
         assert_eq!(status(l.lory_adapter_list_get(list.ptr, 0, &mut info)), c::LORY_E_ARGUMENT);
         assert_eq!(l.lory_session_rewind(s.ptr, usize::MAX), c::LORY_OK, "there is nothing there to forget");
-        for known in 0..=19 {
+        for known in 0..=20 {
             assert!(c::text_at(l.lory_status_name(known)).starts_with("LORY_"));
         }
         assert_eq!(c::text_at(l.lory_status_name(-1)), "unknown status");
@@ -588,34 +589,4 @@ fn sources_give_back_what_was_lent_and_may_fail() {
         let status = unsafe { lory().lory_engine_open_fd(fd, name, name_len, &options, &mut engine) };
         assert!([c::LORY_E_ARGUMENT, c::LORY_E_IO].contains(&fails(status).0));
     }
-}
-
-unsafe extern "C" fn keep_line(user: *mut c_void, level: c::lory_log_level, text: *const c_char, len: usize) {
-    // SAFETY: the test's own pointer; the text ends with NUL.
-    unsafe {
-        let line = c::text_at(text);
-        assert_eq!(line.len(), len);
-        (*user.cast::<Vec<(u32, String)>>()).push((level, line));
-    }
-}
-
-#[test]
-fn each_engine_has_its_own_log() {
-    let mut lines: Vec<(u32, String)> = Vec::new();
-    let user: *mut c_void = (&raw mut lines).cast();
-    let options = c::lory_engine_options { log: Some(keep_line), log_user: user, ..c::options() };
-    let loud = c::engine(&fixture("models/llama.gguf"), &options).expect("opened");
-    let silent = engine();
-    let path = fixture("lora/attn.gguf");
-    let path = c::str_of(path.to_str().expect("UTF-8"));
-    for e in [&loud, &silent] {
-        // SAFETY: pointers to what lives during the call.
-        let status = unsafe { lory().lory_adapter_load(e.ptr, path.data, path.len, ptr::null(), 0, &mut 0) };
-        c::ok(status).expect("loaded");
-    }
-    drop((loud, silent));
-    let levels: BTreeSet<u32> = lines.iter().map(|(level, _)| *level).collect();
-    assert_eq!(levels, [c::LORY_LOG_INFO].into(), "{lines:?}");
-    let with = |word: &str| lines.iter().filter(|(_, line)| line.contains(word)).count();
-    assert_eq!((with("llama.gguf"), with("adapter `attn`")), (1, 1), "{lines:?}");
 }

@@ -141,6 +141,10 @@ enum lory_status
      * A saved session that cannot be restored here: damaged, or of another model, cache or adapters.
      */
     LORY_E_RESTORE = 19,
+    /**
+     * A grammar that cannot be used.
+     */
+    LORY_E_GRAMMAR = 20,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -177,6 +181,11 @@ typedef struct lory_engine lory_engine;
  * thread in the background. It keeps what it needs of its engine alive.
  */
 typedef struct lory_generation lory_generation;
+
+/**
+ * A grammar, compiled for one model's vocabulary. Shareable between threads and requests.
+ */
+typedef struct lory_grammar lory_grammar;
 
 /**
  * A conversation: its tokens, its adapters, its place in the KV cache. Exclusive: one thread at a
@@ -735,6 +744,11 @@ typedef struct {
 } lory_stats;
 
 /**
+ * How a grammar is written.
+ */
+typedef uint32_t lory_grammar_kind;
+
+/**
  * Tokens that the caller owns. Free them with `lory_tokens_free`, do not change the struct.
  */
 typedef struct {
@@ -948,6 +962,10 @@ typedef struct {
      * reads. Default 256.
      */
     size_t max_queued;
+    /**
+     * What the answer must match; NULL, the default, is anything.
+     */
+    const lory_grammar *grammar;
 } lory_request;
 
 /**
@@ -1112,6 +1130,16 @@ typedef uint32_t lory_token_role;
  * It was cancelled, or its session changed or was freed.
  */
 #define LORY_FINISH_CANCELLED 5
+
+/**
+ * llama.cpp's GBNF notation.
+ */
+#define LORY_GRAMMAR_GBNF 0
+
+/**
+ * A JSON schema; `{}` is any JSON value.
+ */
+#define LORY_GRAMMAR_JSON_SCHEMA 1
 
 /**
  * Mapped: pages are read when they are touched. The file must not be written to or cut short.
@@ -1572,6 +1600,20 @@ lory_status lory_stats_init(lory_stats *stats, size_t struct_size);
  * What the request has cost so far. `stats` must be initialised.
  */
 lory_status lory_generation_stats(lory_generation *generation, lory_stats *stats);
+
+/**
+ * Compiles a grammar.
+ */
+lory_status lory_grammar_new(const lory_engine *engine,
+                             lory_grammar_kind kind,
+                             const char *source,
+                             size_t source_len,
+                             lory_grammar **grammar);
+
+/**
+ * Frees a grammar; NULL is a no-op. Requests that use it go on.
+ */
+void lory_grammar_free(lory_grammar *grammar);
 
 /**
  * Frees a text and empties the struct; NULL and empty structs are no-ops.

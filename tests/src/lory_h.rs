@@ -20,6 +20,8 @@ pub const LORY_FINISH_STOP: u32 = 2;
 pub const LORY_FINISH_LENGTH: u32 = 3;
 pub const LORY_FINISH_CONTEXT_FULL: u32 = 4;
 pub const LORY_FINISH_CANCELLED: u32 = 5;
+pub const LORY_GRAMMAR_GBNF: u32 = 0;
+pub const LORY_GRAMMAR_JSON_SCHEMA: u32 = 1;
 pub const LORY_LOADING_MAP: u32 = 0;
 pub const LORY_LOADING_READ: u32 = 1;
 pub const LORY_KV_F16: u32 = 0;
@@ -70,6 +72,7 @@ pub const LORY_E_ABORTED: lory_status = 16;
 pub const LORY_E_INTERNAL: lory_status = 17;
 pub const LORY_E_ADAPTER_BUDGET: lory_status = 18;
 pub const LORY_E_RESTORE: lory_status = 19;
+pub const LORY_E_GRAMMAR: lory_status = 20;
 pub type lory_status = i32;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -94,6 +97,11 @@ pub struct lory_engine {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct lory_generation {
+    _unused: [u8; 0],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct lory_grammar {
     _unused: [u8; 0],
 }
 #[repr(C)]
@@ -562,6 +570,7 @@ const _: () = {
         [::std::mem::offset_of!(lory_stats, generated_tokens) - 32usize];
     ["Offset of field: lory_stats::generated_ns"][::std::mem::offset_of!(lory_stats, generated_ns) - 40usize];
 };
+pub type lory_grammar_kind = u32;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct lory_tokens {
@@ -731,10 +740,11 @@ pub struct lory_request {
     pub prompt_logprobs: i32,
     pub hidden: lory_hidden,
     pub max_queued: usize,
+    pub grammar: *const lory_grammar,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of lory_request"][::std::mem::size_of::<lory_request>() - 80usize];
+    ["Size of lory_request"][::std::mem::size_of::<lory_request>() - 88usize];
     ["Alignment of lory_request"][::std::mem::align_of::<lory_request>() - 8usize];
     ["Offset of field: lory_request::struct_size"]
         [::std::mem::offset_of!(lory_request, struct_size) - 0usize];
@@ -752,6 +762,7 @@ const _: () = {
         [::std::mem::offset_of!(lory_request, prompt_logprobs) - 64usize];
     ["Offset of field: lory_request::hidden"][::std::mem::offset_of!(lory_request, hidden) - 68usize];
     ["Offset of field: lory_request::max_queued"][::std::mem::offset_of!(lory_request, max_queued) - 72usize];
+    ["Offset of field: lory_request::grammar"][::std::mem::offset_of!(lory_request, grammar) - 80usize];
 };
 impl Default for lory_request {
     fn default() -> Self {
@@ -1005,6 +1016,14 @@ pub struct Lory {
     pub lory_stats_init: unsafe extern "C" fn(stats: *mut lory_stats, struct_size: usize) -> lory_status,
     pub lory_generation_stats:
         unsafe extern "C" fn(generation: *mut lory_generation, stats: *mut lory_stats) -> lory_status,
+    pub lory_grammar_new: unsafe extern "C" fn(
+        engine: *const lory_engine,
+        kind: lory_grammar_kind,
+        source: *const ::std::os::raw::c_char,
+        source_len: usize,
+        grammar: *mut *mut lory_grammar,
+    ) -> lory_status,
+    pub lory_grammar_free: unsafe extern "C" fn(grammar: *mut lory_grammar),
     pub lory_text_free: unsafe extern "C" fn(text: *mut lory_text),
     pub lory_tokens_free: unsafe extern "C" fn(tokens: *mut lory_tokens),
     pub lory_floats_free: unsafe extern "C" fn(floats: *mut lory_floats),
@@ -1186,6 +1205,8 @@ impl Lory {
         let lory_canceller_free = __library.get(b"lory_canceller_free\0").map(|sym| *sym)?;
         let lory_stats_init = __library.get(b"lory_stats_init\0").map(|sym| *sym)?;
         let lory_generation_stats = __library.get(b"lory_generation_stats\0").map(|sym| *sym)?;
+        let lory_grammar_new = __library.get(b"lory_grammar_new\0").map(|sym| *sym)?;
+        let lory_grammar_free = __library.get(b"lory_grammar_free\0").map(|sym| *sym)?;
         let lory_text_free = __library.get(b"lory_text_free\0").map(|sym| *sym)?;
         let lory_tokens_free = __library.get(b"lory_tokens_free\0").map(|sym| *sym)?;
         let lory_floats_free = __library.get(b"lory_floats_free\0").map(|sym| *sym)?;
@@ -1271,6 +1292,8 @@ impl Lory {
             lory_canceller_free,
             lory_stats_init,
             lory_generation_stats,
+            lory_grammar_new,
+            lory_grammar_free,
             lory_text_free,
             lory_tokens_free,
             lory_floats_free,
@@ -1620,6 +1643,19 @@ impl Lory {
         stats: *mut lory_stats,
     ) -> lory_status {
         (self.lory_generation_stats)(generation, stats)
+    }
+    pub unsafe fn lory_grammar_new(
+        &self,
+        engine: *const lory_engine,
+        kind: lory_grammar_kind,
+        source: *const ::std::os::raw::c_char,
+        source_len: usize,
+        grammar: *mut *mut lory_grammar,
+    ) -> lory_status {
+        (self.lory_grammar_new)(engine, kind, source, source_len, grammar)
+    }
+    pub unsafe fn lory_grammar_free(&self, grammar: *mut lory_grammar) {
+        (self.lory_grammar_free)(grammar)
     }
     pub unsafe fn lory_text_free(&self, text: *mut lory_text) {
         (self.lory_text_free)(text)

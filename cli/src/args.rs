@@ -14,6 +14,9 @@ const ALIASES: &[(&str, &str)] = &[
     ("-npp", "--npp"),
     ("-ntg", "--ntg"),
     ("-npl", "--npl"),
+    ("-pg", "--pg"),
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
 ];
 
 /// Flags whose value may be any text, also one that looks like a flag.

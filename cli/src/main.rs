@@ -6,6 +6,7 @@
 mod adapter_flags;
 mod answer;
 mod args;
+mod bench;
 mod chat;
 mod compress;
 mod failure;
@@ -47,6 +48,7 @@ use failure::Outcome;
   lory run -m model.gguf -p 'Once upon a time' -n 64   one text to standard output
   lory inspect model.gguf                              what is in a file
   lory compress -m model.gguf -o styles.gguf adapters/ adapters become one pack
+  lory bench -m model.gguf                             how fast
 
 Each command explains itself: lory chat --help
 Exit codes: 0 done, 1 error at run time, 2 wrong usage, 130 interrupted."
@@ -66,6 +68,7 @@ enum Command {
     Synth(synth::Synth),
     Compress(compress::Compress),
     Pack(pack::Pack),
+    Bench(Box<bench::Bench>),
 }
 
 impl Command {
@@ -79,6 +82,7 @@ impl Command {
             Command::Synth(c) => c.run(),
             Command::Compress(c) => c.run(),
             Command::Pack(c) => c.run(),
+            Command::Bench(c) => c.run(),
         }
     }
 }

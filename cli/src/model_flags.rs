@@ -24,6 +24,17 @@ pub enum KvTypeArg {
     Q8_0,
 }
 
+impl KvTypeArg {
+    /// As the backend names it.
+    pub fn kv_type(self) -> KvType {
+        match self {
+            KvTypeArg::F32 => KvType::F32,
+            KvTypeArg::F16 => KvType::F16,
+            KvTypeArg::Q8_0 => KvType::Q8_0,
+        }
+    }
+}
+
 /// `-m` and what belongs to it.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Model")]
@@ -67,11 +78,7 @@ impl ModelFlags {
             threads: self.threads.map(usize::from),
             n_ctx: self.ctx_size.filter(|n| *n > 0),
             n_batch: self.batch_size.min(self.ubatch_size) as usize,
-            kv_type: match self.kv_type {
-                KvTypeArg::F32 => KvType::F32,
-                KvTypeArg::F16 => KvType::F16,
-                KvTypeArg::Q8_0 => KvType::Q8_0,
-            },
+            kv_type: self.kv_type.kv_type(),
             loading: if self.no_mmap { Loading::Read } else { Loading::Map },
             ..EngineOptions::default()
         };

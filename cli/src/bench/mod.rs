@@ -1,0 +1,249 @@
+//! `lory bench`: the tests of llama-bench and llama-batched-bench with their flags and columns, and
+//! what they cannot measure: adapters.
+
+mod adapters;
+mod batched;
+mod opened;
+mod ranges;
+mod single;
+mod store;
+mod table;
+mod timing;
+mod trace;
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use lory_kernels::{
+    backend::KvType,
+    ceilings::Ceilings,
+    cpu::{Cpu, Isa, ThreadPool, physical_cores},
+};
+use lory_runtime::mapping::Loading;
+
+use crate::{
+    failure::{Failure, Outcome},
+    model_flags::KvTypeArg,
+};
+
+use adapters::Distribution;
+use ranges::{Numbers, PromptAndGeneration};
+use table::Format;
+
+/// Measure speed: prompts, generation, batches, and what adapters cost.
+///
+/// Tests and columns are those of llama-bench, and of llama-batched-bench with --npp, --ntg and --npl. Lists (1,2)
+/// and ranges (8-64+8, 8-64*2) give every combination. Speeds are also given in bytes read and operations, and as
+/// shares of what this machine reaches at all, measured before.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  lory bench -m model.gguf                                     pp512 and tg128
+  lory bench -m model.gguf -p 0 -n 64 -d 0,4096 -t 1-4*2       deep contexts, numbers of threads
+  lory bench -m model.gguf -npp 128 -ntg 32 -npl 1,8,32        sequences side by side
+  lory bench -m model.gguf --pack styles.gguf                  what an adapter costs; swap, load, mem
+  lory bench -m model.gguf --pack styles.gguf --adapter-dist distinct -npp 32 -ntg 32 -npl 1,8,32 -o json
+  lory bench -m model.gguf --pack styles.gguf --adapter-dist zipf --trace --rate 4 --requests 64")]
+pub struct Bench {
+    /// Models (GGUF); all tests run on each.
+    #[arg(short = 'm', long, value_name = "FILE", required = true, value_delimiter = ',')]
+    model: Vec<PathBuf>,
+    /// Tokens of a prompt; 0 leaves the test out.
+    #[arg(short = 'p', long, value_name = "N,…", default_value = "512")]
+    n_prompt: Vec<Numbers>,
+    /// Tokens to generate; 0 leaves the test out.
+    #[arg(short = 'n', long, value_name = "N,…", default_value = "128")]
+    n_gen: Vec<Numbers>,
+    /// A prompt and a generation after it, timed together (short: -pg). Repeatable.
+    #[arg(long, value_name = "PP,TG")]
+    pg: Vec<PromptAndGeneration>,
+    /// Tokens in the context before the clock starts.
+    #[arg(short = 'd', long, value_name = "N,…", default_value = "0")]
+    n_depth: Vec<Numbers>,
+    /// Prompt tokens per step at most; the smaller of -b and -ub counts.
+    #[arg(short = 'b', long, value_name = "N,…", default_value = "2048")]
+    batch_size: Vec<Numbers>,
+    /// Rows per step at most (short: -ub).
+    #[arg(long, value_name = "N,…", default_value = "512")]
+    ubatch_size: Vec<Numbers>,
+    /// Threads [default: the physical cores].
+    #[arg(short = 't', long, value_name = "N,…")]
+    threads: Vec<Numbers>,
+    /// Element type of cached keys (short: -ctk); values have the same.
+    #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
+    cache_type_k: KvTypeArg,
+    /// Element type of cached values (short: -ctv).
+    #[arg(long, value_name = "TYPE", value_enum)]
+    cache_type_v: Option<KvTypeArg>,
+    /// Samples of each test.
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    repetitions: u32,
+    /// Seconds of rest before each test.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    delay: u32,
+    /// No run before the samples that does not count.
+    #[arg(long)]
+    no_warmup: bool,
+    /// How results are printed.
+    #[arg(short = 'o', long, value_name = "FORMAT", value_enum, default_value = "md")]
+    output: Format,
+    /// Layers on the GPU (short: -ngl). Accepted for the sake of habit: this build runs on the CPU.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    gpu_layers: Option<String>,
+    /// Read the files into memory instead of mapping them.
+    #[arg(long)]
+    no_mmap: bool,
+    #[command(flatten)]
+    batched: BatchedFlags,
+    #[command(flatten)]
+    adapters: AdapterFlags,
+    #[command(flatten)]
+    trace: trace::TraceFlags,
+}
+
+/// Sequences side by side, as llama-batched-bench runs them.
+#[derive(Args)]
+#[command(next_help_heading = "Batched decoding")]
+struct BatchedFlags {
+    /// Prompt tokens of each sequence (short: -npp) [default: 128].
+    #[arg(long, value_name = "N,…")]
+    npp: Vec<Numbers>,
+    /// Generated tokens of each sequence (short: -ntg) [default: 32].
+    #[arg(long, value_name = "N,…")]
+    ntg: Vec<Numbers>,
+    /// Numbers of sequences (short: -npl) [default: 1,8,32].
+    #[arg(long, value_name = "N,…")]
+    npl: Vec<Numbers>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Adapters")]
+struct AdapterFlags {
+    /// Also measure with the adapters of this pack; every test runs with and without, in turns.
+    #[arg(long, value_name = "PACK")]
+    pack: Option<PathBuf>,
+    /// Which adapters the sequences have.
+    #[arg(long, value_name = "DIST", value_enum, default_value = "one", requires = "pack")]
+    adapter_dist: Distribution,
+    /// The same seed draws the same adapters.
+    #[arg(short = 's', long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+/// What all tests need to know.
+struct Settings {
+    kv_type: KvType,
+    repetitions: usize,
+    delay: Duration,
+    warm_up: bool,
+    format: Format,
+    loading: Loading,
+    pack: Option<PathBuf>,
+    distribution: Distribution,
+    seed: u64,
+}
+
+/// One combination of flags other than the test's own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Run {
+    threads: usize,
+    n_batch: usize,
+    n_ubatch: usize,
+}
+
+/// A device and what it can reach.
+struct Device {
+    cpu: Cpu,
+    ceilings: Ceilings,
+}
+
+fn all(flags: &[Numbers]) -> Vec<usize> {
+    flags.iter().flat_map(|n| n.0.iter().copied()).collect()
+}
+
+fn or(flags: &[Numbers], default: &[usize]) -> Vec<usize> {
+    if flags.is_empty() { default.to_vec() } else { all(flags) }
+}
+
+impl Bench {
+    pub fn run(self) -> Outcome {
+        let settings = self.settings()?;
+        let runs = self.runs()?;
+        let batched = [&self.batched.npp, &self.batched.ntg, &self.batched.npl];
+        if self.trace.trace {
+            let rows =
+                trace::Workload { prompt: first(&self.n_prompt, 32), generate: first(&self.n_gen, 32) };
+            return trace::run(&self.model, &settings, &runs, &self.trace, rows);
+        }
+        if batched.iter().any(|f| !f.is_empty()) {
+            let cases = batched::Cases {
+                prompt: or(&self.batched.npp, &[128]),
+                generate: or(&self.batched.ntg, &[32]),
+                sequences: or(&self.batched.npl, &[1, 8, 32]),
+            };
+            return batched::run(&self.model, &settings, &runs, &cases);
+        }
+        single::run(&self.model, &settings, &runs, &self.tests())
+    }
+
+    fn settings(&self) -> Outcome<Settings> {
+        let kv_type = self.cache_type_k.kv_type();
+        if self.cache_type_v.is_some_and(|v| v.kv_type() != kv_type) {
+            return Err(Failure::usage("-ctk and -ctv differ: keys and values have the same type here"));
+        }
+        Ok(Settings {
+            kv_type,
+            repetitions: self.repetitions as usize,
+            delay: Duration::from_secs(self.delay.into()),
+            warm_up: !self.no_warmup,
+            format: self.output,
+            loading: if self.no_mmap { Loading::Read } else { Loading::Map },
+            pack: self.adapters.pack.clone(),
+            distribution: self.adapters.adapter_dist,
+            seed: self.adapters.seed,
+        })
+    }
+
+    fn runs(&self) -> Outcome<Vec<Run>> {
+        let mut runs = Vec::new();
+        for threads in or(&self.threads, &[physical_cores()]) {
+            for n_batch in all(&self.batch_size) {
+                for n_ubatch in all(&self.ubatch_size) {
+                    if !(1..=1024).contains(&threads) {
+                        return Err(Failure::usage(format!("-t {threads}: expected 1 to 1024")));
+                    }
+                    if n_batch.min(n_ubatch) == 0 || n_batch.min(n_ubatch) > 1 << 16 {
+                        return Err(Failure::usage(format!(
+                            "-b {n_batch} -ub {n_ubatch}: expected 1 to 65536"
+                        )));
+                    }
+                    runs.push(Run { threads, n_batch, n_ubatch });
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Prompts, generations, and both, at every depth.
+    fn tests(&self) -> Vec<single::Test> {
+        let prompts = all(&self.n_prompt).into_iter().map(|n| (n, 0));
+        let generations = all(&self.n_gen).into_iter().map(|n| (0, n));
+        let both = self.pg.iter().map(|pg| (pg.0, pg.1));
+        let kinds: Vec<_> = prompts.chain(generations).chain(both).filter(|t| *t != (0, 0)).collect();
+        let at =
+            |depth| kinds.iter().map(move |(p, n)| single::Test { n_prompt: *p, n_gen: *n, n_depth: depth });
+        all(&self.n_depth).into_iter().flat_map(at).collect()
+    }
+}
+
+fn first(flags: &[Numbers], default: usize) -> usize {
+    all(flags).into_iter().find(|n| *n > 0).unwrap_or(default)
+}
+
+impl Device {
+    /// Threads and their ceilings.
+    fn new(threads: usize) -> Outcome<Device> {
+        let cpu = Cpu::new(Some(threads), Isa::from_env().map_err(Failure::runtime)?);
+        let ceilings = Ceilings::measure(&ThreadPool::new(cpu.threads()), Duration::from_millis(100));
+        Ok(Device { cpu, ceilings })
+    }
+}

@@ -1,0 +1,141 @@
+//! A model under test, and what rows say of it.
+
+use std::path::{Path, PathBuf};
+
+use lory_kernels::{Backend, ceilings::Ceilings};
+use lory_models::{cost::Cost, synth::FileType};
+use lory_runtime::{LoadedModel, OpenOptions};
+use serde_json::{Map, Value, json};
+
+use crate::failure::Outcome;
+
+use super::{Device, Run, Settings, table::Cell, timing};
+
+/// An opened model.
+pub struct Opened {
+    path: PathBuf,
+    /// The model.
+    pub loaded: LoadedModel,
+    /// What it makes the machine do.
+    pub cost: Cost,
+    kind: String,
+    bytes: u64,
+    parameters: u64,
+}
+
+impl Opened {
+    /// Opens a model for sequences of `n_ctx` tokens.
+    pub fn open(path: &Path, settings: &Settings, n_ctx: usize) -> Outcome<Opened> {
+        let n_ctx = u32::try_from(n_ctx.max(1)).unwrap_or(u32::MAX);
+        let options = OpenOptions { n_ctx: Some(n_ctx), loading: settings.loading };
+        let loaded = LoadedModel::open(path, &options)?;
+        let metadata = loaded.gguf.metadata();
+        let arch = metadata.str("general.architecture")?;
+        let file_type = metadata.opt_u32("general.file_type")?;
+        let file_type = FileType::all().find(|t| Some(t.id()) == file_type).map_or("unknown", FileType::name);
+        let parameters: u64 = loaded.gguf.tensors().map(|t| t.elements() as u64).sum();
+        let bytes = loaded.gguf.tensors().map(|t| t.byte_range().len() as u64).sum();
+        Ok(Opened {
+            path: path.into(),
+            cost: Cost::of(&loaded.decoder, settings.kv_type),
+            kind: format!("{arch} {} {file_type}", billions(parameters).replace(' ', "")),
+            bytes,
+            parameters,
+            loaded,
+        })
+    }
+
+    /// Tokens of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.loaded.decoder.vocab_size()
+    }
+
+    /// What every row begins with.
+    pub fn fields(&self, device: &Device, run: Run, settings: &Settings) -> Map<String, Value> {
+        let kv_type = format!("{:?}", settings.kv_type).to_lowercase();
+        let fields = json!({
+            "build_version": env!("CARGO_PKG_VERSION"),
+            "cpu_info": device.cpu.label(),
+            "backends": "CPU",
+            "model_filename": self.path.to_string_lossy(),
+            "model_type": self.kind,
+            "model_size": self.bytes,
+            "model_n_params": self.parameters,
+            "n_batch": run.n_batch,
+            "n_ubatch": run.n_ubatch,
+            "n_threads": run.threads,
+            "type_k": kv_type,
+            "type_v": kv_type,
+            "test_time": timing::now(),
+        });
+        match fields {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+
+    /// The same for people.
+    pub fn cells(&self, run: Run) -> Vec<Cell> {
+        vec![
+            Cell::new("model", self.kind.clone(), 22),
+            Cell::new("size", gibibytes(self.bytes), 10),
+            Cell::new("params", billions(self.parameters), 10),
+            Cell::new("backend", "CPU", 8),
+            Cell::new("threads", run.threads.to_string(), 7),
+        ]
+    }
+}
+
+fn billions(n: u64) -> String {
+    match n {
+        1_000_000_000.. => format!("{:.2} B", n as f64 / 1e9),
+        _ => format!("{:.2} M", n as f64 / 1e6),
+    }
+}
+
+fn gibibytes(n: u64) -> String {
+    match n {
+        0x4000_0000.. => format!("{:.2} GiB", n as f64 / f64::from(1 << 30)),
+        _ => format!("{:.2} MiB", n as f64 / f64::from(1 << 20)),
+    }
+}
+
+/// Bytes and operations per second, and their shares of the ceilings.
+pub struct Reached {
+    gb: f64,
+    gop: f64,
+    of_read: f64,
+    of_peak: f64,
+}
+
+impl Reached {
+    /// `bytes` and `ops` in `seconds`.
+    pub fn new(cost: &Cost, ceilings: &Ceilings, bytes: f64, ops: f64, seconds: f64) -> Reached {
+        let (gb, gop) = (bytes / seconds / 1e9, ops / seconds / 1e9);
+        let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+        Reached { gb, gop, of_read: share(gb, ceilings.read), of_peak: share(gop, ceilings.of(cost.ty)) }
+    }
+
+    /// For programs.
+    pub fn fields(&self, fields: &mut Map<String, Value>) {
+        for (name, value) in [
+            ("gb_per_s", self.gb),
+            ("share_of_read", self.of_read),
+            ("gop_per_s", self.gop),
+            ("share_of_peak", self.of_peak),
+        ] {
+            fields.insert(name.into(), json!(value));
+        }
+    }
+
+    /// For people; a share of a ceiling that was not measured is a dash.
+    pub fn cells(&self) -> [Cell; 4] {
+        let percent = |share: f64| if share > 0.0 { format!("{:.0} %", 100.0 * share) } else { "-".into() };
+        [
+            Cell::new("GB/s", format!("{:.1}", self.gb), 6),
+            Cell::new("of read", percent(self.of_read), 7),
+            Cell::new("Gop/s", format!("{:.0}", self.gop), 6),
+            Cell::new("of peak", percent(self.of_peak), 7),
+        ]
+    }
+}

@@ -1,5 +1,6 @@
 //! Whether both sides computed the same thing.
 
+use lory_benches::Sums;
 use lory_runtime::random_tokens;
 use serde_json::{Value, json};
 
@@ -45,10 +46,9 @@ impl Check {
             sums.merge(&step);
             tokens = vec![theirs as u32];
         }
-        let deviation = (sums.bb / sums.n - (sums.b / sums.n).powi(2)).sqrt();
         let check = Check {
             correlation: sums.correlation(),
-            relative_error: sums.difference() / deviation,
+            relative_error: sums.difference() / sums.deviation(),
             same_best,
             disagreements,
         };
@@ -83,40 +83,4 @@ impl Check {
 
 fn best(logits: &[f32]) -> usize {
     (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap_or(0)
-}
-
-#[derive(Default)]
-struct Sums {
-    n: f64,
-    a: f64,
-    b: f64,
-    aa: f64,
-    bb: f64,
-    ab: f64,
-}
-
-impl Sums {
-    fn add(&mut self, a: f64, b: f64) {
-        self.merge(&Sums { n: 1.0, a, b, aa: a * a, bb: b * b, ab: a * b });
-    }
-
-    fn merge(&mut self, o: &Sums) {
-        self.n += o.n;
-        self.a += o.a;
-        self.b += o.b;
-        self.aa += o.aa;
-        self.bb += o.bb;
-        self.ab += o.ab;
-    }
-
-    /// Root mean square of a − b.
-    fn difference(&self) -> f64 {
-        ((self.aa - 2.0 * self.ab + self.bb).max(0.0) / self.n).sqrt()
-    }
-
-    fn correlation(&self) -> f64 {
-        let covariance = self.ab / self.n - self.a * self.b / (self.n * self.n);
-        let variance = |s: f64, ss: f64| ss / self.n - (s / self.n).powi(2);
-        covariance / (variance(self.a, self.aa) * variance(self.b, self.bb)).sqrt()
-    }
 }

@@ -85,10 +85,29 @@ impl Llama {
                 batch: sys::llama_batch_init(N_BATCH as i32, 0, 1),
                 vocab: sys::llama_vocab_n_tokens(sys::llama_model_get_vocab(self.model.as_ptr())) as usize,
                 lengths: vec![0; sequences],
+                loras: Vec::new(),
                 ends: Vec::new(),
                 model: PhantomData,
             })
         }
+    }
+}
+
+/// A LoRA of a model, which frees it when it ends.
+pub struct Lora<'m> {
+    adapter: NonNull<sys::llama_adapter_lora>,
+    model: PhantomData<&'m Llama>,
+}
+
+impl Llama {
+    /// Loads a GGUF LoRA.
+    pub fn lora(&self, path: &Path) -> Result<Lora<'_>, String> {
+        let name = CString::new(path.to_string_lossy().as_bytes()).map_err(|e| e.to_string())?;
+        // SAFETY: the model is loaded; `name` ends with a zero.
+        let adapter = unsafe { sys::llama_adapter_lora_init(self.model.as_ptr(), name.as_ptr()) };
+        let adapter =
+            NonNull::new(adapter).ok_or_else(|| failed(&format!("cannot load {}", path.display())))?;
+        Ok(Lora { adapter, model: PhantomData })
     }
 }
 
@@ -106,12 +125,30 @@ pub struct Context<'m> {
     batch: sys::llama_batch,
     vocab: usize,
     lengths: Vec<usize>,
+    /// One for each sequence, or none at all.
+    loras: Vec<Lora<'m>>,
     /// Where the last token of each entry stood in the last batch, if it was there.
     ends: Vec<Option<i32>>,
     model: PhantomData<&'m Llama>,
 }
 
-impl Context<'_> {
+impl<'m> Context<'m> {
+    /// Gives every sequence its LoRA. A context has one set at a time, so that from now on each sequence runs in a
+    /// batch of its own.
+    pub fn with_loras(mut self, loras: Vec<Lora<'m>>) -> Self {
+        self.loras = loras;
+        self
+    }
+
+    fn set_lora(&mut self, sequence: usize) -> Result<(), String> {
+        let Some(lora) = self.loras.get(sequence) else { return Ok(()) };
+        let (mut adapter, mut scale) = (lora.adapter.as_ptr(), 1.0);
+        // SAFETY: the context and the adapter of its model live; one adapter, one scale.
+        let status =
+            unsafe { sys::llama_set_adapters_lora(self.context.as_ptr(), &mut adapter, 1, &mut scale) };
+        if status == 0 { Ok(()) } else { Err(failed("cannot set an adapter")) }
+    }
+
     /// Appends one row to the batch.
     fn push(&mut self, sequence: usize, token: u32, last: bool) {
         let row = self.batch.n_tokens as usize;
@@ -144,6 +181,13 @@ impl Side for Context<'_> {
     fn run(&mut self, work: &[(usize, &[u32])]) -> Result<(), String> {
         self.ends = vec![None; work.len()];
         for (entry, (sequence, tokens)) in work.iter().enumerate() {
+            if !self.loras.is_empty() {
+                if entry > 0 {
+                    self.decode()?;
+                    self.ends.fill(None);
+                }
+                self.set_lora(*sequence)?;
+            }
             for (i, token) in tokens.iter().enumerate() {
                 if self.batch.n_tokens as usize == N_BATCH {
                     self.decode()?;

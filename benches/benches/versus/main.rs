@@ -6,6 +6,8 @@
 //! First it checks that both sides compute the same logits.
 
 #[cfg(feature = "ggml")]
+mod adapters;
+#[cfg(feature = "ggml")]
 mod check;
 #[cfg(feature = "ggml")]
 mod llama;

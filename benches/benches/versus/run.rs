@@ -13,6 +13,7 @@ use lory_models::{cost::Cost, synth};
 use lory_runtime::{LoadedModel, OpenOptions};
 use serde_json::{Value, json};
 
+use crate::adapters::{self, Adapted};
 use crate::check::Check;
 use crate::llama::{self, Llama};
 use crate::report::{self, Row};
@@ -54,6 +55,9 @@ struct Args {
     /// Tokens of each sequence in the batched tests.
     #[arg(long, default_value_t = 32)]
     ntg: usize,
+    /// A pack of the model's, for the tests with adapters.
+    #[arg(long, value_name = "PACK")]
+    pack: Option<PathBuf>,
     /// Also writes every sample as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -75,6 +79,8 @@ enum Kind {
     Batched,
     /// Both of the first behind a long context.
     Depth,
+    /// Many sequences, each under an adapter of its own; needs --pack.
+    Adapters,
 }
 
 pub fn main() -> ExitCode {
@@ -95,11 +101,14 @@ impl Args {
             match kind {
                 Kind::Pp => tests.push(Test::Prompt { n: p, depth: 0 }),
                 Kind::Tg => tests.push(Test::Generate { n, depth: 0 }),
-                Kind::Batched => tests.extend(self.npl.iter().map(|sequences| Test::Batched {
-                    sequences: *sequences,
-                    prompt: self.npp,
-                    n: self.ntg,
-                })),
+                Kind::Batched | Kind::Adapters => {
+                    tests.extend(self.npl.iter().map(|sequences| Test::Batched {
+                        sequences: *sequences,
+                        prompt: self.npp,
+                        n: self.ntg,
+                        adapters: *kind == Kind::Adapters,
+                    }))
+                }
                 Kind::Depth => {
                     tests.push(Test::Prompt { n: p, depth: d });
                     tests.push(Test::Generate { n, depth: d });
@@ -110,6 +119,11 @@ impl Args {
     }
 
     fn run(mut self) -> Result<(), String> {
+        if self.tests.contains(&Kind::Adapters) && self.pack.is_none() && self.bench {
+            return Err("no adapters: give --pack FILE. Some to measure with:\n  \
+                 cargo run --release -p lory -- synth pack -m MODEL --adapters 32 --rank 64 -o PACK"
+                .into());
+        }
         let mut temporary = None;
         if self.quick || !self.bench {
             self.quick = true;
@@ -121,6 +135,7 @@ impl Args {
                     .map(|ty| tiny_model(folder.path(), ty))
                     .into_iter()
                     .collect::<Result<_, _>>()?;
+                self.tests.push(Kind::Adapters);
                 temporary = Some(folder);
             }
         }
@@ -178,13 +193,25 @@ impl Args {
             let tokens = test.before() + test.length();
             let mut ours = Lory::new(cpu, decoder, test.sequences(), tokens)?;
             let mut llama = theirs.context(cpu.threads(), test.sequences(), tokens)?;
+            let mut likeness = None;
+            if test.adapters() {
+                let adapted = self.adapted(path, &loaded, test.sequences())?;
+                ours = ours.with_adapters(&adapted.sets);
+                llama = llama.with_loras(adapted.loras(&theirs)?);
+                likeness = Some(adapters::check(&mut ours, &mut llama, test.sequences(), vocab)?);
+            }
             test.prepare(&mut ours, vocab)?;
             test.prepare(&mut llama, vocab)?;
             let [lory, llama] =
                 test.measure([&mut ours, &mut llama], vocab, self.repetitions, !self.quick)?;
             let row = Row { test, cost: &cost, ceilings, llama: &llama, lory: &lory };
             println!("{}", row.line());
-            rows.push(row.json());
+            let mut json = row.json();
+            if let Some((lowest, between)) = likeness {
+                json["adapter_check"] =
+                    json!({ "lowest_correlation": lowest, "highest_between_adapters": between });
+            }
+            rows.push(json);
         }
         Ok(json!({
             "model_filename": path.to_string_lossy(),
@@ -192,6 +219,15 @@ impl Args {
             "check": check.json(),
             "rows": rows,
         }))
+    }
+}
+
+impl Args {
+    fn adapted(&self, path: &Path, loaded: &LoadedModel, n: usize) -> Result<Adapted, String> {
+        match &self.pack {
+            Some(pack) => Adapted::open(pack, loaded, n),
+            None => Adapted::open(&adapters::tiny_pack(path, loaded, n)?, loaded, n),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What both programs can do, and Lory's way of doing it.
 
 use lory_kernels::{Cpu, backend::KvType};
-use lory_models::decoder::Decoder;
+use lory_models::{adapter::AdapterSet, decoder::Decoder};
 use lory_runtime::{Bare, BareOptions};
 
 /// Sequences in a cache that tokens are appended to.
@@ -29,6 +29,14 @@ impl<'a> Lory<'a> {
         let options = BareOptions { sequences, tokens, n_batch: N_UBATCH, kv_type: KvType::F16 };
         let bare = Bare::new(cpu, decoder, options).map_err(|e| e.to_string())?;
         Ok(Lory { bare, vocab: decoder.vocab_size() })
+    }
+
+    /// Gives every sequence its adapter.
+    pub fn with_adapters(mut self, adapters: &[AdapterSet]) -> Self {
+        for (sequence, set) in adapters.iter().enumerate() {
+            self.bare.set_adapters(sequence, set.clone());
+        }
+        self
     }
 }
 

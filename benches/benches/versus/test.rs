@@ -16,8 +16,9 @@ pub enum Test {
     Prompt { n: usize, depth: usize },
     /// `n` tokens one after the other behind `depth` cached ones.
     Generate { n: usize, depth: usize },
-    /// `sequences` sequences with prompts of `prompt` tokens get `n` more each, all at the same time.
-    Batched { sequences: usize, prompt: usize, n: usize },
+    /// `sequences` sequences with prompts of `prompt` tokens get `n` more each, all at the same time; with `adapters`
+    /// each under an adapter of its own.
+    Batched { sequences: usize, prompt: usize, n: usize, adapters: bool },
 }
 
 impl Test {
@@ -26,7 +27,8 @@ impl Test {
         match self {
             Test::Prompt { n, depth } => format!("pp{n}{}", at(*depth)),
             Test::Generate { n, depth } => format!("tg{n}{}", at(*depth)),
-            Test::Batched { sequences, n, .. } => format!("tg{n}@npl{sequences}"),
+            Test::Batched { sequences, n, adapters: false, .. } => format!("tg{n}@npl{sequences}"),
+            Test::Batched { sequences, n, .. } => format!("tg{n}@npl{sequences}@L{sequences}"),
         }
     }
 
@@ -35,6 +37,11 @@ impl Test {
             Test::Batched { sequences, .. } => *sequences,
             _ => 1,
         }
+    }
+
+    /// Whether every sequence has an adapter of its own.
+    pub fn adapters(&self) -> bool {
+        matches!(self, Test::Batched { adapters: true, .. })
     }
 
     /// Tokens of a sequence before the clock starts.

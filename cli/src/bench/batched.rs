@@ -102,8 +102,9 @@ impl Bed<'_> {
         let first = if settings.warm_up { 0 } else { 1 };
         for repetition in first..=settings.repetitions {
             let order = if repetition % 2 == 0 { [0, 1] } else { [1, 0] };
-            for side in order.into_iter().filter(|s| *s < sides.len()) {
-                let (prompt, generate) = self.sample(&mut sides[side])?;
+            for side in order {
+                let Some(bare) = sides.get_mut(side) else { continue };
+                let (prompt, generate) = self.sample(bare)?;
                 if repetition > 0 {
                     times[side].prompt.push(prompt);
                     times[side].generate.push(generate);

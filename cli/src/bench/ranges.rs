@@ -27,21 +27,23 @@ fn number(text: &str) -> Result<usize, String> {
         .map_err(|_| "not a number; write N, N,M, FIRST-LAST, FIRST-LAST+STEP or FIRST-LAST*FACTOR".into())
 }
 
+/// How a range goes on.
+#[derive(Clone, Copy)]
+enum Step {
+    Plus(usize),
+    Times(usize),
+}
+
 fn range(item: &str, out: &mut Vec<usize>) -> Result<(), String> {
     let Some((first, rest)) = item.split_once('-') else {
         out.push(number(item)?);
         return Ok(());
     };
-    let (last, next): (&str, Box<dyn Fn(usize) -> Option<usize>>) =
-        if let Some((last, step)) = rest.split_once('+') {
-            let step = number(step)?;
-            (last, Box::new(move |n| n.checked_add(step)))
-        } else if let Some((last, factor)) = rest.split_once('*') {
-            let factor = number(factor)?;
-            (last, Box::new(move |n| n.checked_mul(factor)))
-        } else {
-            (rest, Box::new(|n| n.checked_add(1)))
-        };
+    let (last, step) = match (rest.split_once('+'), rest.split_once('*')) {
+        (Some((last, step)), _) => (last, Step::Plus(number(step)?)),
+        (None, Some((last, factor))) => (last, Step::Times(number(factor)?)),
+        (None, None) => (rest, Step::Plus(1)),
+    };
     let (first, last) = (number(first)?, number(last)?);
     if first > last {
         return Err(format!("{first} is more than {last}"));
@@ -52,7 +54,11 @@ fn range(item: &str, out: &mut Vec<usize>) -> Result<(), String> {
             return Err(format!("more than {MOST} values"));
         }
         out.push(n);
-        match next(n) {
+        let next = match step {
+            Step::Plus(m) => n.checked_add(m),
+            Step::Times(m) => n.checked_mul(m),
+        };
+        match next {
             Some(more) if more > n => n = more,
             Some(_) => return Err("a range that does not grow".into()),
             None => break,

@@ -1,0 +1,100 @@
+//! The adapters of a pack on both sides: Lory reads them from the pack, llama.cpp gets each as a LoRA
+//! file that was extracted from it.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use lory_benches::pearson;
+use lory_kernels::QuantType;
+use lory_models::adapter::pack::{SynthSpec, synth_pack};
+use lory_models::adapter::{AdapterSet, BaseCheck};
+use lory_runtime::mapping::Loading;
+use lory_runtime::{LoadedModel, open_pack, random_tokens};
+use tempfile::TempDir;
+
+use crate::llama::{Llama, Lora};
+use crate::side::Side;
+
+/// The first adapters of a pack.
+pub struct Adapted {
+    pub sets: Vec<AdapterSet>,
+    files: Vec<PathBuf>,
+    _folder: TempDir,
+}
+
+impl Adapted {
+    /// `n` different adapters.
+    pub fn open(pack: &Path, model: &LoadedModel, n: usize) -> Result<Adapted, String> {
+        let text = |e: &dyn std::fmt::Display| e.to_string();
+        let pack = open_pack(pack, Loading::Map).map_err(|e| text(&e))?;
+        pack.check_base(&model.base, BaseCheck::Exact).map_err(|e| text(&e))?;
+        if pack.len() < n {
+            return Err(format!("{}: {} adapters, {n} are needed", pack.file(), pack.len()));
+        }
+        let folder = tempfile::tempdir().map_err(|e| text(&e))?;
+        let names: Vec<String> = pack.names().take(n).map(str::to_owned).collect();
+        let (mut sets, mut files) = (Vec::new(), Vec::new());
+        for (i, name) in names.iter().enumerate() {
+            sets.push(AdapterSet::single(pack.adapter(name).map_err(|e| text(&e))?));
+            let file = folder.path().join(format!("{i}.gguf"));
+            // Half precision, as LoRA files usually are.
+            lory_compress::extract(&pack, name, &model.base, QuantType::F16, &file).map_err(|e| text(&e))?;
+            files.push(file);
+        }
+        Ok(Adapted { sets, files, _folder: folder })
+    }
+
+    /// The same for llama.cpp.
+    pub fn loras<'m>(&self, llama: &'m Llama) -> Result<Vec<Lora<'m>>, String> {
+        self.files.iter().map(|file| llama.lora(file)).collect()
+    }
+}
+
+/// Runs a prompt in every sequence, alone, and compares the logits; then forgets it. The lowest correlation, and
+/// the highest between two adapters, which shows that they differ at all.
+pub fn check(
+    lory: &mut dyn Side,
+    llama: &mut dyn Side,
+    n: usize,
+    vocab: usize,
+) -> Result<(f64, f64), String> {
+    let tokens = random_tokens(11, 8, vocab);
+    let (mut lowest, mut between) = (1.0f64, -1.0f64);
+    let mut last: Option<Vec<f32>> = None;
+    for sequence in 0..n {
+        lory.run(&[(sequence, &tokens)])?;
+        llama.run(&[(sequence, &tokens)])?;
+        let ours = lory.logits(0)?.to_vec();
+        lowest = lowest.min(pearson(&ours, llama.logits(0)?));
+        if let Some(last) = &last {
+            between = between.max(pearson(&ours, last));
+        }
+        last = Some(ours);
+        lory.truncate(sequence, 0)?;
+        llama.truncate(sequence, 0)?;
+    }
+    if lowest < 0.99 || between > 0.999_9 {
+        return Err(format!(
+            "with adapters the two sides did not compute the same: correlation {lowest:.5}, between adapters {between:.5}"
+        ));
+    }
+    Ok((lowest, between))
+}
+
+/// A small pack beside a model, for a quick run.
+pub fn tiny_pack(model: &Path, loaded: &LoadedModel, adapters: usize) -> Result<PathBuf, String> {
+    let path = model.with_extension("pack.gguf");
+    let spec = SynthSpec {
+        n_adapters: adapters,
+        clusters: 2,
+        rank: 8,
+        diagonal: false,
+        basis_type: QuantType::F16,
+        core_type: QuantType::F16,
+        seed: 1,
+    };
+    let file = File::create(&path).map_err(|e| e.to_string())?;
+    synth_pack(&loaded.base, &spec, BufWriter::new(file)).map_err(|e| e.to_string())?;
+    Ok(path)
+}

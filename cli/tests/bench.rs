@@ -1,0 +1,207 @@
+//! `lory bench`: every kind of test, every format, on a model of two small layers.
+
+mod program;
+
+use std::path::Path;
+
+use program::{Ran, arg, lory};
+use serde_json::Value;
+
+struct Files {
+    folder: tempfile::TempDir,
+}
+
+impl Files {
+    fn new() -> Files {
+        let files = Files { folder: tempfile::tempdir().unwrap() };
+        lory(&["synth", "model", "llama-tiny", "--type", "Q4_0", "-o", &files.at("model.gguf")]).success();
+        files
+    }
+
+    fn with_pack() -> Files {
+        let files = Files::new();
+        let (model, pack) = (files.at("model.gguf"), files.at("pack.gguf"));
+        lory(&[
+            "synth",
+            "pack",
+            "-m",
+            &model,
+            "--adapters",
+            "6",
+            "--rank",
+            "4",
+            "--clusters",
+            "2",
+            "-o",
+            &pack,
+        ])
+        .success();
+        files
+    }
+
+    fn at(&self, name: &str) -> String {
+        arg(&Path::new(self.folder.path()).join(name))
+    }
+
+    fn bench(&self, args: &[&str]) -> Ran {
+        let model = self.at("model.gguf");
+        let mut all = vec!["bench", "-m", &model, "-t", "1", "-r", "2"];
+        all.extend_from_slice(args);
+        lory(&all)
+    }
+
+    fn rows(&self, args: &[&str]) -> Vec<Value> {
+        let ran = self.bench(args);
+        match serde_json::from_str(ran.success()) {
+            Ok(Value::Array(rows)) => rows,
+            other => panic!("no array: {other:?}\n{}", ran.stdout),
+        }
+    }
+}
+
+fn tests(rows: &[Value]) -> Vec<&str> {
+    rows.iter().map(|r| r["test"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn tests_are_all_combinations_with_their_samples() {
+    let rows = Files::new().rows(&["-p", "4,8", "-n", "3", "-pg", "4,2", "-d", "0-16+16", "-o", "json"]);
+    let names = ["pp4", "pp8", "tg3", "pp4+tg2", "pp4 @ d16", "pp8 @ d16", "tg3 @ d16", "pp4+tg2 @ d16"];
+    assert_eq!(tests(&rows), names);
+    for row in &rows {
+        let samples: Vec<f64> =
+            row["samples_ns"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
+        assert_eq!(samples.len(), 2);
+        let mean = (samples[0] + samples[1]) / 2.0;
+        assert!((row["avg_ns"].as_f64().unwrap() - mean).abs() <= 1.0);
+        let tokens = row["n_prompt"].as_u64().unwrap() + row["n_gen"].as_u64().unwrap();
+        let rate = tokens as f64 / samples[0] * 1e9;
+        assert!((row["samples_ts"][0].as_f64().unwrap() / rate - 1.0).abs() < 1e-6);
+        assert!(row["gb_per_s"].as_f64().unwrap() > 0.0 && row["gop_per_s"].as_f64().unwrap() > 0.0);
+        assert_eq!(row["adapter_dist"], "none");
+        for key in
+            ["model_filename", "model_type", "model_size", "n_threads", "type_k", "stddev_ts", "test_time"]
+        {
+            assert!(!row[key].is_null(), "{key}");
+        }
+    }
+}
+
+#[test]
+fn every_format_holds_every_row() {
+    let files = Files::new();
+    let run = |format| files.bench(&["-p", "4", "-n", "2", "-o", format]).success().to_owned();
+    let md = run("md");
+    assert!(
+        md.contains("| model ") && md.contains("| pp4 ") && md.contains("| tg2 ") && md.contains(" ± "),
+        "{md}"
+    );
+    assert_eq!(md.lines().count(), 4, "{md}");
+    let csv = run("csv");
+    let lines: Vec<&str> = csv.lines().collect();
+    assert!(
+        lines.len() == 3 && lines[0].starts_with("build_version,") && lines[0].ends_with("avg_ts,stddev_ts"),
+        "{csv}"
+    );
+    let jsonl = run("jsonl");
+    assert!(jsonl.lines().all(|l| serde_json::from_str::<Value>(l).unwrap().is_object()), "{jsonl}");
+    assert_eq!(jsonl.lines().count(), 2);
+    let sql = run("sql");
+    assert_eq!((sql.matches("CREATE TABLE").count(), sql.matches("INSERT INTO").count()), (1, 2), "{sql}");
+}
+
+#[test]
+fn batches_have_the_columns_of_llama_batched_bench() {
+    let files = Files::new();
+    let rows = files.rows(&["-npp", "3", "-ntg", "2", "-npl", "1,4", "-o", "json"]);
+    assert_eq!(rows.len(), 2);
+    assert_eq!(
+        (rows[1]["pp"].as_u64(), rows[1]["tg"].as_u64(), rows[1]["pl"].as_u64()),
+        (Some(3), Some(2), Some(4))
+    );
+    assert_eq!(rows[1]["n_kv"], 20);
+    let (time, speed) = (rows[1]["t_tg"].as_f64().unwrap(), rows[1]["speed_tg"].as_f64().unwrap());
+    assert!((time * speed / 8.0 - 1.0).abs() < 1e-6);
+    let md = files.bench(&["-npp", "3", "-ntg", "2", "-npl", "2"]).success().to_owned();
+    assert!(md.contains("S_PP t/s") && md.contains("S_TG t/s") && md.contains("N_KV"), "{md}");
+}
+
+#[test]
+fn adapters_are_measured_beside_the_base() {
+    let files = Files::with_pack();
+    let pack = files.at("pack.gguf");
+    let rows =
+        files.rows(&["--pack", &pack, "--adapter-dist", "uniform", "-p", "0", "-n", "3", "-o", "json"]);
+    assert_eq!(tests(&rows), ["tg3", "tg3@L6", "load", "swap", "mem"]);
+    assert!(rows[0]["ratio_to_base"].is_null() && rows[1]["ratio_to_base"].as_f64().unwrap() > 0.0);
+    assert_eq!(
+        (&rows[1]["n_adapters"], &rows[1]["rank"], &rows[1]["basis_rank"]),
+        (&6.into(), &4.into(), &4.into())
+    );
+    assert!(rows[2]["open_ms"].as_f64().unwrap() > 0.0);
+    for row in &rows[2..4] {
+        assert!(row["p50_us"].as_f64().unwrap() <= row["p99_us"].as_f64().unwrap(), "{row}");
+    }
+    // Two layers of seven cores of 4 x 4 halves, and what describes them.
+    assert!(rows[4]["bytes_per_adapter"].as_u64().unwrap() >= 14 * 32, "{}", rows[4]);
+
+    let args = [
+        "--pack",
+        &pack,
+        "--adapter-dist",
+        "distinct",
+        "-npp",
+        "3",
+        "-ntg",
+        "2",
+        "-npl",
+        "1,8",
+        "-o",
+        "json",
+    ];
+    let rows = files.rows(&args);
+    assert_eq!((&rows[0]["n_active"], &rows[1]["n_active"]), (&1.into(), &6.into()));
+    for row in &rows {
+        assert!(row["speed_tg"].as_f64().unwrap() > 0.0 && row["speed_tg_base"].as_f64().unwrap() > 0.0);
+        assert!(
+            row["ratio_to_base"].as_f64().unwrap() > 0.0 && row["ratio_pp_to_base"].as_f64().unwrap() > 0.0
+        );
+    }
+}
+
+#[test]
+fn a_trace_reports_waiting_times() {
+    let files = Files::with_pack();
+    let pack = files.at("pack.gguf");
+    let args = ["--pack", &pack, "--adapter-dist", "zipf", "-p", "6", "-n", "4", "-o", "json", "--trace"];
+    let more = ["--rate", "200", "--requests", "8"];
+    let rows = files.rows(&[&args[..], &more].concat());
+    assert_eq!(tests(&rows), ["trace", "trace@L6"]);
+    for row in &rows {
+        assert_eq!(row["completed"], 8.0);
+        assert!(row["median_ttft_ms"].as_f64().unwrap() <= row["p99_ttft_ms"].as_f64().unwrap());
+        assert!(
+            row["mean_tpot_ms"].as_f64().unwrap() > 0.0 && row["output_throughput"].as_f64().unwrap() > 0.0
+        );
+    }
+}
+
+#[test]
+fn nonsense_is_one_line() {
+    let files = Files::new();
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["-p", "4-1"], 2, "4-1"),
+        (&["-t", "0"], 2, "-t 0"),
+        (&["-b", "0"], 2, "-b 0"),
+        (&["-ctk", "f16", "-ctv", "q8_0"], 2, "-ctk"),
+        (&["-o", "xml"], 2, "xml"),
+        (&["--adapter-dist", "one"], 2, "--pack"),
+        (&["--trace", "--rate", "0"], 2, "--rate"),
+        (&["--pack", "does-not-exist.gguf"], 1, "does-not-exist.gguf"),
+    ];
+    for (args, code, named) in cases {
+        let ran = files.bench(args);
+        assert!(ran.one_line_error(*code).contains(named), "{args:?}: {ran:?}");
+    }
+    assert!(lory(&["bench"]).one_line_error(2).contains("--model"));
+}

@@ -14,6 +14,7 @@ use lory_runtime::{LoadedModel, open_pack, random_tokens};
 use tempfile::TempDir;
 
 use crate::llama::{Llama, Lora};
+use crate::lora_file;
 use crate::side::Side;
 
 /// The first adapters of a pack.
@@ -36,10 +37,10 @@ impl Adapted {
         let names: Vec<String> = pack.names().take(n).map(str::to_owned).collect();
         let (mut sets, mut files) = (Vec::new(), Vec::new());
         for (i, name) in names.iter().enumerate() {
-            sets.push(AdapterSet::single(pack.adapter(name).map_err(|e| text(&e))?));
+            let adapter = pack.adapter(name).map_err(|e| text(&e))?;
             let file = folder.path().join(format!("{i}.gguf"));
-            // Half precision, as LoRA files usually are.
-            lory_compress::extract(&pack, name, &model.base, QuantType::F16, &file).map_err(|e| text(&e))?;
+            lora_file::write(&adapter, &model.base.architecture, &file)?;
+            sets.push(AdapterSet::single(adapter));
             files.push(file);
         }
         Ok(Adapted { sets, files, _folder: folder })

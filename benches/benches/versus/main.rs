@@ -12,6 +12,8 @@ mod check;
 #[cfg(feature = "ggml")]
 mod llama;
 #[cfg(feature = "ggml")]
+mod lora_file;
+#[cfg(feature = "ggml")]
 mod report;
 #[cfg(feature = "ggml")]
 mod run;

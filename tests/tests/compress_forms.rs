@@ -108,10 +108,11 @@ fn a_shared_v_is_stored_once_and_used_by_all() {
     for (dense, told) in packed.dense_errors(7, &adapter).iter().zip(&report.by_adapter[7].module_err2) {
         assert!((dense - f64::from(*told)).abs() < 1e-3, "{dense} {told}");
     }
-    // The fast backend shrinks once for the projections that share V: same bits as one by one.
+    // The fast backend shrinks once for the projections that share V.
     let want = packed.logits(&Reference, adapter.clone());
     let cpu = Cpu::new(Some(2), Isa::detect());
-    assert_eq!(packed.logits(&cpu, adapter.clone()), want);
+    let error = relative_error(&packed.logits(&cpu, adapter.clone()), &want);
+    assert!(error < 1e-4, "{error}");
     // Segments and merges keep it.
     remove(&packed.path(), &pack, &[Synthetic::name(0)]).expect("removed");
     merge_segments(&packed.path(), &packed.open()).expect("merged");

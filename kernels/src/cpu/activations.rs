@@ -158,7 +158,6 @@ impl Op for Quantize<'_> {
     fn run<S: Simd>(self, s: S) {
         let m = self.rows;
         let columns = self.x.len() / m;
-        let mut bits = [0; 64];
         for (r, x) in self.x.chunks_exact(columns).enumerate() {
             let (blocks, _) = x.as_chunks::<{ Q8Block::LEN }>();
             for (b, x) in blocks.iter().enumerate() {
@@ -166,12 +165,8 @@ impl Op for Quantize<'_> {
                 let (low, high) = (s.load(&halves[0]), s.load(&halves[1]));
                 let magnitude = s.splat_i(0x7fff_ffff);
                 let largest = s.max_i(s.and(s.bits(low), magnitude), s.and(s.bits(high), magnitude));
-                s.store_i(largest, &mut bits);
-                let mut amax = 0;
-                for word in bits.as_chunks::<4>().0 {
-                    amax = amax.max(u32::from_ne_bytes(*word));
-                }
-                let amax = f32::from_bits(amax);
+                // As integers, so that no NaN is lost.
+                let amax = f32::from_bits(s.largest_i(largest) as u32);
                 let scale = amax / 127.0;
                 let usable = amax.is_finite() && scale >= f32::MIN_POSITIVE;
                 let mut q = [[0i8; 16]; 2];

@@ -317,6 +317,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         proven!([_mm256_max_epi32(a[0], b[0]), _mm256_max_epi32(a[1], b[1])])
     }
     #[inline(always)]
+    fn largest_i(self, x: I) -> i32 {
+        proven!({
+            let x = _mm256_max_epi32(x[0], x[1]);
+            let x = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let x = _mm_max_epi32(x, _mm_unpackhi_epi64(x, x));
+            _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32::<1>(x)))
+        })
+    }
+    #[inline(always)]
     fn lookup(self, table: &[u8; 16], bytes: I) -> I {
         proven!({
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));

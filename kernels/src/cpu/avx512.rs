@@ -225,6 +225,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         proven!(_mm512_max_epi32(a, b))
     }
     #[inline(always)]
+    fn largest_i(self, x: __m512i) -> i32 {
+        proven!(_mm512_reduce_max_epi32(x))
+    }
+    #[inline(always)]
     fn lookup(self, table: &[u8; 16], bytes: __m512i) -> __m512i {
         proven!({
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));

@@ -9,7 +9,7 @@ use super::int_direct::Direct;
 use super::int_tile::Sweep;
 use super::matmul::Output;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
-use super::simd::Rows;
+use super::simd::{Op, Rows, Simd};
 use crate::quant::{
     IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, QMatrix, QuantType,
 };
@@ -19,7 +19,7 @@ use crate::quant::{
 pub(crate) const ROW_BLOCK: usize = 256;
 /// The most panels of any level's tile.
 const MAX_PANELS: usize = 2;
-/// Bytes that are fetched ahead at most: a part of the second-level cache.
+/// A part of the second-level cache, of which weights that are fetched ahead take half at most while panels are small.
 const NEAR: usize = 256 << 10;
 /// The most bytes of [`COLUMNS`] weights: those of Q8_0.
 const CHUNK_BYTES: usize = COLUMNS / 32 * size_of::<Q8_0>();
@@ -30,7 +30,7 @@ pub(crate) struct IntKernel {
     pub group: usize,
     offset: Offset,
     wide: bool,
-    fill: unsafe fn(Isa, Rows, usize, usize, *mut Panel),
+    fill: unsafe fn(Isa, Rows, usize, *mut Panel),
     direct: unsafe fn(Isa, &Strip<'_>, Rows, usize, *mut [f32; ROWS]),
     block_len: usize,
     block_bytes: usize,
@@ -86,8 +86,8 @@ impl IntKernel {
 
 /// # Safety
 /// Each row has `blocks` blocks of B, at most [`COLUMNS`] columns.
-unsafe fn fill<B: PanelBlock>(isa: Isa, rows: Rows, blocks: usize, ahead: usize, panel: *mut Panel) {
-    isa.run(Fill::<B> { rows, blocks, ahead, panel, block: PhantomData });
+unsafe fn fill<B: PanelBlock>(isa: Isa, rows: Rows, blocks: usize, panel: *mut Panel) {
+    isa.run(Fill::<B> { rows, blocks, panel, block: PhantomData });
 }
 
 /// # Safety
@@ -185,7 +185,7 @@ impl Strip<'_> {
             };
             // Far enough that memory answers in time, near enough to be there still.
             let panel = stride * ROWS;
-            let ahead = if panel <= NEAR / 4 { 2 * panel } else { panel };
+            let ahead = if 4 * panel <= NEAR { 2 * panel } else { panel };
             // SAFETY: these are 16 rows of the weight's length; the caller vouches for `acc`.
             unsafe { (kernel.direct)(isa, self, rows, ahead, acc.add(p)) };
         }
@@ -203,8 +203,6 @@ impl Strip<'_> {
             let columns = COLUMNS.min(self.x.columns - column);
             let blocks = columns / kernel.block_len;
             let (skip, bytes) = (column / kernel.block_len * kernel.block_bytes, blocks * kernel.block_bytes);
-            // The same columns of the next strip, or where that would leave the cache, the next ones of this.
-            let ahead = if stride * panels * ROWS <= NEAR { stride * panels * ROWS } else { bytes };
             for (p, panel) in storage.iter_mut().enumerate().take(panels) {
                 let first = self.rows.start + p * ROWS;
                 let rows = if first + ROWS <= self.rows.end {
@@ -219,11 +217,43 @@ impl Strip<'_> {
                     Rows::new(copies.as_ptr(), CHUNK_BYTES)
                 };
                 // SAFETY: the rows have so many blocks from here on.
-                unsafe { (kernel.fill)(isa, rows, blocks, ahead, panel.as_mut_ptr()) };
+                unsafe { (kernel.fill)(isa, rows, blocks, panel.as_mut_ptr()) };
             }
+            // What is unpacked next: the columns that follow, or the first ones of the strip that follows.
+            let (row, skip) = if column + columns < self.x.columns {
+                (self.rows.start, skip + bytes)
+            } else {
+                (self.rows.start + panels * ROWS, 0)
+            };
+            let from = self.weight.bytes().as_ptr().wrapping_add(row * stride + skip);
+            isa.run(Fetch { from, stride, rows: panels * ROWS, bytes });
             // SAFETY: the panels have just been filled; accumulators are written at column 0
             // before they are read.
             unsafe { (kernel.sweep)(isa, self, storage.as_ptr().cast(), column, columns, acc) };
+        }
+    }
+}
+
+/// Asks for the next columns of some weight rows. Just before the sweep, which then has time to let them come; much earlier they
+/// would have been displaced by the activations that pass.
+struct Fetch {
+    from: *const u8,
+    stride: usize,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Op for Fetch {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for row in 0..self.rows {
+            let line = self.from.wrapping_add(row * self.stride);
+            for offset in (0..self.bytes).step_by(64) {
+                s.prefetch(line.wrapping_add(offset));
+            }
+            s.prefetch(line.wrapping_add(self.bytes - 1));
         }
     }
 }

@@ -40,48 +40,12 @@ pub(crate) trait Sink<S: Simd> {
     fn group<const STEPS: usize>(&mut self, s: S, codes: [S::I; STEPS], scales: S::F, mins: S::F);
 }
 
-/// Spreads prefetches of the lines of all rows evenly over their blocks, so that a burst of them does not hold up
-/// the loads.
-pub(crate) struct Ahead {
-    rows: Rows,
-    /// Lines per block, rounded up.
-    per_block: usize,
-    left: usize,
-    row: usize,
-    offset: usize,
-}
-
-impl Ahead {
-    /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes.
-    #[inline(always)]
-    pub fn new(rows: Rows, distance: usize, blocks: usize, size: usize) -> Ahead {
-        let left = ROWS * (blocks * size).div_ceil(64);
-        Ahead { rows, per_block: left.div_ceil(blocks.max(1)), left, row: 0, offset: distance }
-    }
-
-    /// The share of one block.
-    #[inline(always)]
-    pub fn step<S: Simd>(&mut self, s: S) {
-        let n = self.per_block.min(self.left);
-        self.left -= n;
-        for _ in 0..n {
-            s.prefetch(self.rows.at(self.row, self.offset));
-            self.row += 1;
-            if self.row == ROWS {
-                (self.row, self.offset) = (0, self.offset + 64);
-            }
-        }
-    }
-}
-
 /// Fills one panel.
 pub(crate) struct Fill<B> {
     /// Where the first block of each row lies.
     pub rows: Rows,
     /// Blocks per row, at most `COLUMNS / B::LEN`.
     pub blocks: usize,
-    /// See [`Ahead::new`].
-    pub ahead: usize,
     /// Receives them.
     pub panel: *mut Panel,
     /// The format.
@@ -123,11 +87,9 @@ impl<B: PanelBlock> Op for Fill<B> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         assert!(self.blocks <= COLUMNS / B::LEN);
-        let mut ahead = Ahead::new(self.rows, self.ahead, self.blocks, size_of::<B>());
         let mut rows = self.rows;
         let mut store = Store { panel: self.panel, code: 0, group: 0, mins: B::HAS_MIN };
         for _ in 0..self.blocks {
-            ahead.step(s);
             // SAFETY: the caller's rows have `blocks` blocks.
             unsafe { B::unpack(s, &rows, &mut store) };
             rows.advance(size_of::<B>());

@@ -219,6 +219,10 @@ impl Simd for Portable {
         zip(a, b, |a, b| (a as i32).max(b as i32) as u32)
     }
     #[inline(always)]
+    fn largest_i(self, x: [u32; 16]) -> i32 {
+        x.into_iter().fold(i32::MIN, |m, v| m.max(v as i32))
+    }
+    #[inline(always)]
     fn lookup(self, table: &[u8; 16], bytes: [u32; 16]) -> [u32; 16] {
         bytes.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|b| table[usize::from(b & 15)])))
     }

@@ -133,6 +133,8 @@ pub(crate) trait Simd: Copy {
     fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// The larger of signed 32-bit lanes.
     fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The largest of all signed 32-bit lanes.
+    fn largest_i(self, x: Self::I) -> i32;
     /// `table[byte]`; every byte is below 16.
     fn lookup(self, table: &[u8; 16], bytes: Self::I) -> Self::I;
     /// Exact up to 2²⁴.

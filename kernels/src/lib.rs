@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod ceilings;
 pub mod cpu;
+mod host;
 pub mod ops;
 pub mod quant;
 

@@ -6,12 +6,12 @@ use super::kv::CpuKv;
 use super::lora::lora;
 use super::matmul::{Input, Output, Product, matmul};
 use super::pointwise::{Glu, RmsNorm, RopeTables, Softcap, split};
-use super::{Isa, ThreadPool, physical_cores, zeros};
-use crate::QuantType;
+use super::{Isa, ThreadPool, physical_cores};
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LoraJob, MatmulJob, Rope,
 };
-use crate::quant::{FormatError, QMatrix, dequantize_row};
+use crate::quant::{FormatError, QMatrix};
+use crate::{QuantType, host};
 
 /// The processor: vector kernels of one instruction set on a pool of threads.
 pub struct Cpu {
@@ -85,16 +85,16 @@ impl Backend for Cpu {
     }
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>, BackendError> {
-        zeros(LABEL, "a buffer", len)
+        host::zeros(LABEL, "a buffer", len)
     }
 
     fn upload(&self, src: &[f32], dst: &mut Vec<f32>) -> Result<(), BackendError> {
-        dst[..src.len()].copy_from_slice(src);
+        host::upload(src, dst);
         Ok(())
     }
 
     fn download(&self, src: &Vec<f32>, offset: usize, dst: &mut [f32]) -> Result<(), BackendError> {
-        dst.copy_from_slice(&src[offset..offset + dst.len()]);
+        host::download(src, offset, dst);
         Ok(())
     }
 
@@ -105,9 +105,7 @@ impl Backend for Cpu {
         rows: &[u32],
         dst: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        for (dst, row) in dst.chunks_exact_mut(width).zip(rows) {
-            dst.copy_from_slice(&src[*row as usize * width..][..width]);
-        }
+        host::gather(src, width, rows, dst);
         Ok(())
     }
 
@@ -118,11 +116,7 @@ impl Backend for Cpu {
         scale: f32,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        for (out, token) in out.chunks_exact_mut(table.cols()).zip(tokens) {
-            dequantize_row(table.ty(), table.row(*token as usize), out).map_err(failed)?;
-            out.iter_mut().for_each(|v| *v *= scale);
-        }
-        Ok(())
+        host::embed(table, tokens, scale, out).map_err(failed)
     }
 
     fn matmul(

@@ -9,10 +9,10 @@
 use super::activations::Shared;
 use std::marker::PhantomData;
 
-use super::memory::{wrong_page, zeros};
 use super::simd::{Op, Simd};
 use super::{Isa, ThreadPool};
 use crate::backend::{BackendError, KvShape, KvType};
+use crate::host::{wrong_page, zeros};
 use crate::quant::{Block, Q8_0};
 
 /// Bytes of a scale.

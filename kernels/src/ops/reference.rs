@@ -2,12 +2,12 @@
 
 use super::attention::{first_visible, head};
 use super::{glu, lora, norm, rope};
-use crate::QuantType;
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, KvType, LoraJob, MatmulJob,
     Rope,
 };
-use crate::quant::{Block, FormatError, Half, Q8_0, QMatrix, dequantize_row};
+use crate::quant::{Block, FormatError, Half, Q8_0, QMatrix};
+use crate::{QuantType, host};
 
 /// Single-threaded scalar code: for comparisons, and for machines without anything better.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,16 +93,16 @@ impl Backend for Reference {
     }
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>, BackendError> {
-        crate::cpu::zeros(LABEL, "a buffer", len)
+        host::zeros(LABEL, "a buffer", len)
     }
 
     fn upload(&self, src: &[f32], dst: &mut Vec<f32>) -> Result<(), BackendError> {
-        dst[..src.len()].copy_from_slice(src);
+        host::upload(src, dst);
         Ok(())
     }
 
     fn download(&self, src: &Vec<f32>, offset: usize, dst: &mut [f32]) -> Result<(), BackendError> {
-        dst.copy_from_slice(&src[offset..offset + dst.len()]);
+        host::download(src, offset, dst);
         Ok(())
     }
 
@@ -113,9 +113,7 @@ impl Backend for Reference {
         rows: &[u32],
         dst: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        for (dst, row) in dst.chunks_exact_mut(width).zip(rows) {
-            dst.copy_from_slice(&src[*row as usize * width..][..width]);
-        }
+        host::gather(src, width, rows, dst);
         Ok(())
     }
 
@@ -126,11 +124,7 @@ impl Backend for Reference {
         scale: f32,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        for (out, token) in out.chunks_exact_mut(table.cols()).zip(tokens) {
-            dequantize_row(table.ty(), table.row(*token as usize), out).map_err(failed)?;
-            out.iter_mut().for_each(|v| *v *= scale);
-        }
-        Ok(())
+        host::embed(table, tokens, scale, out).map_err(failed)
     }
 
     fn matmul(
@@ -243,7 +237,7 @@ impl Backend for Reference {
 
     fn kv_alloc(&self, shape: KvShape, pages: usize) -> Result<ReferenceKv, BackendError> {
         let mut kv = ReferenceKv { shape, pages, data: Vec::new() };
-        kv.data = crate::cpu::zeros(LABEL, "the key-value cache", shape.layers * pages * 2 * kv.half_page())?;
+        kv.data = host::zeros(LABEL, "the key-value cache", shape.layers * pages * 2 * kv.half_page())?;
         Ok(kv)
     }
 
@@ -287,7 +281,7 @@ impl Backend for Reference {
     fn kv_write_page(&self, kv: &mut ReferenceKv, page: u32, bytes: &[u8]) -> Result<(), BackendError> {
         let len = 2 * kv.half_page();
         if bytes.len() != kv.shape.layers * len * 4 {
-            return Err(crate::cpu::wrong_page(LABEL, kv.shape.layers * len * 4, bytes.len()));
+            return Err(host::wrong_page(LABEL, kv.shape.layers * len * 4, bytes.len()));
         }
         let (values, _) = bytes.as_chunks::<4>();
         for (layer, values) in values.chunks_exact(len).enumerate() {

@@ -1,8 +1,10 @@
-//! Allocation that can fail.
+//! Buffers in the memory of the host, as both [`crate::Reference`] and [`crate::Cpu`] have them: allocation that can fail, and what is
+//! only copying.
 
 use std::alloc::{Layout, alloc_zeroed};
 
 use crate::backend::BackendError;
+use crate::quant::{FormatError, QMatrix, dequantize_row};
 
 /// Numbers for which all-zero bytes are the value 0.
 pub(crate) trait Zeroable: Copy {}
@@ -33,6 +35,37 @@ pub(crate) fn zeros<T: Zeroable>(
     // SAFETY: the pointer comes from the global allocator with the layout of `len` values of T, and
     // `Zeroable` makes zeroed bytes `len` valid values.
     Ok(unsafe { Vec::from_raw_parts(pointer, len, len) })
+}
+
+/// [`Backend::upload`](crate::Backend::upload).
+pub(crate) fn upload(src: &[f32], dst: &mut [f32]) {
+    dst[..src.len()].copy_from_slice(src);
+}
+
+/// [`Backend::download`](crate::Backend::download).
+pub(crate) fn download(src: &[f32], offset: usize, dst: &mut [f32]) {
+    dst.copy_from_slice(&src[offset..offset + dst.len()]);
+}
+
+/// [`Backend::gather`](crate::Backend::gather).
+pub(crate) fn gather(src: &[f32], width: usize, rows: &[u32], dst: &mut [f32]) {
+    for (dst, row) in dst.chunks_exact_mut(width).zip(rows) {
+        dst.copy_from_slice(&src[*row as usize * width..][..width]);
+    }
+}
+
+/// [`Backend::embed`](crate::Backend::embed).
+pub(crate) fn embed(
+    table: QMatrix<'_>,
+    tokens: &[u32],
+    scale: f32,
+    out: &mut [f32],
+) -> Result<(), FormatError> {
+    for (out, token) in out.chunks_exact_mut(table.cols()).zip(tokens) {
+        dequantize_row(table.ty(), table.row(*token as usize), out)?;
+        out.iter_mut().for_each(|v| *v *= scale);
+    }
+    Ok(())
 }
 
 /// A saved page of the wrong length.

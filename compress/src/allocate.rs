@@ -22,7 +22,7 @@ use crate::storage::Storage;
 pub struct Unit {
     /// (d_out, d_in).
     pub shape: (usize, usize),
-    /// Per adapter, err² on a shared basis of each rank in [`Steps`]' order.
+    /// Per adapter, err² on a shared basis of each rank of [`Prices::steps`], in that order.
     pub shared: Vec<Vec<f64>>,
     /// Per adapter, the squared singular values of its own delta, falling, adding up to 1.
     pub spectra: Vec<Vec<f64>>,

@@ -1,4 +1,4 @@
-//! Names the shared library after its ABI: a program linked to one never loads another.
+//! Names the shared library after its ABI: a program linked to one never loads another. And keeps what it exports to `lory_*`.
 
 use std::{env, fs};
 
@@ -11,5 +11,7 @@ fn main() {
         .expect("version.rs declares the ABI version");
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,liblory.so.{abi}");
+        // Dependencies have C interfaces of their own, which are nobody's business.
+        println!("cargo::rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
     }
 }

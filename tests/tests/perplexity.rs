@@ -1,0 +1,93 @@
+//! What fast arithmetic costs in quality, end to end: the perplexity of texts under the vector kernels, which quantize
+//! activations to 8 bits, against plain f32 arithmetic on the same weights.
+
+use lory_kernels::{
+    Backend, Cpu, QuantType, Reference,
+    backend::KvType,
+    cpu::Isa,
+    quant::{dequantize_row, quantize_row},
+};
+use lory_models::{
+    decoder::Decoder,
+    gguf::Gguf,
+    synth,
+    tokenizer::{EncodeOptions, Tokenizer},
+};
+use lory_runtime::{Bare, BareOptions, random_tokens};
+use lory_tests::{edited::Edited, fixtures};
+
+/// Every matrix of `gguf` in `ty`, where its rows are whole blocks.
+fn in_format(gguf: &Gguf, ty: QuantType) -> Gguf {
+    let mut edited = Edited::of(gguf);
+    for info in gguf.tensors().filter(|t| t.dims.len() == 2 && t.cols().is_multiple_of(ty.block_len())) {
+        let tensor = gguf.tensor(&info.name).unwrap();
+        let mut weights = vec![0.0; info.elements()];
+        dequantize_row(info.ty, tensor.matrix().bytes(), &mut weights).unwrap();
+        let mut bytes = vec![0; ty.bytes_for(weights.len()).unwrap()];
+        quantize_row(ty, &weights, &mut bytes).unwrap();
+        edited = edited.tensor(&info.name, ty, &info.dims, bytes);
+    }
+    edited.gguf()
+}
+
+fn perplexity<B: Backend>(backend: &B, gguf: &Gguf, tokens: &[u32]) -> f64 {
+    let decoder = Decoder::load(gguf, tokens.len() as u32).unwrap();
+    let options = BareOptions { sequences: 1, tokens: tokens.len(), n_batch: 64, kv_type: KvType::F16 };
+    let mut bare = Bare::new(backend, &decoder, options).unwrap();
+    let mut nats = 0.0;
+    bare.score(0, tokens, &mut |i, logits| {
+        let Some(next) = tokens.get(i + 1) else { return };
+        let max = logits.iter().copied().fold(f32::MIN, f32::max);
+        let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+        nats += sum.ln() - f64::from(logits[*next as usize] - max);
+    })
+    .unwrap();
+    (nats / (tokens.len() - 1) as f64).exp()
+}
+
+/// The fast path on quantized weights against f32 arithmetic on the very same weights.
+fn compare(name: &str, quantized: &Gguf, tokens: &[u32]) -> f64 {
+    let exact = perplexity(&Reference, &in_format(quantized, QuantType::F32), tokens);
+    let plain = perplexity(&Reference, quantized, tokens);
+    let fast = perplexity(&Cpu::new(Some(2), Isa::from_env().unwrap()), quantized, tokens);
+    println!(
+        "{name}: f32 {exact:.4}, reference {:+.3} %, fast {:+.3} %",
+        100.0 * (plain / exact - 1.0),
+        100.0 * (fast / exact - 1.0)
+    );
+    assert!(exact.is_finite() && exact > 1.0, "{name}: {exact}");
+    assert!((fast / plain - 1.0).abs() < 0.005, "{name}: fast {fast}, reference {plain}");
+    assert!((fast / exact - 1.0).abs() < 0.005, "{name}: fast {fast}, f32 {exact}");
+    exact
+}
+
+#[test]
+fn perplexity_of_a_trained_model_stays() {
+    let Some(path) = fixtures::shared_data("models/stories260K.gguf") else { return };
+    let gguf = fixtures::gguf(&path);
+    let tokenizer = Tokenizer::from_metadata(gguf.metadata()).unwrap();
+    let options = EncodeOptions { add_special: true, parse_special: false };
+    for text in ["eval/tinystories_sample.txt", "eval/wiki.test.raw"] {
+        let Some(path) = fixtures::shared_data(text) else { continue };
+        let bytes = std::fs::read(path).unwrap();
+        let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(8000)]).into_owned();
+        let mut tokens = tokenizer.encode(&begin, options);
+        tokens.truncate(384);
+        for ty in [QuantType::Q8_0, QuantType::Q4_0, QuantType::BF16, QuantType::F16] {
+            let ppl = compare(&format!("stories260K, {text}, {ty}"), &in_format(&gguf, ty), &tokens);
+            // Trained on such stories, it knows them far better than chance, 512.
+            assert!(text.contains("wiki") || ppl < 12.0, "{ppl}");
+        }
+    }
+}
+
+#[test]
+fn perplexity_of_random_weights_stays() {
+    let shape = synth::shape("llama-tiny").unwrap();
+    for name in ["Q4_K_M", "Q2_K", "IQ4_XS", "Q8_0"] {
+        let file_type = synth::FileType::from_name(name).unwrap();
+        let file = synth::model(shape, file_type, 1, Vec::new(), |_| ()).unwrap();
+        let gguf = Gguf::parse(vec![("tiny.gguf".into(), std::sync::Arc::new(file))]).unwrap();
+        compare(&format!("llama-tiny, {name}"), &gguf, &random_tokens(5, 192, shape.vocab));
+    }
+}

@@ -19,8 +19,6 @@ use crate::quant::{
 pub(crate) const ROW_BLOCK: usize = 256;
 /// The most panels of any level's tile.
 const MAX_PANELS: usize = 2;
-/// A part of the second-level cache, of which weights that are fetched ahead take half at most while panels are small.
-const NEAR: usize = 256 << 10;
 /// The most bytes of [`COLUMNS`] weights: those of Q8_0.
 const CHUNK_BYTES: usize = COLUMNS / 32 * size_of::<Q8_0>();
 
@@ -183,9 +181,8 @@ impl Strip<'_> {
                 copies = (row..row + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
                 Rows::new(copies.as_ptr(), stride)
             };
-            // Far enough that memory answers in time, near enough to be there still.
-            let panel = stride * ROWS;
-            let ahead = if 4 * panel <= NEAR { 2 * panel } else { panel };
+            // The next panel, but not beyond it: tasks are a few panels long, and what lies behind a task is another thread's.
+            let ahead = stride * ROWS;
             // SAFETY: these are 16 rows of the weight's length; the caller vouches for `acc`.
             unsafe { (kernel.direct)(isa, self, rows, ahead, acc.add(p)) };
         }

@@ -63,16 +63,10 @@ impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Direct<'_, B, MIN, WIDE> 
             odd: false,
         };
         let blocks = columns / B::LEN;
-        // In the order of memory, whatever the order of use: rows follow each other there, and all of a later panel
-        // is asked for while this one is used.
-        let lines = (ROWS * size_of::<B>()).div_ceil(64);
-        let mut next = self.rows.at(0, self.ahead);
+        let mut ahead = Ahead::new(self.rows, self.ahead, blocks, size_of::<B>());
         let mut rows = self.rows;
         for _ in 0..blocks {
-            for line in 0..lines {
-                s.prefetch(next.wrapping_add(line * 64));
-            }
-            next = next.wrapping_add(ROWS * size_of::<B>());
+            ahead.step(s);
             // SAFETY: the caller's rows have so many blocks.
             unsafe { B::unpack(s, &rows, &mut dot) };
             rows.advance(size_of::<B>());
@@ -80,6 +74,40 @@ impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Direct<'_, B, MIN, WIDE> 
         for m in 0..M {
             // SAFETY: the caller's accumulators.
             s.store(dot.acc[m], unsafe { &mut *self.acc.add(m * self.acc_stride) });
+        }
+    }
+}
+
+/// Prefetches in the order of use, a share with each block, so that all lines are asked for equally early. In the order
+/// of memory, the last row's would come just before they are used.
+struct Ahead {
+    rows: Rows,
+    /// Lines per block, rounded up.
+    per_block: usize,
+    left: usize,
+    row: usize,
+    offset: usize,
+}
+
+impl Ahead {
+    /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes.
+    #[inline(always)]
+    fn new(rows: Rows, distance: usize, blocks: usize, size: usize) -> Ahead {
+        let left = ROWS * (blocks * size).div_ceil(64);
+        Ahead { rows, per_block: left.div_ceil(blocks.max(1)), left, row: 0, offset: distance }
+    }
+
+    /// The share of one block.
+    #[inline(always)]
+    fn step<S: Simd>(&mut self, s: S) {
+        let n = self.per_block.min(self.left);
+        self.left -= n;
+        for _ in 0..n {
+            s.prefetch(self.rows.at(self.row, self.offset));
+            self.row += 1;
+            if self.row == ROWS {
+                (self.row, self.offset) = (0, self.offset + 64);
+            }
         }
     }
 }

@@ -4,8 +4,9 @@ use std::{hint::black_box, path::Path, ptr::null};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use lory::{
-    engine::{lory_engine_free, lory_engine_open},
+    engine::lory_engine_free,
     memory::{lory_text, lory_text_free, lory_tokens, lory_tokens_free},
+    open::lory_engine_open,
     session::{lory_session_free, lory_session_is_mixed, lory_session_new},
     tokenizer::{lory_detokenize, lory_token_is_end, lory_tokenize},
 };

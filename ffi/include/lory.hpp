@@ -260,6 +260,15 @@ class Generation {
     detail::Options<lory_event, lory_event_init> event_;
 };
 
+/** An adapter of a session. */
+struct SessionAdapter {
+    lory_adapter id;
+    std::string name;
+    float scale;
+    bool works;
+    size_t works_from;
+};
+
 /** The text of an event. */
 inline std::string_view text(const lory_event &event) { return detail::view(event.text); }
 
@@ -309,6 +318,21 @@ class Session {
                       lory_on_switch on_switch = LORY_ON_SWITCH_RECOMPUTE) {
         auto set = c_adapters(adapters);
         check(lory_session_set_adapters(handle_.get(), set.data(), set.size(), on_switch));
+    }
+
+    /** The adapters that the session has now; where one waits for its invocation tokens, it does not work. */
+    std::vector<SessionAdapter> adapters() {
+        lory_session_adapters *raw = nullptr;
+        check(lory_session_adapters_new(handle_.get(), &raw));
+        detail::Handle<lory_session_adapters, lory_session_adapters_free> list(raw);
+        std::vector<SessionAdapter> adapters;
+        detail::Options<lory_session_adapter, lory_session_adapter_init> a;
+        for (size_t i = 0; i < lory_session_adapters_len(raw); i++) {
+            check(lory_session_adapters_get(raw, i, &a));
+            adapters.push_back(
+                SessionAdapter{a.id, std::string(detail::view(a.name)), a.scale, a.works != 0, a.works_from});
+        }
+        return adapters;
     }
 
     void rewind(size_t n_tokens) { check(lory_session_rewind(handle_.get(), n_tokens)); }

@@ -7,19 +7,18 @@ use std::{
 };
 
 use lory_runtime::{
-    AdapterInfo,
+    AdapterStore,
     mapping::{self, File},
 };
 
 use crate::{
-    args::{free, handle, object, out, slice, text},
+    args::{object, out, slice, text},
     engine::lory_engine,
     memory::lory_str,
     options::limit,
     sampler::strings,
     session::lory_adapter,
-    status::{Failure, Result, guard, guard_free, lory_status, lory_status::*},
-    structs::{init, place, versioned},
+    status::{Result, guard, lory_status},
 };
 
 /// A name, or the stem of the path if it is NULL and its length 0.
@@ -32,6 +31,22 @@ unsafe fn name_or_stem<'a>(name: *const c_char, len: usize) -> Result<Option<&'a
         // SAFETY: the caller's word.
         false => unsafe { text(name, len, "name") }.map(Some),
     }
+}
+
+/// Hands the engine's adapters to `work`, under its log, and writes what comes of it to a place.
+///
+/// # Safety
+/// As for [`object`] and [`out`].
+unsafe fn with_store<T>(
+    engine: *const lory_engine,
+    place: *mut T,
+    name: &str,
+    work: impl FnOnce(&AdapterStore) -> Result<T>,
+) -> Result<()> {
+    // SAFETY: the caller's word.
+    let (engine, place) = unsafe { (object(engine, "engine")?, out(place, name)?) };
+    place.set(engine.log.within(|| work(engine.engine.adapters()))?);
+    Ok(())
 }
 
 /// Loads a LoRA, a GGUF file or a PEFT folder, under `name` (NULL: the stem of the path). A name
@@ -50,11 +65,8 @@ pub unsafe extern "C" fn lory_adapter_load(
 ) -> lory_status {
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
-        let (engine, adapter) = (object(engine, "engine")?, out(adapter, "adapter")?);
         let (path, name) = (text(path, path_len, "path")?, name_or_stem(name, name_len)?);
-        let load = || engine.engine.adapters().load_lora(Path::new(path), name);
-        adapter.set(engine.log.within(load)?.to_u64());
-        Ok(())
+        with_store(engine, adapter, "adapter", |store| Ok(store.load_lora(Path::new(path), name)?.to_u64()))
     })
 }
 
@@ -74,32 +86,36 @@ pub unsafe extern "C" fn lory_adapter_replace(
 ) -> lory_status {
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
-        let (engine, adapter) = (object(engine, "engine")?, out(adapter, "adapter")?);
         let (path, name) = (text(path, path_len, "path")?, name_or_stem(name, name_len)?);
-        let load = || engine.engine.adapters().replace_lora(Path::new(path), name);
-        adapter.set(engine.log.within(load)?.to_u64());
-        Ok(())
+        with_store(engine, adapter, "adapter", |store| {
+            Ok(store.replace_lora(Path::new(path), name)?.to_u64())
+        })
     })
 }
 
-/// Opens a pack of adapters of this model; each is brought in when it is first resolved.
-/// `n_adapters` is how many it has.
+/// Loads a GGUF LoRA that lies in memory, which is copied, under `name`; `replace` 1 takes the name
+/// if it is there already.
 ///
 /// # Safety
 /// See the rules at the top of the header.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_adapter_open_pack(
+pub unsafe extern "C" fn lory_adapter_load_memory(
     engine: *const lory_engine,
-    path: *const c_char,
-    path_len: usize,
-    n_adapters: *mut usize,
+    data: *const c_void,
+    size: usize,
+    name: *const c_char,
+    name_len: usize,
+    replace: i32,
+    adapter: *mut lory_adapter,
 ) -> lory_status {
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
-        let (engine, n_adapters) = (object(engine, "engine")?, out(n_adapters, "n_adapters")?);
-        let path = Path::new(text(path, path_len, "path")?);
-        n_adapters.set(engine.log.within(|| engine.engine.adapters().open_pack(path))?);
-        Ok(())
+        let (bytes, name) = (slice(data.cast::<u8>(), size, "data")?, text(name, name_len, "name")?);
+        with_store(engine, adapter, "adapter", |store| {
+            let file = File::from_reader(&mut &*bytes, name, size as u64, &mut |_, _| true)?;
+            let open = mapping::parse(vec![Arc::new(file)])?;
+            Ok(store.load_open_lora(open, name, replace != 0)?.to_u64())
+        })
     })
 }
 
@@ -116,10 +132,8 @@ pub unsafe extern "C" fn lory_adapter_resolve(
 ) -> lory_status {
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
-        let (engine, adapter) = (object(engine, "engine")?, out(adapter, "adapter")?);
         let name = text(name, name_len, "name")?;
-        adapter.set(engine.log.within(|| engine.engine.adapters().resolve(name))?.to_u64());
-        Ok(())
+        with_store(engine, adapter, "adapter", |store| Ok(store.resolve(name)?.to_u64()))
     })
 }
 
@@ -141,30 +155,22 @@ pub unsafe extern "C" fn lory_adapter_unload(
     })
 }
 
-/// Loads a GGUF LoRA that lies in memory, which is copied, under `name`; `replace` 1 takes the name
-/// if it is there already.
+/// Opens a pack of adapters of this model; each is brought in when it is first resolved.
+/// `n_adapters` is how many it has.
 ///
 /// # Safety
 /// See the rules at the top of the header.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_adapter_load_memory(
+pub unsafe extern "C" fn lory_adapter_open_pack(
     engine: *const lory_engine,
-    data: *const c_void,
-    size: usize,
-    name: *const c_char,
-    name_len: usize,
-    replace: i32,
-    adapter: *mut lory_adapter,
+    path: *const c_char,
+    path_len: usize,
+    n_adapters: *mut usize,
 ) -> lory_status {
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
-        let (engine, adapter) = (object(engine, "engine")?, out(adapter, "adapter")?);
-        let (bytes, name) = (slice(data.cast::<u8>(), size, "data")?, text(name, name_len, "name")?);
-        let file = File::from_reader(&mut &*bytes, name, size as u64, &mut |_, _| true)?;
-        let open = mapping::parse(vec![Arc::new(file)])?;
-        let load = || engine.engine.adapters().load_open_lora(open, name, replace != 0);
-        adapter.set(engine.log.within(load)?.to_u64());
-        Ok(())
+        let path = Path::new(text(path, path_len, "path")?);
+        with_store(engine, n_adapters, "n_adapters", |store| Ok(store.open_pack(path)?))
     })
 }
 
@@ -182,10 +188,8 @@ pub unsafe extern "C" fn lory_adapter_reopen_pack(
 ) -> lory_status {
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
-        let (engine, n_adapters) = (object(engine, "engine")?, out(n_adapters, "n_adapters")?);
         let path = Path::new(text(path, path_len, "path")?);
-        n_adapters.set(engine.log.within(|| engine.engine.adapters().reopen_pack(path))?);
-        Ok(())
+        with_store(engine, n_adapters, "n_adapters", |store| Ok(store.reopen_pack(path)?))
     })
 }
 
@@ -220,11 +224,9 @@ pub unsafe extern "C" fn lory_adapter_prefetch(
 ) -> lory_status {
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
-        let (engine, n_bytes) = (object(engine, "engine")?, out(n_bytes, "n_bytes")?);
         let names = strings(names, n_names, "names")?;
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        n_bytes.set(engine.log.within(|| engine.engine.adapters().prefetch(&names))?);
-        Ok(())
+        with_store(engine, n_bytes, "n_bytes", |store| Ok(store.prefetch(&names)?))
     })
 }
 
@@ -240,136 +242,4 @@ pub unsafe extern "C" fn lory_adapter_set_budget(engine: *const lory_engine, byt
         object(engine, "engine")?.engine.adapters().set_budget(limit(bytes));
         Ok(())
     })
-}
-
-/// All adapters at one time, in alphabetical order. Shareable.
-pub struct lory_adapter_list(Vec<(AdapterInfo, String)>);
-
-/// What is known about an adapter. Initialise it with `lory_adapter_info_init`. Its texts belong to
-/// the list.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct lory_adapter_info {
-    /// Set by `lory_adapter_info_init`.
-    pub struct_size: usize,
-    /// The name it answers to.
-    pub name: lory_str,
-    /// The file or folder it came from.
-    pub origin: lory_str,
-    /// Bytes that belong to it alone; 0 until it has been brought in.
-    pub bytes: u64,
-    /// 1 if it can be brought in again from a pack.
-    pub in_pack: u32,
-    /// 1 if it has been brought in.
-    pub loaded: u32,
-    /// Which loading the name means now; 0 if it was never asked for.
-    pub id: lory_adapter,
-    /// Requests that used this loading.
-    pub uses: u64,
-    /// Sessions that have it now.
-    pub sessions: u64,
-}
-
-versioned!(
-    lory_adapter_info,
-    last_of_first = sessions,
-    lory_adapter_info {
-        struct_size: size_of::<lory_adapter_info>(),
-        name: lory_str::EMPTY,
-        origin: lory_str::EMPTY,
-        bytes: 0,
-        in_pack: 0,
-        loaded: 0,
-        id: 0,
-        uses: 0,
-        sessions: 0,
-    }
-);
-
-/// Empties the struct; `struct_size` is `sizeof(lory_adapter_info)`.
-///
-/// # Safety
-/// `struct_size` bytes at `info` are writable.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_adapter_info_init(
-    info: *mut lory_adapter_info,
-    struct_size: usize,
-) -> lory_status {
-    // SAFETY: the caller's word.
-    guard(|| unsafe { init(info, struct_size) })
-}
-
-/// Lists all adapters, loaded or waiting in a pack.
-///
-/// # Safety
-/// See the rules at the top of the header.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_adapter_list_new(
-    engine: *const lory_engine,
-    list: *mut *mut lory_adapter_list,
-) -> lory_status {
-    // SAFETY: pointers are what the header asks for.
-    guard(|| unsafe {
-        let (engine, list) = (object(engine, "engine")?, out(list, "list")?);
-        let store = engine.engine.adapters();
-        // A name may go between the two calls; then it is not in the list.
-        let infos = store.names().into_iter().filter_map(|name| store.info(&name).ok());
-        let entries = infos.map(|info| (info.origin.to_string_lossy().into_owned(), info));
-        list.set(handle(lory_adapter_list(entries.map(|(origin, info)| (info, origin)).collect())));
-        Ok(())
-    })
-}
-
-/// How many adapters a list has; 0 for NULL.
-///
-/// # Safety
-/// See the rules at the top of the header.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_adapter_list_len(list: *const lory_adapter_list) -> usize {
-    // SAFETY: pointers are what the header asks for.
-    unsafe { list.as_ref() }.map_or(0, |list| list.0.len())
-}
-
-/// One adapter of a list; `index` is below its length. `info` must be initialised.
-///
-/// # Safety
-/// See the rules at the top of the header.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_adapter_list_get(
-    list: *const lory_adapter_list,
-    index: usize,
-    info: *mut lory_adapter_info,
-) -> lory_status {
-    // SAFETY: pointers are what the header asks for.
-    guard(|| unsafe {
-        let (list, place) = (object(list, "list")?, place(info)?);
-        let missing = || format!("index {index} in a list of {}", list.0.len());
-        let entry = list.0.get(index).ok_or_else(|| Failure::new(LORY_E_ARGUMENT, missing()))?;
-        place.set(&describe(&entry.0, &entry.1));
-        Ok(())
-    })
-}
-
-fn describe(info: &AdapterInfo, origin: &str) -> lory_adapter_info {
-    lory_adapter_info {
-        struct_size: 0,
-        name: lory_str::view(&info.name),
-        origin: lory_str::view(origin),
-        bytes: info.bytes as u64,
-        in_pack: info.in_pack.into(),
-        loaded: info.loaded.into(),
-        id: info.generation,
-        uses: info.uses,
-        sessions: info.sessions as u64,
-    }
-}
-
-/// Frees a list; NULL is a no-op.
-///
-/// # Safety
-/// `list` is NULL or not freed.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_adapter_list_free(list: *mut lory_adapter_list) {
-    // SAFETY: the caller's word.
-    guard_free(|| unsafe { free(list) });
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use crate::generation::lory_event;
+use crate::event::lory_event;
 
 /// Severity of a log line; lower is more severe.
 pub type lory_log_level = u32;

@@ -1,7 +1,5 @@
 //! Conversations to the text that the model was trained to continue.
 
-use std::ptr;
-
 use lory_models::chat::{ChatTemplate, Message, RenderOptions};
 use serde_json::Value;
 
@@ -53,23 +51,10 @@ pub struct lory_chat_options {
     pub add_generation_prompt: u32,
 }
 
-versioned!(
-    lory_chat_options,
-    last_of_first = add_generation_prompt,
-    lory_chat_options {
-        struct_size: size_of::<lory_chat_options>(),
-        messages: ptr::null(),
-        n_messages: 0,
-        messages_json: lory_str::EMPTY,
-        tools_json: lory_str::EMPTY,
-        documents_json: lory_str::EMPTY,
-        extra_json: lory_str::EMPTY,
-        template_source: lory_str::EMPTY,
-        now: 0,
-        has_now: 0,
-        add_generation_prompt: 1,
-    }
-);
+versioned!(lory_chat_options, last_of_first = add_generation_prompt, |zeroed| lory_chat_options {
+    add_generation_prompt: 1,
+    ..zeroed
+});
 
 /// Fills in the defaults; `struct_size` is `sizeof(lory_chat_options)`.
 ///

@@ -14,20 +14,48 @@
 // Options that the engine gets later keep their defaults until the header has them.
 #![allow(clippy::needless_update)]
 
-pub mod adapters;
-mod args;
-pub mod callbacks;
-pub mod chat;
-pub mod engine;
-pub mod generation;
-pub mod grammar;
-mod log;
-pub mod memory;
-pub mod options;
-pub mod request;
-pub mod sampler;
-pub mod session;
+// In the order in which the header has them.
 pub mod status;
-mod structs;
-pub mod tokenizer;
 pub mod version;
+
+pub mod memory;
+
+pub mod callbacks;
+
+pub mod options;
+
+pub mod open;
+
+pub mod engine;
+
+pub mod metrics;
+pub mod model_info;
+
+pub mod tokenizer;
+
+pub mod chat;
+
+pub mod grammar;
+
+pub mod adapters;
+
+pub mod adapter_list;
+
+pub mod session;
+
+pub mod session_adapters;
+
+pub mod saved;
+
+pub mod sampler;
+
+pub mod request;
+
+pub mod event;
+pub mod generation;
+pub mod stats;
+
+mod args;
+mod log;
+mod source;
+mod structs;

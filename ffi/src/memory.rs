@@ -7,6 +7,23 @@ use crate::{
     status::{Result, guard_free},
 };
 
+/// An array that is C's from now on.
+fn give<T>(values: Vec<T>) -> *mut T {
+    Box::into_raw(values.into_boxed_slice()).cast()
+}
+
+/// Frees what [`give`] gave and empties its place; NULL is nothing.
+///
+/// # Safety
+/// `data` is NULL, or [`give`] gave it with `len` elements of the size and alignment of `T`.
+unsafe fn take_back<T>(data: &mut *mut T, len: usize) {
+    let data = std::mem::replace(data, ptr::null_mut());
+    if !data.is_null() {
+        // SAFETY: the caller's word; its place no longer has it.
+        drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data, len)) });
+    }
+}
+
 /// A text that somebody else owns: UTF-8, not NUL-terminated. One that lory gives belongs to the
 /// handle it came from and is valid until the next call with that handle.
 #[repr(C)]
@@ -19,8 +36,6 @@ pub struct lory_str {
 }
 
 impl lory_str {
-    pub(crate) const EMPTY: lory_str = lory_str { data: ptr::null(), len: 0 };
-
     pub(crate) fn view(text: &str) -> lory_str {
         lory_str { data: text.as_ptr().cast(), len: text.len() }
     }
@@ -49,7 +64,7 @@ impl lory_text {
         let mut bytes: Vec<u8> = text.into();
         let len = bytes.len();
         bytes.push(0);
-        lory_text { data: Box::into_raw(bytes.into_boxed_slice()).cast(), len }
+        lory_text { data: give(bytes).cast(), len }
     }
 }
 
@@ -62,11 +77,8 @@ pub unsafe extern "C" fn lory_text_free(text: *mut lory_text) {
     guard_free(|| {
         // SAFETY: NULL or the caller's struct.
         let Some(text) = (unsafe { text.as_mut() }) else { return };
-        let (data, len) = (std::mem::replace(&mut text.data, ptr::null_mut()), std::mem::take(&mut text.len));
-        if !data.is_null() {
-            // SAFETY: from `lory_text::new`, which added a NUL.
-            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data.cast::<u8>(), len + 1)) });
-        }
+        // SAFETY: from `lory_text::new`, which added a NUL, or NULL.
+        unsafe { take_back(&mut text.data, std::mem::take(&mut text.len) + 1) };
     });
 }
 
@@ -82,8 +94,7 @@ pub struct lory_tokens {
 
 impl lory_tokens {
     pub(crate) fn new(tokens: Vec<u32>) -> lory_tokens {
-        let len = tokens.len();
-        lory_tokens { data: Box::into_raw(tokens.into_boxed_slice()).cast(), len }
+        lory_tokens { len: tokens.len(), data: give(tokens) }
     }
 }
 
@@ -96,12 +107,8 @@ pub unsafe extern "C" fn lory_tokens_free(tokens: *mut lory_tokens) {
     guard_free(|| {
         // SAFETY: NULL or the caller's struct.
         let Some(tokens) = (unsafe { tokens.as_mut() }) else { return };
-        let (data, len) =
-            (std::mem::replace(&mut tokens.data, ptr::null_mut()), std::mem::take(&mut tokens.len));
-        if !data.is_null() {
-            // SAFETY: from `lory_tokens::new`.
-            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data, len)) });
-        }
+        // SAFETY: from `lory_tokens::new`, or NULL.
+        unsafe { take_back(&mut tokens.data, std::mem::take(&mut tokens.len)) };
     });
 }
 
@@ -117,8 +124,7 @@ pub struct lory_floats {
 
 impl lory_floats {
     pub(crate) fn new(floats: Vec<f32>) -> lory_floats {
-        let len = floats.len();
-        lory_floats { data: Box::into_raw(floats.into_boxed_slice()).cast(), len }
+        lory_floats { len: floats.len(), data: give(floats) }
     }
 }
 
@@ -131,11 +137,7 @@ pub unsafe extern "C" fn lory_floats_free(floats: *mut lory_floats) {
     guard_free(|| {
         // SAFETY: NULL or the caller's struct.
         let Some(floats) = (unsafe { floats.as_mut() }) else { return };
-        let (data, len) =
-            (std::mem::replace(&mut floats.data, ptr::null_mut()), std::mem::take(&mut floats.len));
-        if !data.is_null() {
-            // SAFETY: from `lory_floats::new`.
-            drop(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(data, len)) });
-        }
+        // SAFETY: from `lory_floats::new`, or NULL.
+        unsafe { take_back(&mut floats.data, std::mem::take(&mut floats.len)) };
     });
 }

@@ -1,6 +1,6 @@
 //! How an engine is opened.
 
-use std::{ffi::c_void, ptr};
+use std::ffi::c_void;
 
 use lory_kernels::backend::KvType;
 use lory_runtime::{EngineOptions, KvPolicy, mapping::Loading};
@@ -88,30 +88,12 @@ pub struct lory_engine_options {
     pub progress_user: *mut c_void,
 }
 
-versioned!(
-    lory_engine_options,
-    last_of_first = progress_user,
-    lory_engine_options {
-        struct_size: size_of::<lory_engine_options>(),
-        threads: 0,
-        n_ctx: 0,
-        n_batch: 512,
-        kv_type: LORY_KV_F16,
-        kv_tokens: 0,
-        loading: LORY_LOADING_MAP,
-        device: LORY_DEVICE_AUTO,
-        log: None,
-        log_user: ptr::null_mut(),
-        log_level: LORY_LOG_INFO,
-        kv_policy: LORY_KV_EVICT,
-        kv_bytes: 0,
-        adapter_bytes: 0,
-        prefix_sharing: 1,
-        reserved: 0,
-        progress: None,
-        progress_user: ptr::null_mut(),
-    }
-);
+versioned!(lory_engine_options, last_of_first = progress_user, |zeroed| lory_engine_options {
+    n_batch: 512,
+    log_level: LORY_LOG_INFO,
+    prefix_sharing: 1,
+    ..zeroed
+});
 
 /// Fills in the defaults; `struct_size` is `sizeof(lory_engine_options)`.
 ///

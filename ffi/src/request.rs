@@ -1,7 +1,5 @@
 //! What a session is asked for.
 
-use std::ptr;
-
 use lory_runtime::{Hidden, Request};
 
 use crate::{
@@ -58,22 +56,11 @@ pub struct lory_request {
     pub grammar: *const lory_grammar,
 }
 
-versioned!(lory_request, last_of_first = grammar, {
-    lory_request {
-        struct_size: size_of::<lory_request>(),
-        tokens: ptr::null(),
-        n_tokens: 0,
-        max_new_tokens: Request::default().max_new_tokens,
-        sampler: ptr::null(),
-        stop: ptr::null(),
-        n_stop: 0,
-        ignore_eos: 0,
-        prompt_logits: 0,
-        prompt_logprobs: -1,
-        hidden: LORY_HIDDEN_NONE,
-        max_queued: Request::default().max_queued,
-        grammar: ptr::null(),
-    }
+versioned!(lory_request, last_of_first = grammar, |zeroed| lory_request {
+    max_new_tokens: Request::default().max_new_tokens,
+    prompt_logprobs: -1,
+    max_queued: Request::default().max_queued,
+    ..zeroed
 });
 
 /// Fills in the defaults; `struct_size` is `sizeof(lory_request)`.

@@ -1,7 +1,5 @@
 //! How the next token is chosen.
 
-use std::ptr;
-
 use lory_runtime::{
     SamplerOptions,
     sampler::{DryOptions, MirostatOptions, XtcOptions},
@@ -84,11 +82,10 @@ pub struct lory_sampler_options {
     pub n_logit_bias: usize,
 }
 
-versioned!(lory_sampler_options, last_of_first = n_logit_bias, {
+versioned!(lory_sampler_options, last_of_first = n_logit_bias, |zeroed| {
     let d = SamplerOptions::default();
     let m = MirostatOptions::default();
     lory_sampler_options {
-        struct_size: size_of::<lory_sampler_options>(),
         temp: d.temp,
         top_k: d.top_k,
         top_p: d.top_p,
@@ -104,16 +101,10 @@ versioned!(lory_sampler_options, last_of_first = n_logit_bias, {
         dry_penalty_last_n: d.dry.penalty_last_n,
         xtc_probability: d.xtc.probability,
         xtc_threshold: d.xtc.threshold,
-        mirostat: 0,
         mirostat_tau: m.tau,
         mirostat_eta: m.eta,
         logprobs: -1,
-        has_seed: 0,
-        seed: 0,
-        dry_breakers: ptr::null(),
-        n_dry_breakers: 0,
-        logit_bias: ptr::null(),
-        n_logit_bias: 0,
+        ..zeroed
     }
 });
 

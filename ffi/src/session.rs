@@ -1,20 +1,15 @@
 //! Conversations.
 
-use std::{
-    ffi::{c_char, c_void},
-    path::Path,
-    ptr,
-    sync::Mutex,
-};
+use std::sync::Mutex;
 
 use lory_runtime::{AdapterId, OnSwitch, Pooling, Session, SessionOptions, normalize};
 
 use crate::{
-    args::{exclusive, free, handle, object, out, slice, text},
+    args::{exclusive, free, handle, object, out, slice},
     engine::lory_engine,
     generation::lory_generation,
     log::Log,
-    memory::{lory_floats, lory_text, lory_tokens},
+    memory::{lory_floats, lory_tokens},
     options::unknown,
     request::lory_request,
     status::{Result, guard, guard_free, lory_status},
@@ -24,11 +19,12 @@ use crate::{
 /// A conversation: its tokens, its adapters, its place in the KV cache. Exclusive: one thread at a
 /// time. It keeps what it needs of its engine alive.
 pub struct lory_session {
-    session: Mutex<Session>,
-    log: Log,
+    pub(crate) session: Mutex<Session>,
+    pub(crate) log: Log,
 }
 
-/// One loading of one adapter; no two loadings of an engine share a number, and 0 is none.
+/// One loading of one adapter; no two loadings of an engine share a number, and 0 is none. To another
+/// engine it means nothing, or another adapter.
 pub type lory_adapter = u64;
 
 /// An adapter and its weight.
@@ -67,17 +63,7 @@ pub struct lory_session_options {
     pub reserved: u32,
 }
 
-versioned!(
-    lory_session_options,
-    last_of_first = reserved,
-    lory_session_options {
-        struct_size: size_of::<lory_session_options>(),
-        adapters: ptr::null(),
-        n_adapters: 0,
-        priority: 0,
-        reserved: 0,
-    }
-);
+versioned!(lory_session_options, last_of_first = reserved);
 
 /// Fills in the defaults; `struct_size` is `sizeof(lory_session_options)`.
 ///
@@ -95,7 +81,7 @@ pub unsafe extern "C" fn lory_session_options_init(
 impl lory_session_options {
     /// # Safety
     /// The array that it points to is readable.
-    unsafe fn to_rust(self) -> Result<SessionOptions> {
+    pub(crate) unsafe fn to_rust(self) -> Result<SessionOptions> {
         // SAFETY: the caller's word.
         let adapters = unsafe { adapters(self.adapters, self.n_adapters) }?;
         Ok(SessionOptions { adapters, priority: self.priority, ..SessionOptions::default() })
@@ -384,90 +370,6 @@ pub unsafe extern "C" fn lory_session_score(
         let guard = exclusive(&session.session, "session")?;
         let scores = session.log.within(|| guard.score(prompt, &tokens))?;
         logprobs.set(lory_floats::new(scores.into_iter().flat_map(|s| s.logprobs).collect()));
-        Ok(())
-    })
-}
-
-/// Saves a session, running or not: its tokens and what is cached of them. The file appears whole or
-/// not at all.
-///
-/// # Safety
-/// See the rules at the top of the header.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_session_save(
-    session: *mut lory_session,
-    path: *const c_char,
-    path_len: usize,
-) -> lory_status {
-    // SAFETY: pointers are what the header asks for.
-    guard(|| unsafe {
-        let (session, path) = (object(session, "session")?, text(path, path_len, "path")?);
-        let guard = exclusive(&session.session, "session")?;
-        Ok(session.log.within(|| guard.save(Path::new(path)))?)
-    })
-}
-
-/// Saves a session into memory; `bytes` are no text.
-///
-/// # Safety
-/// See the rules at the top of the header.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_session_save_memory(
-    session: *mut lory_session,
-    bytes: *mut lory_text,
-) -> lory_status {
-    // SAFETY: pointers are what the header asks for.
-    guard(|| unsafe {
-        let (session, place) = (object(session, "session")?, out(bytes, "bytes")?);
-        let mut bytes = Vec::new();
-        exclusive(&session.session, "session")?.save_to(&mut bytes)?;
-        place.set(lory_text::new(bytes));
-        Ok(())
-    })
-}
-
-/// A session from a file that `lory_session_save` wrote, of the same model, with the same adapters
-/// and weights, which `options` give (NULL: none). If it fails, nothing of the file remains.
-///
-/// # Safety
-/// See the rules at the top of the header.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_session_restore(
-    engine: *const lory_engine,
-    path: *const c_char,
-    path_len: usize,
-    options: *const lory_session_options,
-    session: *mut *mut lory_session,
-) -> lory_status {
-    // SAFETY: pointers are what the header asks for.
-    guard(|| unsafe {
-        let (engine, session) = (object(engine, "engine")?, out(session, "session")?);
-        let (path, options) = (text(path, path_len, "path")?, read(options)?.to_rust()?);
-        let new = engine.log.within(|| engine.engine.restore(Path::new(path), &options))?;
-        session.set(handle(lory_session { session: Mutex::new(new), log: engine.log.clone() }));
-        Ok(())
-    })
-}
-
-/// A session from bytes that `lory_session_save_memory` gave, as `lory_session_restore` does.
-///
-/// # Safety
-/// See the rules at the top of the header.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lory_session_restore_memory(
-    engine: *const lory_engine,
-    data: *const c_void,
-    size: usize,
-    options: *const lory_session_options,
-    session: *mut *mut lory_session,
-) -> lory_status {
-    // SAFETY: pointers are what the header asks for.
-    guard(|| unsafe {
-        let (engine, session) = (object(engine, "engine")?, out(session, "session")?);
-        let (mut data, options) = (slice(data.cast::<u8>(), size, "data")?, read(options)?.to_rust()?);
-        let restore = || engine.engine.restore_from(&mut data, "the saved session", &options);
-        let new = engine.log.within(restore)?;
-        session.set(handle(lory_session { session: Mutex::new(new), log: engine.log.clone() }));
         Ok(())
     })
 }

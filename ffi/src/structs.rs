@@ -18,16 +18,23 @@ pub(crate) unsafe trait Versioned: Copy {
     fn defaults() -> Self;
 }
 
-/// Declares a [`Versioned`] struct, whose first version ended with the field `last_of_first`.
+/// Declares a [`Versioned`] struct, whose first version ended with the field `last_of_first`. Its
+/// fields are zero by default; a function may change some of them.
 macro_rules! versioned {
-    ($name:ident, last_of_first = $last:ident, $defaults:expr) => {
+    ($name:ident, last_of_first = $last:ident) => {
+        crate::structs::versioned!($name, last_of_first = $last, |zeroed| zeroed);
+    };
+    ($name:ident, last_of_first = $last:ident, $fill:expr) => {
         // SAFETY: `repr(C)`, `struct_size: usize` first, and only integers, floats and pointers.
         unsafe impl crate::structs::Versioned for $name {
             const NAME: &'static str = stringify!($name);
             const FIRST: usize =
                 (std::mem::offset_of!($name, $last) + 1).next_multiple_of(align_of::<$name>());
             fn defaults() -> Self {
-                $defaults
+                // SAFETY: every pattern of bytes is valid.
+                let zeroed: Self = unsafe { std::mem::zeroed() };
+                let fill: fn(Self) -> Self = $fill;
+                fill($name { struct_size: size_of::<$name>(), ..zeroed })
             }
         }
         const _: () = assert!(std::mem::offset_of!($name, struct_size) == 0);

@@ -10,6 +10,7 @@ pub mod gguf_bytes;
 pub mod llama_cpp;
 pub mod runner;
 
+// Generated; the file says how and why it is committed.
 #[allow(missing_docs, unsafe_op_in_unsafe_fn, non_camel_case_types, non_upper_case_globals, non_snake_case)]
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks)]
 #[rustfmt::skip]

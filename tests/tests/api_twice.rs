@@ -56,6 +56,10 @@ trait Api: Sized {
     fn adapters(&self) -> Vec<(String, u64)>;
     fn session(&self, adapters: &[(u64, f32)]) -> Result<Self::Session>;
     fn generated_tokens(&self) -> u64;
+    /// Durations until the first token, by bucket, and how many per token after it.
+    fn durations(&self) -> (Vec<u64>, u64);
+    /// Ids, names, weights, and from where on they work.
+    fn session_adapters(s: &mut Self::Session) -> Vec<(u64, String, f32, Option<usize>)>;
     fn set_adapters(s: &mut Self::Session, adapters: &[(u64, f32)], keep: bool) -> Result<()>;
     fn is_mixed(s: &mut Self::Session) -> bool;
     fn ask(s: &mut Self::Session, ask: &Ask) -> Result<Answer>;
@@ -137,6 +141,16 @@ impl Api for Native {
 
     fn generated_tokens(&self) -> u64 {
         self.0.metrics().generated_tokens
+    }
+
+    fn durations(&self) -> (Vec<u64>, u64) {
+        let metrics = self.0.metrics();
+        assert_eq!(metrics.ttft.buckets.iter().sum::<u64>(), metrics.ttft.count);
+        (metrics.ttft.buckets.into(), metrics.tpot.count)
+    }
+
+    fn session_adapters(s: &mut Session) -> Vec<(u64, String, f32, Option<usize>)> {
+        s.adapters().into_iter().map(|a| (a.id.to_u64(), a.name, a.scale, a.works_from)).collect()
     }
 
     fn set_adapters(s: &mut Session, adapters: &[(u64, f32)], keep: bool) -> Result<()> {
@@ -235,6 +249,16 @@ impl Api for Native {
 }
 
 struct ThroughC(Handle<c::lory_engine>);
+
+impl ThroughC {
+    fn metrics(&self) -> c::lory_metrics {
+        // SAFETY: pointers to what lives during the call; so everywhere below.
+        let mut metrics = c::init(|o, n| unsafe { lory().lory_metrics_init(o, n) });
+        // SAFETY: as above.
+        c::ok(unsafe { lory().lory_engine_metrics(self.0.ptr, &mut metrics) }).expect("metrics");
+        metrics
+    }
+}
 
 /// A text that lory gave away.
 fn take_text(fill: impl FnOnce(*mut c::lory_text) -> c::lory_status) -> Result<String> {
@@ -361,11 +385,31 @@ impl Api for ThroughC {
     }
 
     fn generated_tokens(&self) -> u64 {
+        self.metrics().generated_tokens
+    }
+
+    fn durations(&self) -> (Vec<u64>, u64) {
+        let metrics = self.metrics();
+        assert_eq!(metrics.ttft.buckets.iter().sum::<u64>(), metrics.ttft.count);
+        (metrics.ttft.buckets.into(), metrics.tpot.count)
+    }
+
+    fn session_adapters(s: &mut Self::Session) -> Vec<(u64, String, f32, Option<usize>)> {
         // SAFETY: as above.
-        let mut metrics = c::init(|o, n| unsafe { lory().lory_metrics_init(o, n) });
+        let list = |out: *mut *mut _| unsafe { lory().lory_session_adapters_new(s.ptr, out) };
         // SAFETY: as above.
-        c::ok(unsafe { lory().lory_engine_metrics(self.0.ptr, &mut metrics) }).expect("metrics");
-        metrics.generated_tokens
+        let list = Handle::new(list, |l| unsafe { lory().lory_session_adapters_free(l) }).expect("a list");
+        // SAFETY: as above.
+        let n = unsafe { lory().lory_session_adapters_len(list.ptr) };
+        let adapter = |i| {
+            // SAFETY: as above.
+            let mut a = c::init(|o, n| unsafe { lory().lory_session_adapter_init(o, n) });
+            // SAFETY: as above.
+            c::ok(unsafe { lory().lory_session_adapters_get(list.ptr, i, &mut a) }).expect("there");
+            // SAFETY: the list lives.
+            (a.id, unsafe { c::view(a.name) }, a.scale, (a.works != 0).then_some(a.works_from))
+        };
+        (0..n).map(adapter).collect()
     }
 
     fn set_adapters(s: &mut Self::Session, adapters: &[(u64, f32)], keep: bool) -> Result<()> {
@@ -540,6 +584,8 @@ mod scenarios {
             assert_eq!(answer.tokens, f.greedy);
             assert_eq!(answer.reason, c::LORY_FINISH_LENGTH);
             assert_eq!(engine.generated_tokens(), f.greedy.len() as u64);
+            let (first, later) = engine.durations();
+            assert_eq!((first.len(), first.iter().sum(), later), (17, 1, 1), "one request");
             answer
         };
         [1, 5, 64].map(run).into()
@@ -598,6 +644,9 @@ mod scenarios {
         assert_eq!(A::ask(&mut session, &greedy(&f.tokens, 16)).expect("an answer").tokens, f.greedy[..16]);
         A::set_adapters(&mut session, &[(attn, 0.7), (all, -0.4)], true).expect("switched");
         assert!(A::is_mixed(&mut session));
+        let mut own = A::session_adapters(&mut session);
+        own.iter_mut().for_each(|a| a.3 = None);
+        assert_eq!(own, [(attn, "attn".into(), 0.7, None), (all, "all".into(), -0.4, None)]);
 
         // In flight: the session keeps what it has, the number is refused to others.
         A::set_adapters(&mut session, &[(all, 1.0)], false).expect("switched");

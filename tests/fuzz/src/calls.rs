@@ -9,25 +9,24 @@ use std::{
 
 use lory::{
     adapters::{lory_adapter_load_memory, lory_adapter_unload},
-    engine::{
-        lory_engine, lory_engine_metrics, lory_engine_open_memory, lory_engine_step, lory_metrics,
-        lory_metrics_init,
-    },
+    engine::{lory_engine, lory_engine_step},
+    event::*,
     generation::*,
     memory::{lory_floats, lory_floats_free, lory_text, lory_text_free, lory_tokens, lory_tokens_free},
+    metrics::{lory_engine_metrics, lory_metrics, lory_metrics_init},
+    open::lory_engine_open_memory,
     options::{lory_engine_options, lory_engine_options_init},
     request::{lory_request, lory_request_init},
     sampler::{lory_sampler_options, lory_sampler_options_init},
+    saved::{lory_session_restore_memory, lory_session_save_memory},
     session::*,
     status::{lory_last_error, lory_status},
     tokenizer::{lory_detokenize, lory_tokenize},
 };
 
 static MODEL: &[u8] = include_bytes!("../../fixtures/models/llama.gguf");
-static ADAPTERS: [&[u8]; 2] = [
-    include_bytes!("../../fixtures/lora/attn.gguf"),
-    include_bytes!("../../fixtures/lora/all.gguf"),
-];
+static ADAPTERS: [&[u8]; 2] =
+    [include_bytes!("../../fixtures/lora/attn.gguf"), include_bytes!("../../fixtures/lora/all.gguf")];
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 struct Engine(*mut lory_engine);
@@ -280,7 +279,8 @@ fn step(state: &mut State, input: &mut Input) {
             16 => {
                 let (bytes, name) = (ADAPTERS[input.below(2)], NAMES[input.below(3)]);
                 let cut = if input.below(8) == 7 { input.byte().into() } else { bytes.len() };
-                let (data, name, replace) = (bytes.as_ptr().cast(), name.as_ptr().cast(), input.below(2) as i32);
+                let (data, name, replace) =
+                    (bytes.as_ptr().cast(), name.as_ptr().cast(), input.below(2) as i32);
                 let mut id = 0;
                 if ok(lory_adapter_load_memory(e, data, cut, name, 1, replace, &mut id)) {
                     state.adapters.push(id);
@@ -314,7 +314,9 @@ fn texts_and_states(state: &mut State, input: &mut Input) {
         }
         let session = state.session(input);
         let mut vectors = lory_floats { data: null_mut(), len: 0 };
-        if input.below(4) == 0 && ok(lory_session_embed(session, tokens.as_ptr(), tokens.len(), 1, 1, &mut vectors)) {
+        if input.below(4) == 0
+            && ok(lory_session_embed(session, tokens.as_ptr(), tokens.len(), 1, 1, &mut vectors))
+        {
             lory_floats_free(&mut vectors);
         }
         if ok(lory_session_save_memory(session, &mut text)) {

@@ -98,6 +98,13 @@ fn every_pointer_of_every_function_may_be_null() {
             c::init(|o, n| l.lory_stats_init(o, n)),
         )
     };
+    // SAFETY: as above.
+    let (own, own_info) = unsafe {
+        let l = lory();
+        let make = |o: *mut *mut c::lory_session_adapters| l.lory_session_adapters_new(s.ptr, o);
+        let own = Handle::new(make, |h| lory().lory_session_adapters_free(h)).expect("an empty list");
+        (own, c::init(|o, n| l.lory_session_adapter_init(o, n)))
+    };
     let generations = [g.ptr];
     let spans = [c::lory_token_span { data: tokens.as_ptr(), len: 3 }];
     let names = [c::str_of("nobody")];
@@ -160,6 +167,9 @@ fn every_pointer_of_every_function_may_be_null() {
         ("lory_model_info_init", vec![place, Is(size_of::<c::lory_model_info>())]),
         ("lory_request_init", vec![place, Is(size_of::<c::lory_request>())]),
         ("lory_sampler_options_init", vec![place, Is(size_of::<c::lory_sampler_options>())]),
+        ("lory_session_adapter_init", vec![place, Is(size_of::<c::lory_session_adapter>())]),
+        ("lory_session_adapters_get", vec![Must(own.ptr as usize), Is(0), Must(at(&own_info))]),
+        ("lory_session_adapters_new", vec![session, to]),
         ("lory_session_cached_tokens", vec![session, to]),
         ("lory_session_embed", vec![session, data, data_len, Is(1), Is(1), to]),
         ("lory_session_fork", vec![session, to]),
@@ -188,8 +198,14 @@ fn every_pointer_of_every_function_may_be_null() {
     let header = include_str!("../src/lory_h.rs");
     let functions = header.split("pub unsafe fn lory_").skip(1).filter_map(|f| f.split('(').next());
     let functions: BTreeSet<String> = functions.map(|name| format!("lory_{name}")).collect();
-    let cannot_fail =
-        ["lory_abi_version", "lory_version", "lory_last_error", "lory_status_name", "lory_adapter_list_len"];
+    let cannot_fail = [
+        "lory_abi_version",
+        "lory_version",
+        "lory_last_error",
+        "lory_status_name",
+        "lory_adapter_list_len",
+        "lory_session_adapters_len",
+    ];
     let (frees, others): (BTreeSet<_>, BTreeSet<_>) = functions
         .into_iter()
         .filter(|f| !cannot_fail.contains(&f.as_str()))
@@ -222,7 +238,9 @@ fn every_pointer_of_every_function_may_be_null() {
         unsafe { free(0) };
     }
     // SAFETY: as above.
-    assert_eq!(unsafe { lory().lory_adapter_list_len(ptr::null()) }, 0);
+    let lengths =
+        unsafe { (lory().lory_adapter_list_len(ptr::null()), lory().lory_session_adapters_len(ptr::null())) };
+    assert_eq!(lengths, (0, 0));
 }
 
 #[test]
@@ -293,6 +311,21 @@ fn structs_of_other_sizes() {
     // SAFETY: as above.
     let (status, _) = fails(unsafe { lory().lory_engine_metrics(e.ptr, &mut metrics) });
     assert_eq!(status, c::LORY_E_STRUCT_SIZE, "not initialised");
+}
+
+#[test]
+fn a_program_of_the_first_header_gets_what_it_knows() {
+    // `lory_metrics` ended here once.
+    let first = std::mem::offset_of!(c::lory_metrics, kv_bytes_dropped);
+    let mut metrics = c::lory_metrics { kv_bytes_dropped: 77, ..Default::default() };
+    let e = engine();
+    // SAFETY: a pointer to what lives during the call.
+    unsafe {
+        c::ok(lory().lory_metrics_init(&mut metrics, first)).expect("a size of the past");
+        c::ok(lory().lory_engine_metrics(e.ptr, &mut metrics)).expect("metrics");
+    }
+    assert_eq!((metrics.struct_size, metrics.kv_bytes_dropped), (first, 77), "written behind its end");
+    assert!(metrics.kv_bytes > 0);
 }
 
 #[test]
@@ -402,6 +435,57 @@ fn handles_may_go_in_any_order() {
         let canceller = Handle::new(make, |h| lory().lory_canceller_free(h)).expect("a canceller");
         drop(g);
         c::ok(lory().lory_canceller_cancel(canceller.ptr)).expect("nothing to cancel");
+    }
+}
+
+#[test]
+fn what_belongs_to_another_model_is_refused() {
+    let (e, other) = (engine(), c::engine(&fixture("models/qwen2.gguf"), &c::options()).expect("opened"));
+    let f = fixtures::model("llama");
+    let (s, sampler) = (session(&e), c::greedy());
+    let lora = fixture("lora/all.gguf");
+    let lora = c::str_of(lora.to_str().expect("UTF-8"));
+    let mut place: *mut c::lory_session = null_mut();
+    let mut generation: *mut c::lory_generation = null_mut();
+    let mut bytes = c::lory_text::default();
+    let mut id = 0;
+    // SAFETY: pointers to what lives during the call; so everywhere below.
+    unsafe {
+        let l = lory();
+        let load = |e: &Handle<c::lory_engine>, id| {
+            l.lory_adapter_load(e.ptr, lora.data, lora.len, ptr::null(), 0, id)
+        };
+        assert_eq!(fails(load(&other, &mut id)).0, c::LORY_E_WRONG_BASE);
+        c::ok(load(&e, &mut id)).expect("its own");
+        let scale = [c::lory_adapter_scale { id, scale: 1.0, reserved: 0 }];
+        let foreign = session(&other);
+        let (status, words) = fails(l.lory_session_set_adapters(foreign.ptr, scale.as_ptr(), 1, 0));
+        assert_eq!(status, c::LORY_E_REQUEST, "{words}");
+
+        let request = c::request(&f.tokens, 4, &sampler);
+        let g = c::generate(s.ptr, &request).expect("a generation");
+        c::ok(l.lory_generation_text(g.ptr, &mut bytes)).expect("an answer");
+        l.lory_text_free(&mut bytes);
+        c::ok(l.lory_session_save_memory(s.ptr, &mut bytes)).expect("saved");
+        let restore = |e: &Handle<c::lory_engine>, place| {
+            l.lory_session_restore_memory(e.ptr, bytes.data.cast(), bytes.len, ptr::null(), place)
+        };
+        let (status, words) = fails(restore(&other, &mut place));
+        assert!(status == c::LORY_E_RESTORE && place.is_null(), "{words}");
+        let smaller = c::lory_engine_options { kv_type: c::LORY_KV_F16, ..c::options() };
+        let smaller = c::engine(&fixture("models/llama.gguf"), &smaller).expect("opened");
+        let (status, words) = fails(restore(&smaller, &mut place));
+        assert!(status == c::LORY_E_RESTORE && place.is_null(), "another cache: {words}");
+        l.lory_text_free(&mut bytes);
+
+        let make = |o: *mut *mut c::lory_grammar| {
+            l.lory_grammar_new(e.ptr, c::LORY_GRAMMAR_JSON_SCHEMA, c"{}".as_ptr(), 2, o)
+        };
+        let grammar = Handle::new(make, |g| lory().lory_grammar_free(g)).expect("compiled");
+        let request = c::lory_request { grammar: grammar.ptr, ..request };
+        let (status, words) = fails(l.lory_session_generate(foreign.ptr, &request, &mut generation));
+        assert!(status == c::LORY_E_REQUEST && generation.is_null(), "{status}: {words}");
+        c::generate(s.ptr, &request).expect("its own");
     }
 }
 

@@ -185,6 +185,45 @@ fn prompt_logits_are_the_references() {
     assert!(fixtures::relative_error(&got, &f.logits) < 1e-3);
 }
 
+/// Logits of every one of `tokens` in a new session.
+fn logits(engine: &Engine, adapters: Vec<(lory_runtime::AdapterId, f32)>, tokens: &[u32]) -> Vec<f32> {
+    let mut session = engine.session(&SessionOptions { adapters, priority: 0 }).expect("a session");
+    let request = Request { prompt_logits: true, ..greedy(tokens, 0) };
+    let mut got = Vec::new();
+    for event in session.generate(request).expect("accepted") {
+        if let Event::Logits { values, .. } = event.expect("no error") {
+            got.extend(values);
+        }
+    }
+    got
+}
+
+/// An activated LoRA works from the last of two invocations on, as PEFT computes it.
+#[test]
+fn activated_lora_logits_are_pefts() {
+    let folder = fixture("peft/activated");
+    let index = std::fs::read_to_string(fixture("peft/index.json")).expect("the fixtures are committed");
+    let index: serde_json::Value = serde_json::from_str(&index).expect("JSON");
+    let token = |v: &serde_json::Value| v.as_u64().and_then(|t| u32::try_from(t).ok()).expect("a token");
+    let tokens: Vec<u32> =
+        index["activated"]["tokens"].as_array().expect("tokens").iter().map(token).collect();
+    let want = fixtures::npy(&folder.join("logits.npy"));
+
+    let engine = llama(&EngineOptions { n_batch: 11, ..options() });
+    let id = engine.adapters().load_lora(&folder, None).expect("a PEFT folder");
+    let got = logits(&engine, vec![(id, 1.0)], &tokens);
+    let error = fixtures::relative_error(&got, &want);
+    assert!(error < 1e-3, "{error}");
+    let invocation = engine.adapters().info("activated").expect("loaded").invocation;
+    let last = tokens.windows(invocation.len()).rposition(|w| w == invocation).expect("invoked");
+    let first = tokens.windows(invocation.len()).position(|w| w == invocation).expect("invoked");
+    assert!(first < last);
+    // Before it the base, bit for bit; behind it something else.
+    let (plain, vocab) = (logits(&engine, vec![], &tokens), want.len() / tokens.len());
+    assert_eq!(got[..last * vocab], plain[..last * vocab]);
+    assert!(fixtures::relative_error(&got[last * vocab..], &plain[last * vocab..]) > 0.02);
+}
+
 fn with_lora(engine: &Engine, adapters: &[(&str, f32)]) -> Vec<(lory_runtime::AdapterId, f32)> {
     let id = |name: &str| {
         let store = engine.adapters();
@@ -200,15 +239,7 @@ fn lora_logits_are_the_references() {
     let sets: [(&str, &[(&str, f32)]); 3] =
         [("attn", &[("attn", 1.0)]), ("all", &[("all", 1.0)]), ("both", &[("attn", 0.7), ("all", -0.4)])];
     for (name, set) in sets {
-        let adapters = with_lora(&engine, set);
-        let mut session = engine.session(&SessionOptions { adapters, priority: 0 }).expect("a session");
-        let request = Request { prompt_logits: true, ..greedy(&f.tokens, 0) };
-        let mut got = Vec::new();
-        for event in session.generate(request).expect("accepted") {
-            if let Event::Logits { values, .. } = event.expect("no error") {
-                got.extend(values);
-            }
-        }
+        let got = logits(&engine, with_lora(&engine, set), &f.tokens);
         let error = fixtures::relative_error(&got, &fixtures::npy(&fixture(&format!("lora/{name}.npy"))));
         assert!(error < 1e-3, "{name}: {error}");
     }

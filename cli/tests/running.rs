@@ -316,3 +316,33 @@ fn answers_keep_to_a_grammar_or_a_schema() {
     assert!(run(&["--grammar-file", "none.gbnf"]).one_line_error(1).contains("none.gbnf"));
     assert!(run(&["--grammar", grammar, "-j", schema]).one_line_error(2).contains("cannot be used with"));
 }
+
+#[test]
+fn metrics_are_written_as_prometheus_reads_them() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("metrics.prom");
+    let lora = arg(&fixture("lora/attn.gguf"));
+    let args = ["run", "-m", &model, "--lora", &lora, "-p", "hello there", "-n", "7", "--temp", "0"];
+    lory(&[&args[..], &["--ignore-eos", "--metrics", &arg(&file)]].concat()).success();
+    let text = fs::read_to_string(&file).unwrap();
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    };
+    assert_eq!(value("lory_requests_total"), 1.0);
+    assert_eq!(value("lory_requests_ended_total{reason=\"length\"}"), 1.0);
+    assert_eq!(value("lory_generated_tokens_total"), 7.0);
+    // One step for the prompt, one for each token but the last.
+    assert_eq!(value("lory_steps_total"), 7.0);
+    assert_eq!(value("lory_adapters_loaded"), 1.0);
+    assert!(value("lory_adapter_bytes") > 0.0 && value("lory_kv_bytes") > 0.0);
+    assert_eq!(value("lory_time_to_first_token_seconds_count"), 1.0);
+    for line in text.lines().filter(|l| !l.starts_with("# HELP lory_") && !l.starts_with("# TYPE lory_")) {
+        let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}"));
+        assert!(name.starts_with("lory_") && value.parse::<f64>().is_ok(), "{line}");
+    }
+    let missing = arg(&folder.path().join("none").join("metrics.prom"));
+    let refused = lory(&["run", "-m", &model, "-p", "x", "-n", "1", "--metrics", &missing]);
+    assert!(refused.stderr.contains(&missing), "{refused:?}");
+}

@@ -1,10 +1,17 @@
 //! The store: versions of a name, budget and eviction, packs that change under running sessions.
 
-use std::{fs, task::Poll};
+use std::{
+    fs,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    task::Poll,
+    thread::ThreadId,
+    time::Duration,
+};
 
 use lory_runtime::{
     AdapterId, Engine, EngineOptions, Error, Event, FinishReason, Generation, OnSwitch, Request,
     SamplerOptions, Session, SessionOptions,
+    mapping::{self, File},
 };
 use lory_tests::{
     engines::{self, ADAPTERS},
@@ -239,4 +246,97 @@ fn many_threads_bring_one_adapter_in_once() {
     });
     assert!(ids.iter().all(|id| *id == ids[0]), "every thread got an id that stays valid");
     assert_eq!((store.usage().loads, store.usage().loaded), (1, 1));
+}
+
+/// Bytes of a pack that one thread can read only when it is let.
+struct Gate {
+    bytes: Vec<u8>,
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    /// Whom to hold up.
+    reader: Option<ThreadId>,
+    waiting: bool,
+    open: bool,
+    gave_up: bool,
+}
+
+impl Gate {
+    fn new(bytes: Vec<u8>) -> Arc<Gate> {
+        Arc::new(Gate { bytes, state: Mutex::default(), changed: Condvar::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, change: impl FnOnce(&mut GateState)) {
+        change(&mut self.state());
+        self.changed.notify_all();
+    }
+
+    /// Waits for a state. That it gives up some day lets a test fail instead of hanging.
+    fn wait(&self, until: impl Fn(&GateState) -> bool) {
+        let wait = self.changed.wait_timeout_while(self.state(), Duration::from_secs(60), |s| !until(s));
+        let (mut state, timeout) = wait.unwrap_or_else(PoisonError::into_inner);
+        state.gave_up |= timeout.timed_out();
+    }
+}
+
+/// What a file is made of.
+struct Gated(Arc<Gate>);
+
+impl AsRef<[u8]> for Gated {
+    fn as_ref(&self) -> &[u8] {
+        let gate = &*self.0;
+        if gate.state().reader == Some(std::thread::current().id()) {
+            gate.set(|s| s.waiting = true);
+            gate.wait(|s| s.open);
+        }
+        &gate.bytes
+    }
+}
+
+/// A cold adapter keeps nobody waiting but who asks for it: while its record is being read, others run steps, switch
+/// and bring in other adapters.
+#[test]
+fn a_cold_adapter_holds_up_nobody_else() {
+    let gate = Gate::new(engines::pack(4));
+    let file = File::from_owner(Box::new(Gated(gate.clone())), "pack.gguf");
+    let engine = engines::bare(&engines::options());
+    let store = engine.adapters();
+    store.open_pack_files(mapping::parse(vec![Arc::new(file)]).expect("a pack"), vec![]).expect("a pack");
+    let hot = store.resolve("synth-00000").expect("in the pack");
+    let want = {
+        let (golden, ids) = engines::engine(&engines::options());
+        [answer(&golden, &[]), answer(&golden, &[(ids[3], 1.0)]), answer(&golden, &[(ids[4], 1.0)])]
+    };
+
+    std::thread::scope(|scope| {
+        let cold = scope.spawn(|| {
+            gate.set(|s| s.reader = Some(std::thread::current().id()));
+            let id = store.resolve("synth-00001").expect("in the pack");
+            gate.set(|s| s.reader = None);
+            answer(&engine, &[(id, 1.0)])
+        });
+        gate.wait(|s| s.waiting);
+        let steps = engine.metrics().steps;
+        assert_eq!(answer(&engine, &[(hot, 1.0)]), want[1]);
+        let mut session = with(&engine, &[]);
+        assert_eq!(start(&mut session, 8).filter_map(token).collect::<Vec<_>>(), want[0]);
+        session.set_adapters(&[(hot, 1.0)], OnSwitch::Recompute).expect("in memory");
+        store.prefetch(&["synth-00002"]).expect("another record");
+        let other = store.resolve("synth-00003").expect("another record");
+        drop(with(&engine, &[(other, 0.5)]));
+        assert!(!store.info("synth-00001").expect("known").loaded, "it is still being read");
+        assert_eq!((store.usage().loaded, store.names().len()), (3, 4));
+        assert!(engine.metrics().steps > steps && !cold.is_finished());
+        gate.set(|s| s.open = true);
+        assert_eq!(cold.join().expect("no panic"), want[2]);
+    });
+    assert!(!gate.state().gave_up, "somebody waited for the cold adapter");
+    assert!(store.info("synth-00001").expect("known").loaded);
 }

@@ -1,11 +1,12 @@
 //! Many threads on one engine, and a hundred thousand requests.
 //!
 //! The first is short by default; `LORY_STRESS_SECONDS` makes it as long as wanted, for example under
-//! ThreadSanitizer, which needs a standard library that was built with it:
+//! ThreadSanitizer, which needs a standard library that was built with it (`rustup component add rust-src`):
 //!
 //! ```text
-//! LORY_STRESS_SECONDS=180 RUSTFLAGS=-Zsanitizer=thread cargo +nightly test -Zbuild-std \
-//!     --target x86_64-unknown-linux-gnu -p lory-tests --test stress threads
+//! LORY_STRESS_SECONDS=180 RUSTFLAGS='-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer' \
+//!     cargo +nightly test -Zbuild-std --target x86_64-unknown-linux-gnu -p lory-tests --test stress -- \
+//!     threads --nocapture
 //! ```
 //!
 //! The second runs on demand: `cargo test --release -p lory-tests --test stress -- --ignored --nocapture`;
@@ -250,7 +251,7 @@ fn resident() -> Option<usize> {
 }
 
 #[test]
-#[ignore = "minutes; see the top of this file"]
+#[ignore = "takes minutes; run it with: cargo test --release -p lory-tests --test stress -- --ignored --nocapture"]
 fn soak_of_many_short_requests_over_a_thousand_adapters() {
     const ADAPTERS: usize = 1000;
     const AT_ONCE: usize = 24;

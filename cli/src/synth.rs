@@ -101,6 +101,7 @@ impl Model {
 #[derive(Args)]
 #[command(after_help = "Examples:
   lory synth pack -m model.gguf --adapters 1000 --rank 16 --clusters 4 -o pack.gguf
+  lory synth pack -m model.gguf --adapters 8 --rank 16 --clusters 0 -o loras.gguf
   lory run -m model.gguf --pack pack.gguf --adapter synth-00007 -p Hello")]
 struct Pack {
     /// The model that the adapters are for.
@@ -112,9 +113,12 @@ struct Pack {
     /// Rank of the shared bases.
     #[arg(long, value_name = "R", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     rank: u16,
-    /// Number of bases; the adapters are spread evenly over them.
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Number of bases; the adapters are spread evenly over them. 0: plain LoRAs, each with factors of its own.
+    #[arg(long, value_name = "K", default_value_t = 1)]
     clusters: u16,
+    /// One V for projections with the same input (q, k and v; gate and up), as `compress --share-v` makes it.
+    #[arg(long)]
+    share_v: bool,
     /// Diagonal cores (r numbers per projection) instead of full ones (r x r).
     #[arg(long)]
     diagonal: bool,
@@ -140,6 +144,7 @@ impl Pack {
             clusters: self.clusters.into(),
             rank: self.rank.into(),
             diagonal: self.diagonal,
+            share_v: self.share_v,
             basis_type: self.basis_type,
             core_type: self.core_type,
             seed: self.seed,

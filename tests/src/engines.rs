@@ -82,6 +82,7 @@ pub fn pack(n: usize) -> Vec<u8> {
         clusters: 2,
         rank: 4,
         diagonal: false,
+        share_v: false,
         basis_type: QuantType::F32,
         core_type: QuantType::F32,
         seed: 5,

@@ -478,6 +478,7 @@ fn random_packs_are_reproducible_and_run() {
         clusters: 2,
         rank: 4,
         diagonal: false,
+        share_v: false,
         basis_type: QuantType::Q8_0,
         core_type: QuantType::F16,
         seed: 1,
@@ -485,13 +486,21 @@ fn random_packs_are_reproducible_and_run() {
     let bytes = |spec: &SynthSpec| synth_pack(&base, spec, Cursor::new(Vec::new())).unwrap().into_inner();
     assert_eq!(bytes(&spec), bytes(&spec));
     assert_ne!(bytes(&spec), bytes(&SynthSpec { seed: 2, ..spec.clone() }));
-    let gguf = Gguf::parse(vec![("synth.gguf".into(), Arc::new(bytes(&spec)))]).unwrap();
-    let pack = Pack::parse(gguf, vec![]).unwrap();
-    pack.verify().unwrap();
-    assert_eq!(pack.names().last(), Some("synth-00004"));
     let decoder = Decoder::load(&f.gguf, f.n_ctx).unwrap();
-    let set = pack_set(&pack, &[("synth-00003", 1.0)]);
-    let logits = Runner::new(&Reference, &decoder, 64, KvType::F32).with_adapters(set).logits(&f.tokens);
-    let moved = fixtures::relative_error(&logits, &f.logits);
-    assert!(moved > 1e-3 && moved < 2.0, "{moved}");
+    let plain = SynthSpec { clusters: 0, ..spec.clone() };
+    let shared = SynthSpec { share_v: true, ..spec.clone() };
+    for spec in [&spec, &shared, &plain] {
+        let gguf = Gguf::parse(vec![("synth.gguf".into(), Arc::new(bytes(spec)))]).unwrap();
+        let pack = Pack::parse(gguf, vec![]).unwrap();
+        pack.verify().unwrap();
+        assert_eq!(pack.names().last(), Some("synth-00004"));
+        let adapter = pack.adapter("synth-00003").unwrap();
+        assert_eq!(adapter.basis().is_some(), spec.clusters > 0);
+        let v = |p| adapter.factors(Site::layer(0, p)).unwrap().v().matrix().bytes().as_ptr();
+        assert_eq!(v(Projection::AttnQ) == v(Projection::AttnK), spec.share_v);
+        let set = AdapterSet::single(adapter.clone());
+        let logits = Runner::new(&Reference, &decoder, 64, KvType::F32).with_adapters(set).logits(&f.tokens);
+        let moved = fixtures::relative_error(&logits, &f.logits);
+        assert!(moved > 1e-3 && moved < 2.0, "{moved}");
+    }
 }

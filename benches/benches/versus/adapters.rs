@@ -91,6 +91,7 @@ pub fn tiny_pack(model: &Path, loaded: &LoadedModel, adapters: usize) -> Result<
         clusters: 2,
         rank: 8,
         diagonal: false,
+        share_v: false,
         basis_type: QuantType::F16,
         core_type: QuantType::F16,
         seed: 1,

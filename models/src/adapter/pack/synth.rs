@@ -20,12 +20,14 @@ use super::{
 pub struct SynthSpec {
     /// Number of adapters, named `synth-00000`, `synth-00001` …; spread evenly over the clusters.
     pub n_adapters: usize,
-    /// Number of bases.
+    /// Number of bases; with 0 every adapter is a plain LoRA with factors of its own.
     pub clusters: u32,
     /// r of every basis.
     pub rank: usize,
     /// Diagonal cores instead of full ones.
     pub diagonal: bool,
+    /// Whether projections with the same input have one V.
+    pub share_v: bool,
     /// Format of U and V.
     pub basis_type: QuantType,
     /// Format of the cores.
@@ -39,8 +41,8 @@ pub struct SynthSpec {
 /// The columns of U and V have length about 1, and the deltas' norm is about that of a trained
 /// adapter's: they change the answers without drowning the base.
 pub fn synth_pack<W: Write + Seek>(base: &BaseInfo, spec: &SynthSpec, out: W) -> Result<W> {
-    if spec.clusters == 0 || spec.rank == 0 {
-        return Err(Error::Request(format!("{} clusters of rank {}", spec.clusters, spec.rank)));
+    if spec.rank == 0 {
+        return Err(Error::Request("adapters of rank 0".into()));
     }
     let sites: Vec<(Site, SiteShape)> =
         base.shapes.iter().filter(|(site, _)| site.layer_index().is_some()).collect();
@@ -53,23 +55,25 @@ pub fn synth_pack<W: Write + Seek>(base: &BaseInfo, spec: &SynthSpec, out: W) ->
                 rank,
                 u_type,
                 v_type: u_type,
-                shared_v: false,
+                shared_v: spec.share_v && site.input() != *site,
             })
         })
         .collect();
     let mut random = Random(spec.seed);
     let mut w =
         PackWriter::new(out, PackSpec { name: Some("synthetic".into()), ..PackSpec::of(base) }, &layout)?;
-    for _ in 0..spec.clusters {
-        for (_, s) in &sites {
-            let u = random.normal(s.out_features * rank, (s.out_features as f32).powf(-0.5));
-            let v = random.normal(s.in_features * rank, (s.in_features as f32).powf(-0.5));
-            w.factors(&u, &v)?;
-        }
+    for site in &layout {
+        let Some(shape) = base.shapes.get(site.site) else { continue };
+        let (u, v) = random.factors(shape, rank, !site.shared_v);
+        w.factors(&u, &v)?;
     }
-    let types = StorageTypes { core: spec.core_type, ..StorageTypes::default() };
+    let types = StorageTypes { core: spec.core_type, factors: spec.basis_type, ..StorageTypes::default() };
     for i in 0..spec.n_adapters {
-        let mut core = |_: &(Site, SiteShape)| {
+        let mut core = |(_, shape): &(Site, SiteShape)| {
+            if spec.clusters == 0 {
+                let factors = Some(random.factors(*shape, rank, true));
+                return NewCore { factors, ..NewCore::shared(NewMatrix::Identity, rank, 1.0, None) };
+            }
             let matrix = match spec.diagonal {
                 true => NewMatrix::Diagonal(random.normal(rank, 1.0)),
                 false => NewMatrix::Full(random.normal(rank * rank, (rank as f32).powf(-0.5))),
@@ -79,7 +83,7 @@ pub fn synth_pack<W: Write + Seek>(base: &BaseInfo, spec: &SynthSpec, out: W) ->
         let cores = sites.iter().map(|s| (s.0, core(s))).collect();
         w.adapter(&NewAdapter {
             name: format!("synth-{i:05}"),
-            cluster: Some((i as u64 % u64::from(spec.clusters)) as u32),
+            cluster: (i as u64).checked_rem(spec.clusters.into()).map(|cluster| cluster as u32),
             meta: AdapterMeta {
                 description: "random".into(),
                 kind: "synthetic".into(),
@@ -102,6 +106,13 @@ impl Random {
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+
+    /// U and, if it is wanted, V of one site, with columns of length about 1.
+    fn factors(&mut self, s: SiteShape, rank: usize, with_v: bool) -> (Vec<f32>, Vec<f32>) {
+        let u = self.normal(s.out_features * rank, (s.out_features as f32).powf(-0.5));
+        let v = if with_v { s.in_features * rank } else { 0 };
+        (u, self.normal(v, (s.in_features as f32).powf(-0.5)))
     }
 
     /// `n` numbers of mean 0 and this deviation: each the sum of four uniform ones, which is close

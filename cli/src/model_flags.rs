@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use lory_kernels::backend::KvType;
-use lory_runtime::{Engine, EngineOptions, mapping::Loading};
+use lory_runtime::{Engine, EngineOptions, Repacking, mapping::Loading};
 
 use crate::{failure::Outcome, terminal::bytes};
 
@@ -31,6 +31,28 @@ impl KvTypeArg {
             KvTypeArg::F32 => KvType::F32,
             KvTypeArg::F16 => KvType::F16,
             KvTypeArg::Q8_0 => KvType::Q8_0,
+        }
+    }
+}
+
+/// Whether weights are repacked.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum RepackArg {
+    /// If there is memory to spare.
+    Auto,
+    /// Always.
+    On,
+    /// Never: weights are used where they are mapped.
+    Off,
+}
+
+impl RepackArg {
+    /// As the engine names it.
+    pub fn repacking(self) -> Repacking {
+        match self {
+            RepackArg::Auto => Repacking::Auto,
+            RepackArg::On => Repacking::On,
+            RepackArg::Off => Repacking::Off,
         }
     }
 }
@@ -60,6 +82,10 @@ pub struct ModelFlags {
     /// Read the files into memory instead of mapping them (for files that may change).
     #[arg(long)]
     pub no_mmap: bool,
+    /// Copy the weights into an order that is faster to read, for their size in memory again: answers are the same, tokens come
+    /// sooner. auto does it where the system has three times that available.
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "off")]
+    pub repack: RepackArg,
     /// Element type of cached keys and values.
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
     pub kv_type: KvTypeArg,
@@ -80,6 +106,7 @@ impl ModelFlags {
             n_batch: self.batch_size.min(self.ubatch_size) as usize,
             kv_type: self.kv_type.kv_type(),
             loading: if self.no_mmap { Loading::Read } else { Loading::Map },
+            repacking: self.repack.repacking(),
             ..EngineOptions::default()
         };
         Ok(Engine::open(&self.model, &options)?)
@@ -90,6 +117,9 @@ impl ModelFlags {
         let size: usize = engine.model().gguf.tensors().map(|t| t.byte_range().len()).sum();
         note(&format!("model   {} ({} of weights)", self.model.display(), bytes(size as u64)));
         note(&format!("device  {}", engine.device()));
+        if engine.repacked_bytes() > 0 {
+            note(&format!("repacked {} of weights", bytes(engine.repacked_bytes() as u64)));
+        }
         note(&format!("context {} tokens", engine.n_ctx()));
         note(&format!("opened  in {:.0} ms", opened_in.as_secs_f64() * 1e3));
         let names = engine.adapters().names().len();

@@ -191,7 +191,8 @@ pub trait Backend: Send + Sync {
     /// Whether products with this weight format work here.
     fn supports(&self, ty: crate::QuantType) -> bool;
 
-    /// Brings a weight to the device ahead of its first use. On the CPU, nothing.
+    /// Brings a weight to the device ahead of its first use, where it is kept by its address: the bytes must stay where they are
+    /// as long as the backend is used. On the CPU, nothing unless weights are to be repacked.
     fn load(&self, weight: QMatrix<'_>) -> Result<(), BackendError>;
 
     /// `len` zeros.

@@ -96,14 +96,20 @@ impl Weights {
         Some(linear.weight())
     }
 
-    /// Every matrix, once: for uploading, and for asking a device whether it can run them all.
+    /// Every matrix, once: for asking a device whether it can run them all.
     pub fn matrices(&self) -> impl Iterator<Item = &Tensor> {
+        let table = (!self.tied).then_some(&self.token_embd);
+        table.into_iter().chain(self.factors())
+    }
+
+    /// Every matrix that is multiplied with, once: all but a table of embeddings that is only looked up.
+    pub fn factors(&self) -> impl Iterator<Item = &Tensor> {
         let layers = self.layers.iter().flat_map(|l| {
             [&l.attn_q, &l.attn_k, &l.attn_v, &l.attn_output, &l.ffn_gate, &l.ffn_up, &l.ffn_down]
                 .map(|linear| linear.weight())
         });
-        let output = (!self.tied).then(|| self.output.weight());
-        std::iter::once(&self.token_embd).chain(layers).chain(output)
+        let output = if self.tied { &self.token_embd } else { self.output.weight() };
+        layers.chain(std::iter::once(output))
     }
 }
 

@@ -9,16 +9,11 @@ use std::{
     task::Waker,
 };
 
-use lory_kernels::{
-    Backend,
-    backend::KvShape,
-    backend::KvType,
-    cpu::{Cpu, Isa},
-};
+use lory_kernels::{Backend, backend::KvShape, backend::KvType, cpu::Cpu};
 use lory_models::{decoder::Scratch, kv_cache::KvCache};
 
 use crate::{
-    AdapterStore, Error, KvPolicy, Metrics, Result, Session, SessionOptions, lock,
+    AdapterStore, Error, KvPolicy, Metrics, Repacking, Result, Session, SessionOptions, lock,
     mapping::Loading,
     model::{LoadedModel, OpenOptions},
     scheduler::{Model, Scheduler},
@@ -57,6 +52,8 @@ pub struct EngineOptions {
     pub adapter_bytes: Option<usize>,
     /// Whether files are mapped or read; [`crate::mapping`] says what mapping promises.
     pub loading: Loading,
+    /// Whether weights are copied into a faster order.
+    pub repacking: Repacking,
 }
 
 impl Default for EngineOptions {
@@ -72,6 +69,7 @@ impl Default for EngineOptions {
             prefix_sharing: true,
             adapter_bytes: None,
             loading: Loading::Map,
+            repacking: Repacking::Off,
         }
     }
 }
@@ -196,17 +194,7 @@ impl Engine {
     /// An engine over a model that is already loaded.
     pub fn with_model(model: LoadedModel, options: &EngineOptions) -> Result<Engine> {
         let model = Arc::new(model);
-        let backend = Cpu::new(options.threads, Isa::from_env().map_err(Error::Request)?);
-        for tensor in model.decoder.weights().matrices() {
-            if !backend.supports(tensor.ty()) {
-                let error =
-                    lory_kernels::BackendError::UnsupportedType { device: backend.label(), ty: tensor.ty() };
-                return Err(
-                    lory_models::Error::tensor(tensor.file(), tensor.name(), error.to_string()).into()
-                );
-            }
-            backend.load(tensor.matrix()).map_err(lory_models::Error::from)?;
-        }
+        let backend = model.cpu(options.threads, options.repacking)?;
         let config = model.decoder.config();
         let n_ctx = model.n_ctx as usize;
         if options.n_batch == 0 {
@@ -262,6 +250,11 @@ impl Engine {
     /// The device in words.
     pub fn device(&self) -> String {
         self.shared.backend.label()
+    }
+
+    /// Bytes of repacked weights; see [`EngineOptions::repacking`].
+    pub fn repacked_bytes(&self) -> usize {
+        self.shared.backend.repacked_bytes()
     }
 
     /// A new, empty conversation.

@@ -25,6 +25,7 @@ pub mod mapping;
 mod metrics;
 mod model;
 mod order;
+mod repacking;
 mod room;
 pub mod sampler;
 mod saved;
@@ -45,6 +46,7 @@ pub use generate::{Canceller, Event, FinishReason, Generation, Hidden, Request, 
 pub use grammar::{Grammar, GrammarError, GrammarSource};
 pub use metrics::{BUCKETS, Endings, Histogram, Metrics};
 pub use model::{LoadedModel, OpenOptions};
+pub use repacking::Repacking;
 pub use room::KvPolicy;
 pub use sampler::{Sampler, SamplerError, SamplerOptions};
 pub use saved::RestoreProblem;

@@ -2,6 +2,11 @@
 
 use std::{path::Path, sync::Arc};
 
+use lory_kernels::{
+    Backend,
+    backend::BackendError,
+    cpu::{Cpu, Isa},
+};
 use lory_models::{
     adapter::BaseInfo,
     decoder::Decoder,
@@ -10,7 +15,7 @@ use lory_models::{
 };
 
 use crate::{
-    Error, Grammar, GrammarError, GrammarSource, Result, grammar,
+    Error, Grammar, GrammarError, GrammarSource, Repacking, Result, grammar,
     mapping::{self, File, Loading, OpenGguf},
     sampler::BreakerCache,
 };
@@ -55,6 +60,29 @@ impl LoadedModel {
     /// Opens a GGUF file and all its shards.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<LoadedModel> {
         LoadedModel::from_gguf(mapping::open_gguf(path, options.loading)?, options)
+    }
+
+    /// The processor, ready to run this model, with `threads` threads (`None`: the physical cores).
+    ///
+    /// # Errors
+    /// A weight of a format that has no kernel, by name; no memory for repacked weights; a wrong `LORY_ISA`.
+    pub fn cpu(&self, threads: Option<usize>, repacking: Repacking) -> Result<Cpu> {
+        let mut cpu = Cpu::new(threads, Isa::from_env().map_err(Error::Request)?);
+        let weights = self.decoder.weights();
+        for tensor in weights.matrices() {
+            if !cpu.supports(tensor.ty()) {
+                let error = BackendError::UnsupportedType { device: cpu.label(), ty: tensor.ty() };
+                let error = lory_models::Error::tensor(tensor.file(), tensor.name(), error.to_string());
+                return Err(error.into());
+            }
+        }
+        if repacking.decide(weights.factors().map(|t| t.matrix().bytes().len()).sum()) {
+            cpu = cpu.with_repacking();
+        }
+        for tensor in weights.factors() {
+            cpu.load(tensor.matrix()).map_err(lory_models::Error::from)?;
+        }
+        Ok(cpu)
     }
 
     /// A model from a container that is already parsed.

@@ -10,7 +10,7 @@ use lory_kernels::backend::KvType;
 use lory_kernels::ceilings::Ceilings;
 use lory_kernels::cpu::{Isa, ThreadPool, physical_cores};
 use lory_models::{cost::Cost, synth};
-use lory_runtime::{LoadedModel, OpenOptions};
+use lory_runtime::{LoadedModel, OpenOptions, Repacking};
 use serde_json::{Value, json};
 
 use crate::adapters::{self, Adapted};
@@ -58,6 +58,9 @@ struct Args {
     /// A pack of the model's, for the tests with adapters.
     #[arg(long, value_name = "PACK")]
     pack: Option<PathBuf>,
+    /// Lory copies the weights into an order of its own, too, as llama.cpp does where it can.
+    #[arg(long)]
+    repack: bool,
     /// Also writes every sample as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -176,10 +179,17 @@ impl Args {
         let longest = tests.iter().map(|t| t.before() + t.length()).max().unwrap_or(0).max(256);
         let options = OpenOptions { n_ctx: Some(longest as u32), ..Default::default() };
         let loaded = LoadedModel::open(path, &options).map_err(|e| e.to_string())?;
+        let repacking = if self.repack { Repacking::On } else { Repacking::Off };
+        let cpu = &loaded.cpu(Some(cpu.threads()), repacking).map_err(|e| e.to_string())?;
         let (decoder, vocab) = (&loaded.decoder, loaded.decoder.vocab_size());
         let theirs = Llama::open(path)?;
         let cost = Cost::of(decoder, KvType::F16);
-        println!("\n## {}, {} threads\n", theirs.description(), cpu.threads());
+        let repacked = cpu.repacked_bytes() >> 20;
+        println!(
+            "\n## {}, {} threads; {repacked} MiB repacked by Lory\n",
+            theirs.description(),
+            cpu.threads()
+        );
         let check = Check::run(
             &mut Lory::new(cpu, decoder, 1, 256)?,
             &mut theirs.context(cpu.threads(), 1, 256)?,

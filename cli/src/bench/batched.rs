@@ -56,7 +56,7 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], cases: &Cases)
         let opened = Opened::open(path, settings, longest)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
         for run in runs {
-            let device = Device::new(run.threads)?;
+            let device = Device::new(run.threads, &opened, settings)?;
             for pp in &cases.prompt {
                 for tg in &cases.generate {
                     for pl in cases.sequences.iter().filter(|pl| **pl > 0) {

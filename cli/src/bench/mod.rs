@@ -17,13 +17,13 @@ use clap::Args;
 use lory_kernels::{
     backend::KvType,
     ceilings::Ceilings,
-    cpu::{Cpu, Isa, ThreadPool, physical_cores},
+    cpu::{Cpu, ThreadPool, physical_cores},
 };
-use lory_runtime::mapping::Loading;
+use lory_runtime::{Repacking, mapping::Loading};
 
 use crate::{
     failure::{Failure, Outcome},
-    model_flags::KvTypeArg,
+    model_flags::{KvTypeArg, RepackArg},
 };
 
 use adapters::Distribution;
@@ -92,6 +92,9 @@ pub struct Bench {
     /// Read the files into memory instead of mapping them.
     #[arg(long)]
     no_mmap: bool,
+    /// Copy the weights into an order that is faster to read, for their size in memory again.
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "off")]
+    repack: RepackArg,
     #[command(flatten)]
     batched: BatchedFlags,
     #[command(flatten)]
@@ -137,6 +140,7 @@ struct Settings {
     warm_up: bool,
     format: Format,
     loading: Loading,
+    repacking: Repacking,
     pack: Option<PathBuf>,
     distribution: Distribution,
     seed: u64,
@@ -197,6 +201,7 @@ impl Bench {
             warm_up: !self.no_warmup,
             format: self.output,
             loading: if self.no_mmap { Loading::Read } else { Loading::Map },
+            repacking: self.repack.repacking(),
             pack: self.adapters.pack.clone(),
             distribution: self.adapters.adapter_dist,
             seed: self.adapters.seed,
@@ -240,9 +245,9 @@ fn first(flags: &[Numbers], default: usize) -> usize {
 }
 
 impl Device {
-    /// Threads and their ceilings.
-    fn new(threads: usize) -> Outcome<Device> {
-        let cpu = Cpu::new(Some(threads), Isa::from_env().map_err(Failure::runtime)?);
+    /// Threads that run a model, and their ceilings.
+    fn new(threads: usize, opened: &opened::Opened, settings: &Settings) -> Outcome<Device> {
+        let cpu = opened.loaded.cpu(Some(threads), settings.repacking)?;
         let ceilings = Ceilings::measure(&ThreadPool::new(cpu.threads()), Duration::from_millis(100));
         Ok(Device { cpu, ceilings })
     }

@@ -90,7 +90,7 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]
         let mut device: Option<Device> = None;
         for run in runs {
             if device.as_ref().is_none_or(|d| d.cpu.threads() != run.threads) {
-                device = Some(Device::new(run.threads)?);
+                device = Some(Device::new(run.threads, &opened, settings)?);
             }
             let Some(device) = &device else { continue };
             for test in tests {

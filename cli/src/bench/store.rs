@@ -39,6 +39,7 @@ pub fn measure(
         n_batch: 8,
         kv_type: settings.kv_type,
         loading: settings.loading,
+        repacking: settings.repacking,
         ..EngineOptions::default()
     };
     let engine = Engine::open(model, &options)?;

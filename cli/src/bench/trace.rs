@@ -87,7 +87,7 @@ pub fn run(
         let opened = Opened::open(path, settings, work.prompt + work.generate)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
         for run in runs {
-            let device = Device::new(run.threads)?;
+            let device = Device::new(run.threads, &opened, settings)?;
             let trace = Trace { opened: &opened, device: &device, run: *run, settings, flags, work };
             trace.measure(path, None, &mut table)?;
             if let Some(pool) = &pool {
@@ -148,6 +148,7 @@ impl Trace<'_> {
             kv_type: self.settings.kv_type,
             kv_tokens: Some((self.flags.requests as usize).min(256) * tokens.next_multiple_of(32)),
             loading: self.settings.loading,
+            repacking: self.settings.repacking,
             ..EngineOptions::default()
         };
         Ok(Engine::open(path, &options)?)

@@ -236,6 +236,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         })
     }
     #[inline(always)]
+    fn load_u16(self, x: &[u8; 32]) -> I {
+        proven!({
+            let (low, high) = (_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(x[16..].as_ptr().cast()));
+            [_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high)]
+        })
+    }
+    #[inline(always)]
     unsafe fn load_lanes(self, rows: [*const u8; 4]) -> I {
         // SAFETY: the caller promises 16 readable bytes behind every pointer, `self` the features.
         unsafe {

@@ -155,6 +155,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         })
     }
     #[inline(always)]
+    fn load_u16(self, x: &[u8; 32]) -> __m512i {
+        proven!(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())))
+    }
+    #[inline(always)]
     unsafe fn load_lanes(self, rows: [*const u8; 4]) -> __m512i {
         // Broadcasts under a mask and not insertions: they leave the one shuffle unit to the transposition.
         // SAFETY: the caller promises 16 readable bytes behind every pointer, `self` the features.

@@ -6,6 +6,7 @@ use super::kv::CpuKv;
 use super::lora::lora;
 use super::matmul::{Input, Output, Product, matmul};
 use super::pointwise::{Glu, RmsNorm, RopeTables, Softcap, split};
+use super::repack::RepackedWeights;
 use super::{Isa, ThreadPool, physical_cores};
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LoraJob, MatmulJob, Rope,
@@ -20,6 +21,8 @@ pub struct Cpu {
     /// For products inside tasks.
     serial: ThreadPool,
     rope_tables: RopeTables,
+    /// `None`: weights are used where they are mapped.
+    repacked: Option<RepackedWeights>,
 }
 
 impl Cpu {
@@ -27,7 +30,21 @@ impl Cpu {
     pub fn new(threads: Option<usize>, isa: Isa) -> Cpu {
         let threads = threads.unwrap_or_else(physical_cores).clamp(1, 1024);
         let (pool, serial) = (ThreadPool::new(threads), ThreadPool::new(1));
-        Cpu { isa, pool, serial, rope_tables: RopeTables::default() }
+        Cpu { isa, pool, serial, rope_tables: RopeTables::default(), repacked: None }
+    }
+
+    /// Copies every weight that [`Backend::load`] names, and whose format has a kernel for it, into an order in which 16 rows are read at
+    /// once: faster to read and to take apart, for as many bytes of memory again.
+    ///
+    /// Loaded weights are found by their address: their bytes must stay where they are as long as this backend is used.
+    pub fn with_repacking(mut self) -> Cpu {
+        self.repacked = Some(RepackedWeights::default());
+        self
+    }
+
+    /// Bytes of repacked weights.
+    pub fn repacked_bytes(&self) -> usize {
+        self.repacked.as_ref().map_or(0, RepackedWeights::bytes)
     }
 
     /// Threads that work at once.
@@ -80,8 +97,8 @@ impl Backend for Cpu {
         ty.is_readable()
     }
 
-    fn load(&self, _weight: QMatrix<'_>) -> Result<(), BackendError> {
-        Ok(())
+    fn load(&self, weight: QMatrix<'_>) -> Result<(), BackendError> {
+        self.repacked.as_ref().map_or(Ok(()), |repacked| repacked.add(&self.pool, weight))
     }
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>, BackendError> {
@@ -126,9 +143,13 @@ impl Backend for Cpu {
         jobs: &mut [MatmulJob<'_, Vec<f32>>],
     ) -> Result<(), BackendError> {
         let Some(columns) = jobs.first().map(|job| job.weight.cols()) else { return Ok(()) };
+        let repacked = self.repacked.as_ref().map(RepackedWeights::read);
         let products: Vec<_> = jobs
             .iter_mut()
-            .map(|job| Product { input: 0, weight: job.weight, out: Output::set(job.out) })
+            .map(|job| {
+                let repacked = repacked.as_ref().and_then(|repacked| repacked.of(job.weight));
+                Product { input: 0, weight: job.weight, repacked, out: Output::set(job.out) }
+            })
             .collect();
         matmul(self.isa, &self.pool, &[Input { x, rows, columns }], &products).map_err(failed)
     }

@@ -10,13 +10,14 @@ use std::marker::PhantomData;
 
 use super::activations::Activations;
 use super::panel::{PanelBlock, ROWS, Sink};
-use super::simd::{Op, Rows, Simd};
+use super::simd::{Op, Simd};
+use super::source::Source;
 
 /// Sixteen weight rows × one tile of activations, over all columns.
-pub(crate) struct Direct<'a, B, const MIN: bool, const WIDE: bool> {
-    /// The weights.
-    pub rows: Rows,
-    /// Bytes from the first row to what is fetched ahead.
+pub(crate) struct Direct<'a, B, R, const MIN: bool, const WIDE: bool> {
+    /// The first block of each row.
+    pub from: R,
+    /// Bytes of a row, from each to what is fetched ahead.
     pub ahead: usize,
     /// The right-hand side.
     pub x: &'a Activations,
@@ -32,7 +33,7 @@ pub(crate) struct Direct<'a, B, const MIN: bool, const WIDE: bool> {
     pub block: PhantomData<B>,
 }
 
-impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Op for Direct<'_, B, MIN, WIDE> {
+impl<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool> Op for Direct<'_, B, R, MIN, WIDE> {
     type Out = ();
 
     #[inline(always)]
@@ -51,7 +52,7 @@ impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Op for Direct<'_, B, MIN,
     }
 }
 
-impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Direct<'_, B, MIN, WIDE> {
+impl<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool> Direct<'_, B, R, MIN, WIDE> {
     #[inline(always)]
     fn tile<S: Simd, const M: usize>(self, s: S) {
         let (columns, start) = (self.x.columns, self.x.tiles.start(self.tile));
@@ -63,13 +64,13 @@ impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Direct<'_, B, MIN, WIDE> 
             odd: false,
         };
         let blocks = columns / B::LEN;
-        let mut ahead = Ahead::new(self.rows, self.ahead, blocks, size_of::<B>());
-        let mut rows = self.rows;
+        let mut ahead = Ahead::new(self.from, self.ahead, blocks, size_of::<B>());
+        let mut from = self.from;
         for _ in 0..blocks {
             ahead.step(s);
             // SAFETY: the caller's rows have so many blocks.
-            unsafe { B::unpack(s, &rows, &mut dot) };
-            rows.advance(size_of::<B>());
+            unsafe { B::unpack(s, &from, &mut dot) };
+            from.advance(size_of::<B>());
         }
         for m in 0..M {
             // SAFETY: the caller's accumulators.
@@ -80,8 +81,8 @@ impl<B: PanelBlock, const MIN: bool, const WIDE: bool> Direct<'_, B, MIN, WIDE> 
 
 /// Prefetches in the order of use, a share with each block, so that all lines are asked for equally early. In the order
 /// of memory, the last row's would come just before they are used.
-struct Ahead {
-    rows: Rows,
+struct Ahead<R> {
+    from: R,
     /// Lines per block, rounded up.
     per_block: usize,
     left: usize,
@@ -89,12 +90,12 @@ struct Ahead {
     offset: usize,
 }
 
-impl Ahead {
+impl<R: Source> Ahead<R> {
     /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes.
     #[inline(always)]
-    fn new(rows: Rows, distance: usize, blocks: usize, size: usize) -> Ahead {
+    fn new(from: R, distance: usize, blocks: usize, size: usize) -> Ahead<R> {
         let left = ROWS * (blocks * size).div_ceil(64);
-        Ahead { rows, per_block: left.div_ceil(blocks.max(1)), left, row: 0, offset: distance }
+        Ahead { from, per_block: left.div_ceil(blocks.max(1)), left, row: 0, offset: distance }
     }
 
     /// The share of one block.
@@ -103,7 +104,7 @@ impl Ahead {
         let n = self.per_block.min(self.left);
         self.left -= n;
         for _ in 0..n {
-            s.prefetch(self.rows.at(self.row, self.offset));
+            s.prefetch(self.from.ahead(self.row, self.offset));
             self.row += 1;
             if self.row == ROWS {
                 (self.row, self.offset) = (0, self.offset + 64);

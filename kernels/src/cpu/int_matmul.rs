@@ -9,7 +9,9 @@ use super::int_direct::Direct;
 use super::int_tile::Sweep;
 use super::matmul::Output;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
+use super::repack::{Repacked, Weave};
 use super::simd::{Op, Rows, Simd};
+use super::source::{Source, Woven};
 use crate::quant::{
     IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, QMatrix, QuantType,
 };
@@ -30,9 +32,19 @@ pub(crate) struct IntKernel {
     wide: bool,
     fill: unsafe fn(Isa, Rows, usize, *mut Panel),
     direct: unsafe fn(Isa, &Strip<'_>, Rows, usize, *mut [f32; ROWS]),
+    /// Of formats that can be repacked.
+    woven: Option<WovenKernel>,
     block_len: usize,
     block_bytes: usize,
     sweep: unsafe fn(Isa, &Strip<'_>, *const Panel, usize, usize, *mut [f32; ROWS]),
+}
+
+/// The same from [`Woven`] blocks.
+struct WovenKernel {
+    /// See [`Weave::HALVES`].
+    halves: &'static [usize],
+    fill: unsafe fn(Isa, Woven, usize, *mut Panel),
+    direct: unsafe fn(Isa, &Strip<'_>, Woven, usize, *mut [f32; ROWS]),
 }
 
 impl IntKernel {
@@ -48,27 +60,40 @@ impl IntKernel {
             group: B::GROUP,
             offset: if MIN { Offset::Min } else { Offset::Zero(B::ZERO) },
             wide: WIDE,
-            fill: fill::<B>,
-            direct: direct::<B, MIN, WIDE>,
+            fill: fill::<B, Rows>,
+            direct: direct::<B, Rows, MIN, WIDE>,
+            woven: None,
             block_len: B::LEN,
             block_bytes: size_of::<B>(),
             sweep: sweep::<STEPS, MIN, WIDE>,
         }
     }
 
+    /// The same for a format that can be repacked.
+    const fn weaving<B: Weave, const STEPS: usize, const MIN: bool, const WIDE: bool>() -> IntKernel {
+        let woven =
+            WovenKernel { halves: B::HALVES, fill: fill::<B, Woven>, direct: direct::<B, Woven, MIN, WIDE> };
+        IntKernel { woven: Some(woven), ..IntKernel::new::<B, STEPS, MIN, WIDE>() }
+    }
+
+    /// [`Weave::HALVES`] of a format that can be repacked.
+    pub fn halves(&self) -> Option<&'static [usize]> {
+        self.woven.as_ref().map(|woven| woven.halves)
+    }
+
     /// The kernel of a format; `None` for float formats and those without code here.
     pub fn of(ty: QuantType) -> Option<&'static IntKernel> {
         const KERNELS: &[(QuantType, IntKernel)] = &[
-            (QuantType::Q8_0, IntKernel::new::<Q8_0, 8, false, true>()),
-            (QuantType::Q4_0, IntKernel::new::<Q4_0, 8, false, false>()),
+            (QuantType::Q8_0, IntKernel::weaving::<Q8_0, 8, false, true>()),
+            (QuantType::Q4_0, IntKernel::weaving::<Q4_0, 8, false, false>()),
             (QuantType::Q4_1, IntKernel::new::<Q4_1, 8, true, false>()),
             (QuantType::Q5_0, IntKernel::new::<Q5_0, 8, false, false>()),
             (QuantType::Q5_1, IntKernel::new::<Q5_1, 8, true, false>()),
             (QuantType::Q2_K, IntKernel::new::<Q2_K, 4, true, false>()),
             (QuantType::Q3_K, IntKernel::new::<Q3_K, 4, false, false>()),
-            (QuantType::Q4_K, IntKernel::new::<Q4_K, 8, true, false>()),
-            (QuantType::Q5_K, IntKernel::new::<Q5_K, 8, true, false>()),
-            (QuantType::Q6_K, IntKernel::new::<Q6_K, 4, false, false>()),
+            (QuantType::Q4_K, IntKernel::weaving::<Q4_K, 8, true, false>()),
+            (QuantType::Q5_K, IntKernel::weaving::<Q5_K, 8, true, false>()),
+            (QuantType::Q6_K, IntKernel::weaving::<Q6_K, 4, false, false>()),
             (QuantType::IQ4_NL, IntKernel::new::<IQ4_NL, 8, false, true>()),
             (QuantType::IQ4_XS, IntKernel::new::<IQ4_XS, 8, false, true>()),
         ];
@@ -84,22 +109,22 @@ impl IntKernel {
 
 /// # Safety
 /// Each row has `blocks` blocks of B, at most [`COLUMNS`] columns.
-unsafe fn fill<B: PanelBlock>(isa: Isa, rows: Rows, blocks: usize, panel: *mut Panel) {
-    isa.run(Fill::<B> { rows, blocks, panel, block: PhantomData });
+unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, blocks: usize, panel: *mut Panel) {
+    isa.run(Fill::<B, R> { from, blocks, panel, block: PhantomData });
 }
 
 /// # Safety
 /// Each row has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's first tile.
-unsafe fn direct<B: PanelBlock, const MIN: bool, const WIDE: bool>(
+unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool>(
     isa: Isa,
     strip: &Strip<'_>,
-    rows: Rows,
+    from: R,
     ahead: usize,
     acc: *mut [f32; ROWS],
 ) {
     let (x, offsets, tile) = (strip.x, strip.offsets, strip.tiles.start);
     let acc_stride = isa.tile_panels();
-    isa.run(Direct::<B, MIN, WIDE> { rows, ahead, x, offsets, tile, acc, acc_stride, block: PhantomData });
+    isa.run(Direct::<B, R, MIN, WIDE> { from, ahead, x, offsets, tile, acc, acc_stride, block: PhantomData });
 }
 
 /// # Safety
@@ -120,6 +145,8 @@ unsafe fn sweep<const STEPS: usize, const MIN: bool, const WIDE: bool>(
 pub(crate) struct Strip<'a> {
     /// The weights.
     pub weight: QMatrix<'a>,
+    /// The same repacked, if they were.
+    pub repacked: Option<&'a Repacked>,
     /// First of the weight rows, and one past the last: at most 16 · panels of the level.
     pub rows: std::ops::Range<usize>,
     /// The right-hand side.
@@ -172,6 +199,14 @@ impl Strip<'_> {
     unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
         let stride = self.weight.row_bytes();
         for (p, row) in self.rows.clone().step_by(ROWS).enumerate() {
+            if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
+                // The processor follows small blocks by itself; of large ones it is told, since their fields are not used in the
+                // order of memory.
+                let ahead = kernel.block_bytes.max(64);
+                // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
+                unsafe { (woven.direct)(isa, self, repacked.panel(row / ROWS), ahead, acc.add(p)) };
+                continue;
+            }
             let copies: Vec<u8>;
             let rows = if row + ROWS <= self.rows.end {
                 Rows::new(self.weight.row(row).as_ptr(), stride)
@@ -202,6 +237,13 @@ impl Strip<'_> {
             let (skip, bytes) = (column / kernel.block_len * kernel.block_bytes, blocks * kernel.block_bytes);
             for (p, panel) in storage.iter_mut().enumerate().take(panels) {
                 let first = self.rows.start + p * ROWS;
+                if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
+                    let mut from = repacked.panel(first.min(self.rows.end - 1) / ROWS);
+                    from.advance(skip);
+                    // SAFETY: `Repacked` has so many blocks from here on.
+                    unsafe { (woven.fill)(isa, from, blocks, panel.as_mut_ptr()) };
+                    continue;
+                }
                 let rows = if first + ROWS <= self.rows.end {
                     Rows::new(self.weight.row(first)[skip..].as_ptr(), stride)
                 } else {
@@ -222,8 +264,16 @@ impl Strip<'_> {
             } else {
                 (self.rows.start + panels * ROWS, 0)
             };
-            let from = self.weight.bytes().as_ptr().wrapping_add(row * stride + skip);
-            isa.run(Fetch { from, stride, rows: panels * ROWS, bytes });
+            isa.run(match self.repacked {
+                None => {
+                    let from = self.weight.bytes().as_ptr().wrapping_add(row * stride + skip);
+                    Fetch { from, stride, rows: panels * ROWS, bytes }
+                }
+                Some(repacked) => {
+                    let from = repacked.panel(row / ROWS).0.wrapping_add(ROWS * skip);
+                    Fetch { from, stride: ROWS * stride, rows: panels, bytes: ROWS * bytes }
+                }
+            });
             // SAFETY: the panels have just been filled; accumulators are written at column 0
             // before they are read.
             unsafe { (kernel.sweep)(isa, self, storage.as_ptr().cast(), column, columns, acc) };

@@ -163,7 +163,9 @@ fn shrink(
         .iter_mut()
         .zip(&twins)
         .filter(|(_, twin)| twin.is_none())
-        .filter_map(|(w, _)| Some(Product { input: w.rows, weight: w.v?, out: Output::set(&mut w.z) }))
+        .filter_map(|(w, _)| {
+            Some(Product { input: w.rows, weight: w.v?, repacked: None, out: Output::set(&mut w.z) })
+        })
         .collect();
     matmul(isa, pool, &inputs, &products)?;
     drop(products);
@@ -266,7 +268,7 @@ fn product(
     out: &mut [f32],
 ) -> Result<(), FormatError> {
     let input = Input { x, rows, columns: weight.cols() };
-    matmul(isa, serial, &[input], &[Product { input: 0, weight, out: Output::set(out) }])
+    matmul(isa, serial, &[input], &[Product { input: 0, weight, repacked: None, out: Output::set(out) }])
 }
 
 /// Expands straight onto the outputs, where plain terms are all there is.
@@ -303,7 +305,7 @@ fn expand_onto(
                 // SAFETY: `jobs` are borrowed here until the end; the rows of a group are distinct (see
                 // `is_plain`), and those of a turn belong to one group each.
                 let out = unsafe { Output::add(out, len, lines) };
-                Product { input: i, weight: w.u, out }
+                Product { input: i, weight: w.u, repacked: None, out }
             })
             .collect();
         matmul(isa, pool, &inputs, &products)?;
@@ -316,7 +318,12 @@ fn expand(isa: Isa, pool: &ThreadPool, work: &mut [Work<'_>]) -> Result<(), Form
     let (mut inputs, mut products) = (Vec::new(), Vec::new());
     for w in work.iter_mut().filter(|w| !w.onto) {
         w.delta = vec![0.0; w.lines.len() * w.u.rows()];
-        products.push(Product { input: inputs.len(), weight: w.u, out: Output::set(&mut w.delta) });
+        products.push(Product {
+            input: inputs.len(),
+            weight: w.u,
+            repacked: None,
+            out: Output::set(&mut w.delta),
+        });
         inputs.push(Input { x: &w.inner, rows: w.lines.len(), columns: w.u.cols() });
     }
     matmul(isa, pool, &inputs, &products)

@@ -10,6 +10,7 @@ use super::avx512_bf16::{Bf16, Bf16Strip, Rounded};
 use super::float_matmul::{self, FloatStrip};
 use super::int_matmul::{IntKernel, ROW_BLOCK, Strip};
 use super::panel::ROWS;
+use super::repack::Repacked;
 use super::{Isa, Level, ThreadPool};
 use crate::QuantType;
 use crate::quant::{FormatError, QMatrix};
@@ -31,6 +32,8 @@ pub(crate) struct Product<'a> {
     pub input: usize,
     /// The weight.
     pub weight: QMatrix<'a>,
+    /// The same repacked, if it was.
+    pub repacked: Option<&'a Repacked>,
     /// Receives lines of `weight.rows()`.
     pub out: Output<'a>,
 }
@@ -114,6 +117,7 @@ struct Plan<'a> {
 enum Form<'a> {
     Int {
         kernel: &'static IntKernel,
+        repacked: Option<&'a Repacked>,
         x: &'a Activations,
         offsets: &'a [i32],
     },
@@ -142,7 +146,7 @@ impl<'a> Plan<'a> {
             (Some(kernel), Some(q), _) => {
                 let key = (kernel.group, kernel.offset(isa));
                 let offsets = x.offsets.iter().find(|(of, _)| *of == key).map_or(&[][..], |(_, o)| o);
-                let form = Form::Int { kernel, x: q, offsets };
+                let form = Form::Int { kernel, repacked: product.repacked, x: q, offsets };
                 (form, isa.tile_panels() * ROWS, q.tiles.count(), ROW_BLOCK / isa.tile_rows())
             }
             (_, _, Some((floats, stride))) => {
@@ -187,9 +191,9 @@ impl<'a> Plan<'a> {
         for strip in first..(first + self.per_task).min(self.strips) {
             let rows = strip * self.strip..((strip + 1) * self.strip).min(self.weight.rows());
             match self.x {
-                Form::Int { kernel, x, offsets } => {
+                Form::Int { kernel, repacked, x, offsets } => {
                     let tiles = units.start..units.end.min(x.tiles.count());
-                    let strip = Strip { weight: self.weight, rows, x, offsets, tiles };
+                    let strip = Strip { weight: self.weight, repacked, rows, x, offsets, tiles };
                     // SAFETY: the caller's promise.
                     unsafe { strip.run(isa, kernel, self.out) };
                 }

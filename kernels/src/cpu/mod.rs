@@ -22,7 +22,9 @@ mod panel;
 mod pointwise;
 mod pool;
 mod portable;
+mod repack;
 mod simd;
+mod source;
 mod unpack;
 
 pub use backend::Cpu;

@@ -2,7 +2,8 @@
 
 use std::marker::PhantomData;
 
-use super::simd::{Op, Rows, Simd};
+use super::simd::{Op, Simd};
+use super::source::Source;
 use crate::quant::IntBlock;
 
 /// Columns that a panel holds: two super-blocks. The two panels of a tile take 24 KiB, and stay in the
@@ -29,8 +30,8 @@ pub(crate) trait PanelBlock: IntBlock {
     /// Takes one block of each of 16 rows apart and hands its groups over in order.
     ///
     /// # Safety
-    /// The rows point at blocks.
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>);
+    /// There is a block.
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>);
 }
 
 /// What becomes of groups.
@@ -41,9 +42,9 @@ pub(crate) trait Sink<S: Simd> {
 }
 
 /// Fills one panel.
-pub(crate) struct Fill<B> {
-    /// Where the first block of each row lies.
-    pub rows: Rows,
+pub(crate) struct Fill<B, R> {
+    /// The first block of each row.
+    pub from: R,
     /// Blocks per row, at most `COLUMNS / B::LEN`.
     pub blocks: usize,
     /// Receives them.
@@ -81,18 +82,18 @@ impl<S: Simd> Sink<S> for Store {
     }
 }
 
-impl<B: PanelBlock> Op for Fill<B> {
+impl<B: PanelBlock, R: Source> Op for Fill<B, R> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         assert!(self.blocks <= COLUMNS / B::LEN);
-        let mut rows = self.rows;
+        let mut from = self.from;
         let mut store = Store { panel: self.panel, code: 0, group: 0, mins: B::HAS_MIN };
         for _ in 0..self.blocks {
             // SAFETY: the caller's rows have `blocks` blocks.
-            unsafe { B::unpack(s, &rows, &mut store) };
-            rows.advance(size_of::<B>());
+            unsafe { B::unpack(s, &from, &mut store) };
+            from.advance(size_of::<B>());
         }
     }
 }

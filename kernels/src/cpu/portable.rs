@@ -154,6 +154,14 @@ impl Simd for Portable {
         out
     }
     #[inline(always)]
+    fn load_u16(self, x: &[u8; 32]) -> [u32; 16] {
+        let mut out = [0; 16];
+        for (out, x) in out.iter_mut().zip(x.as_chunks::<2>().0) {
+            *out = u32::from(u16::from_le_bytes(*x));
+        }
+        out
+    }
+    #[inline(always)]
     unsafe fn load_lanes(self, rows: [*const u8; 4]) -> [u32; 16] {
         let mut bytes = [0; 64];
         for (lane, row) in bytes.as_chunks_mut::<16>().0.iter_mut().zip(rows) {

@@ -104,6 +104,8 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// Two bytes are readable there.
     unsafe fn gather_u16(self, rows: &Rows, offset: usize) -> Self::I;
+    /// 16 numbers of 16 bits, zero-extended.
+    fn load_u16(self, x: &[u8; 32]) -> Self::I;
     /// 16 bytes from each pointer, one lane after the other.
     ///
     /// # Safety

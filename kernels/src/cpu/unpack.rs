@@ -1,7 +1,6 @@
 //! Every integer format, 16 rows at a time.
 //!
-//! Sixteen rows × 16 bytes come in as four vectors of four rows each and are transposed within lanes;
-//! then every vector holds the same four bytes of all rows, and shifts and masks do for 16
+//! A [`Source`] gives vectors that hold the same four bytes of all rows; shifts and masks then do for 16
 //! rows what [`IntBlock::codes`](crate::quant::IntBlock::codes) does for one.
 
 // Tiles index several arrays at once.
@@ -10,29 +9,19 @@
 use std::mem::offset_of;
 
 use super::panel::{PanelBlock, Sink};
-use super::simd::{Rows, Simd};
+use super::repack::Weave;
+use super::simd::Simd;
+use super::source::Source;
 use crate::quant::{IQ4_NL, IQ4_VALUES, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
 
-/// Bytes `offset..offset + 16` of each row as four vectors of four bytes of all rows.
-///
-/// # Safety
-/// They are readable.
-#[inline(always)]
-unsafe fn columns<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 4] {
-    let mut x = [s.splat_i(0); 4];
-    for (r, x) in x.iter_mut().enumerate() {
-        // Rows r, r + 4, r + 8, r + 12: after the transposition lane l holds rows 4l .. 4l + 4.
-        // SAFETY: the caller's promise.
-        *x = unsafe {
-            s.load_lanes([
-                rows.at(r, offset),
-                rows.at(r + 4, offset),
-                rows.at(r + 8, offset),
-                rows.at(r + 12, offset),
-            ])
-        };
-    }
-    s.transpose4(x)
+/// Repeats a block for constants: which shift or which register is meant must be known when this is compiled.
+macro_rules! unroll {
+    ($i:ident in [$($n:literal),+] $body:block) => {
+        $({
+            const $i: usize = $n;
+            $body
+        })+
+    };
 }
 
 /// A half-precision number of each row.
@@ -40,9 +29,9 @@ unsafe fn columns<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 4] {
 /// # Safety
 /// Two bytes are readable there.
 #[inline(always)]
-unsafe fn half<S: Simd>(s: S, rows: &Rows, offset: usize) -> S::F {
+unsafe fn half<S: Simd>(s: S, from: &impl Source, offset: usize) -> S::F {
     // SAFETY: the caller's promise.
-    s.f16_low(unsafe { s.gather_u16(rows, offset) })
+    s.f16_low(unsafe { from.halves(s, offset) })
 }
 
 /// A word of each row.
@@ -50,9 +39,9 @@ unsafe fn half<S: Simd>(s: S, rows: &Rows, offset: usize) -> S::F {
 /// # Safety
 /// Four bytes are readable there.
 #[inline(always)]
-unsafe fn word<S: Simd>(s: S, rows: &Rows, offset: usize) -> S::I {
+unsafe fn word<S: Simd>(s: S, from: &impl Source, offset: usize) -> S::I {
     // SAFETY: the caller's promise.
-    let (low, high) = unsafe { (s.gather_u16(rows, offset), s.gather_u16(rows, offset + 2)) };
+    let (low, high) = unsafe { (from.halves(s, offset), from.halves(s, offset + 2)) };
     s.or(low, s.shl::<16>(high))
 }
 
@@ -137,9 +126,9 @@ fn bit<S: Simd, const TO: u32>(s: S, x: S::I, n: usize) -> S::I {
 /// # Safety
 /// 16 bytes are readable at `offset` of each row.
 #[inline(always)]
-unsafe fn nibbles<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 8] {
+unsafe fn nibbles<S: Simd>(s: S, from: &impl Source, offset: usize) -> [S::I; 8] {
     // SAFETY: the caller's promise.
-    let x = unsafe { columns(s, rows, offset) };
+    let x = unsafe { from.columns(s, offset) };
     let mut out = [x[0]; 8];
     for i in 0..4 {
         out[i] = mask(s, x[i], 15);
@@ -148,15 +137,19 @@ unsafe fn nibbles<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 8] {
     out
 }
 
+impl Weave for Q8_0 {
+    const HALVES: &[usize] = &[offset_of!(Q8_0, d)];
+}
+
 impl PanelBlock for Q8_0 {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, low, high) = unsafe {
             let qs = offset_of!(Q8_0, qs);
-            (half(s, rows, offset_of!(Q8_0, d)), columns(s, rows, qs), columns(s, rows, qs + 16))
+            (half(s, from, offset_of!(Q8_0, d)), from.columns(s, qs), from.columns(s, qs + 16))
         };
         let mut codes = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
         for codes in &mut codes {
@@ -166,23 +159,27 @@ impl PanelBlock for Q8_0 {
     }
 }
 
+impl Weave for Q4_0 {
+    const HALVES: &[usize] = &[offset_of!(Q4_0, d)];
+}
+
 impl PanelBlock for Q4_0 {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, codes) =
-            unsafe { (half(s, rows, offset_of!(Q4_0, d)), nibbles(s, rows, offset_of!(Q4_0, qs))) };
+            unsafe { (half(s, from, offset_of!(Q4_0, d)), nibbles(s, from, offset_of!(Q4_0, qs))) };
         sink.group(s, codes, d, d);
     }
 }
 
 impl PanelBlock for Q4_1 {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, m, codes) = unsafe {
-            let codes = nibbles(s, rows, offset_of!(Q4_1, qs));
-            (half(s, rows, offset_of!(Q4_1, d)), half(s, rows, offset_of!(Q4_1, m)), codes)
+            let codes = nibbles(s, from, offset_of!(Q4_1, qs));
+            (half(s, from, offset_of!(Q4_1, d)), half(s, from, offset_of!(Q4_1, m)), codes)
         };
         sink.group(s, codes, d, s.sub(s.splat(-0.0), m));
     }
@@ -203,11 +200,11 @@ fn add_fifth_bits<S: Simd>(s: S, qh: S::I, codes: &mut [S::I; 8]) {
 
 impl PanelBlock for Q5_0 {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, qh, mut codes) = unsafe {
-            let codes = nibbles(s, rows, offset_of!(Q5_0, qs));
-            (half(s, rows, offset_of!(Q5_0, d)), word(s, rows, offset_of!(Q5_0, qh)), codes)
+            let codes = nibbles(s, from, offset_of!(Q5_0, qs));
+            (half(s, from, offset_of!(Q5_0, d)), word(s, from, offset_of!(Q5_0, qh)), codes)
         };
         add_fifth_bits(s, qh, &mut codes);
         sink.group(s, codes, d, d);
@@ -216,11 +213,11 @@ impl PanelBlock for Q5_0 {
 
 impl PanelBlock for Q5_1 {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, m, qh, mut codes) = unsafe {
-            let (d, m) = (half(s, rows, offset_of!(Q5_1, d)), half(s, rows, offset_of!(Q5_1, m)));
-            (d, m, word(s, rows, offset_of!(Q5_1, qh)), nibbles(s, rows, offset_of!(Q5_1, qs)))
+            let (d, m) = (half(s, from, offset_of!(Q5_1, d)), half(s, from, offset_of!(Q5_1, m)));
+            (d, m, word(s, from, offset_of!(Q5_1, qh)), nibbles(s, from, offset_of!(Q5_1, qs)))
         };
         add_fifth_bits(s, qh, &mut codes);
         sink.group(s, codes, d, s.sub(s.splat(-0.0), m));
@@ -243,9 +240,9 @@ const IQ4_CODES: [u8; 16] = {
 /// # Safety
 /// 16 bytes are readable at `offset` of each row.
 #[inline(always)]
-unsafe fn looked_up<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 8] {
+unsafe fn looked_up<S: Simd>(s: S, from: &impl Source, offset: usize) -> [S::I; 8] {
     // SAFETY: the caller's promise.
-    let mut codes = unsafe { nibbles(s, rows, offset) };
+    let mut codes = unsafe { nibbles(s, from, offset) };
     for codes in &mut codes {
         *codes = s.lookup(&IQ4_CODES, *codes);
     }
@@ -256,10 +253,10 @@ impl PanelBlock for IQ4_NL {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, codes) =
-            unsafe { (half(s, rows, offset_of!(IQ4_NL, d)), looked_up(s, rows, offset_of!(IQ4_NL, qs))) };
+            unsafe { (half(s, from, offset_of!(IQ4_NL, d)), looked_up(s, from, offset_of!(IQ4_NL, qs))) };
         sink.group(s, codes, d, d);
     }
 }
@@ -268,18 +265,18 @@ impl PanelBlock for IQ4_XS {
     const WIDE: bool = true;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, mut high, mut low) = unsafe {
-            let high = s.gather_u16(rows, offset_of!(IQ4_XS, scales_h));
-            (half(s, rows, offset_of!(IQ4_XS, d)), high, word(s, rows, offset_of!(IQ4_XS, scales_l)))
+            let high = from.halves(s, offset_of!(IQ4_XS, scales_h));
+            (half(s, from, offset_of!(IQ4_XS, d)), high, word(s, from, offset_of!(IQ4_XS, scales_l)))
         };
         for g in 0..8 {
             let scale = s.or(s.and(low, s.splat_i(15)), s.shl::<4>(s.and(high, s.splat_i(3))));
             let scale = s.mul(d, s.to_f(s.sub_i(scale, s.splat_i(32))));
             (high, low) = (s.shr::<2>(high), s.shr::<4>(low));
             // SAFETY: offsets within the block.
-            let codes = unsafe { looked_up(s, rows, offset_of!(IQ4_XS, qs) + 16 * g) };
+            let codes = unsafe { looked_up(s, from, offset_of!(IQ4_XS, qs) + 16 * g) };
             sink.group(s, codes, scale, scale);
         }
     }
@@ -299,9 +296,9 @@ impl<S: Simd> KScales<S> {
     /// # Safety
     /// They are readable.
     #[inline(always)]
-    unsafe fn new(s: S, rows: &Rows) -> Self {
+    unsafe fn new(s: S, from: &impl Source) -> Self {
         // SAFETY: the caller's promise.
-        let [d, p0, p1, p2] = unsafe { columns(s, rows, 0) };
+        let [d, p0, p1, p2] = unsafe { from.columns(s, 0) };
         let top = [s.shl::<4>(pair(s, p0, 3)), s.shl::<4>(pair(s, p1, 3))];
         KScales {
             d: s.f16_low(d),
@@ -322,140 +319,186 @@ impl<S: Simd> KScales<S> {
     }
 }
 
-/// Bytes `offset .. offset + 32` of each row as eight vectors.
-///
-/// # Safety
-/// They are readable.
-#[inline(always)]
-unsafe fn columns8<S: Simd>(s: S, rows: &Rows, offset: usize) -> [S::I; 8] {
-    // SAFETY: the caller's promise.
-    let (a, b) = unsafe { (columns(s, rows, offset), columns(s, rows, offset + 16)) };
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+/// Bytes `offset .. offset + 16 · N` of each row. They are taken once where that means to transpose, and anew at each
+/// use where it is only a load: registers are few.
+struct Columns<'a, S: Simd, R, const N: usize> {
+    from: &'a R,
+    offset: usize,
+    held: [[S::I; 4]; N],
+}
+
+impl<'a, S: Simd, R: Source, const N: usize> Columns<'a, S, R, N> {
+    /// # Safety
+    /// They are readable as long as this is used.
+    #[inline(always)]
+    unsafe fn new(s: S, from: &'a R, offset: usize) -> Self {
+        let mut held = [[s.splat_i(0); 4]; N];
+        if !R::READY {
+            for (i, held) in held.iter_mut().enumerate() {
+                // SAFETY: the caller's promise.
+                *held = unsafe { from.columns(s, offset + 16 * i) };
+            }
+        }
+        Columns { from, offset, held }
+    }
+
+    /// Bytes 16 i .. 16 (i + 1).
+    #[inline(always)]
+    fn get(&self, s: S, i: usize) -> [S::I; 4] {
+        // SAFETY: promised to `new`.
+        if R::READY { unsafe { self.from.columns(s, self.offset + 16 * i) } } else { self.held[i] }
+    }
+}
+
+impl Weave for Q4_K {
+    const HALVES: &[usize] = &[];
 }
 
 impl PanelBlock for Q4_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: the scales come first in the block.
-        let scales = unsafe { KScales::new(s, rows) };
-        for i in 0..4 {
+        let scales = unsafe { KScales::new(s, from) };
+        unroll! { I in [0, 1, 2, 3] {
             // SAFETY: offsets within the block.
-            let x = unsafe { columns8(s, rows, offset_of!(Q4_K, qs) + 32 * i) };
-            let (mut low, mut high) = (x, x);
-            for j in 0..8 {
-                low[j] = mask(s, x[j], 15);
-                high[j] = mask(s, s.shr::<4>(x[j]), 15);
+            let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q4_K, qs) + 32 * I) };
+            let mut low = [s.splat_i(0); 8];
+            let mut high = low;
+            for part in 0..2 {
+                let x = x.get(s, part);
+                for j in 0..4 {
+                    low[4 * part + j] = mask(s, x[j], 15);
+                    high[4 * part + j] = mask(s, s.shr::<4>(x[j]), 15);
+                }
             }
-            sink.group(s, low, scales.scale(s, 2 * i), scales.min(s, 2 * i));
-            sink.group(s, high, scales.scale(s, 2 * i + 1), scales.min(s, 2 * i + 1));
-        }
+            sink.group(s, low, scales.scale(s, 2 * I), scales.min(s, 2 * I));
+            sink.group(s, high, scales.scale(s, 2 * I + 1), scales.min(s, 2 * I + 1));
+        }}
     }
+}
+
+impl Weave for Q5_K {
+    const HALVES: &[usize] = &[];
 }
 
 impl PanelBlock for Q5_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: the scales come first in the block; offsets within it.
-        let (scales, fifth) = unsafe { (KScales::new(s, rows), columns8(s, rows, offset_of!(Q5_K, qh))) };
-        for i in 0..4 {
+        let (scales, fifth) = unsafe {
+            let fifth: Columns<'_, S, _, 2> = Columns::new(s, from, offset_of!(Q5_K, qh));
+            (KScales::new(s, from), fifth)
+        };
+        unroll! { I in [0, 1, 2, 3] {
             // SAFETY: offsets within the block.
-            let x = unsafe { columns8(s, rows, offset_of!(Q5_K, qs) + 32 * i) };
-            let (mut low, mut high) = (x, x);
-            for j in 0..8 {
-                low[j] = s.or(mask(s, x[j], 15), bit::<S, 4>(s, fifth[j], 2 * i));
-                high[j] = s.or(mask(s, s.shr::<4>(x[j]), 15), bit::<S, 4>(s, fifth[j], 2 * i + 1));
+            let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q5_K, qs) + 32 * I) };
+            let mut low = [s.splat_i(0); 8];
+            let mut high = low;
+            for part in 0..2 {
+                let (x, fifth) = (x.get(s, part), fifth.get(s, part));
+                for j in 0..4 {
+                    low[4 * part + j] = s.or(mask(s, x[j], 15), bit::<S, 4>(s, fifth[j], 2 * I));
+                    let fifth = bit::<S, 4>(s, fifth[j], 2 * I + 1);
+                    high[4 * part + j] = s.or(mask(s, s.shr::<4>(x[j]), 15), fifth);
+                }
             }
-            sink.group(s, low, scales.scale(s, 2 * i), scales.min(s, 2 * i));
-            sink.group(s, high, scales.scale(s, 2 * i + 1), scales.min(s, 2 * i + 1));
-        }
+            sink.group(s, low, scales.scale(s, 2 * I), scales.min(s, 2 * I));
+            sink.group(s, high, scales.scale(s, 2 * I + 1), scales.min(s, 2 * I + 1));
+        }}
     }
+}
+
+impl Weave for Q6_K {
+    const HALVES: &[usize] = &[offset_of!(Q6_K, d)];
 }
 
 impl PanelBlock for Q6_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, scales) =
-            unsafe { (half(s, rows, offset_of!(Q6_K, d)), columns(s, rows, offset_of!(Q6_K, scales))) };
+            unsafe { (half(s, from, offset_of!(Q6_K, d)), from.columns(s, offset_of!(Q6_K, scales))) };
         for h in 0..2 {
             // SAFETY: offsets within the block.
-            let (low, high) = unsafe {
-                let ql = offset_of!(Q6_K, ql) + 64 * h;
-                let low = [columns8(s, rows, ql), columns8(s, rows, ql + 32)];
-                (low, columns8(s, rows, offset_of!(Q6_K, qh) + 32 * h))
+            let (low, top) = unsafe {
+                let low: Columns<'_, S, _, 4> = Columns::new(s, from, offset_of!(Q6_K, ql) + 64 * h);
+                let top: Columns<'_, S, _, 2> = Columns::new(s, from, offset_of!(Q6_K, qh) + 32 * h);
+                (low, top)
             };
-            for p in 0..4 {
-                for part in 0..2 {
-                    let mut codes = [high[0]; 4];
-                    for (j, codes) in codes.iter_mut().enumerate() {
-                        let x = low[p % 2][4 * part + j];
-                        let x = mask(s, if p < 2 { x } else { s.shr::<4>(x) }, 15);
-                        *codes = s.or(x, top_bits(s, high[4 * part + j], p));
+            let scales = if h == 0 { [scales[0], scales[1]] } else { [scales[2], scales[3]] };
+            unroll! { P in [0, 1, 2, 3] {
+                unroll! { PART in [0, 1] {
+                    let (low, top) = (low.get(s, P % 2 * 2 + PART), top.get(s, PART));
+                    let mut codes = low;
+                    for (codes, top) in codes.iter_mut().zip(top) {
+                        let low = mask(s, if P < 2 { *codes } else { s.shr::<4>(*codes) }, 15);
+                        *codes = s.or(low, top_bits(s, top, P));
                     }
-                    let g = 8 * h + 2 * p + part;
-                    let scale = s.mul(d, s.to_f(signed_byte(s, scales[g / 4], g % 4)));
+                    const G: usize = 2 * P + PART;
+                    let scale = s.mul(d, s.to_f(signed_byte(s, scales[G / 4], G % 4)));
                     sink.group(s, codes, scale, scale);
-                }
-            }
+                }}
+            }}
         }
     }
 }
 
 impl PanelBlock for Q2_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, dmin, packed) = unsafe {
-            let packed = columns(s, rows, offset_of!(Q2_K, scales));
-            (half(s, rows, offset_of!(Q2_K, d)), half(s, rows, offset_of!(Q2_K, dmin)), packed)
+            let packed = from.columns(s, offset_of!(Q2_K, scales));
+            (half(s, from, offset_of!(Q2_K, d)), half(s, from, offset_of!(Q2_K, dmin)), packed)
         };
         for h in 0..2 {
             // SAFETY: offsets within the block.
-            let x = unsafe { columns8(s, rows, offset_of!(Q2_K, qs) + 32 * h) };
-            for p in 0..4 {
-                for part in 0..2 {
-                    let mut codes = [x[0]; 4];
-                    for (j, codes) in codes.iter_mut().enumerate() {
-                        *codes = pair(s, x[4 * part + j], p);
+            let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q2_K, qs) + 32 * h) };
+            let packed = if h == 0 { [packed[0], packed[1]] } else { [packed[2], packed[3]] };
+            unroll! { P in [0, 1, 2, 3] {
+                unroll! { PART in [0, 1] {
+                    let mut codes = x.get(s, PART);
+                    for codes in &mut codes {
+                        *codes = pair(s, *codes, P);
                     }
-                    let g = 8 * h + 2 * p + part;
-                    let packed = byte(s, packed[g / 4], g % 4);
+                    const G: usize = 2 * P + PART;
+                    let packed = byte(s, packed[G / 4], G % 4);
                     let scale = s.mul(d, s.to_f(s.and(packed, s.splat_i(15))));
                     sink.group(s, codes, scale, s.mul(dmin, s.to_f(s.shr::<4>(packed))));
-                }
-            }
+                }}
+            }}
         }
     }
 }
 
 impl PanelBlock for Q3_K {
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, rows: &Rows, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, low, top, third) = unsafe {
             let at = offset_of!(Q3_K, scales);
-            let low = [word(s, rows, at), word(s, rows, at + 4)];
-            let third = columns8(s, rows, offset_of!(Q3_K, hmask));
-            (half(s, rows, offset_of!(Q3_K, d)), low, word(s, rows, at + 8), third)
+            let low = [word(s, from, at), word(s, from, at + 4)];
+            let third: Columns<'_, S, _, 2> = Columns::new(s, from, offset_of!(Q3_K, hmask));
+            (half(s, from, offset_of!(Q3_K, d)), low, word(s, from, at + 8), third)
         };
-        for h in 0..2 {
+        unroll! { H in [0, 1] {
             // SAFETY: offsets within the block.
-            let x = unsafe { columns8(s, rows, offset_of!(Q3_K, qs) + 32 * h) };
-            for p in 0..4 {
-                for part in 0..2 {
-                    let mut codes = [x[0]; 4];
-                    for (j, codes) in codes.iter_mut().enumerate() {
-                        let third = bit::<S, 2>(s, third[4 * part + j], 4 * h + p);
-                        *codes = s.or(pair(s, x[4 * part + j], p), third);
+            let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q3_K, qs) + 32 * H) };
+            unroll! { P in [0, 1, 2, 3] {
+                unroll! { PART in [0, 1] {
+                    let (mut codes, third) = (x.get(s, PART), third.get(s, PART));
+                    for (codes, third) in codes.iter_mut().zip(third) {
+                        *codes = s.or(pair(s, *codes, P), bit::<S, 2>(s, third, 4 * H + P));
                     }
-                    let g = 8 * h + 2 * p + part;
-                    // Words of four scales: low nibbles from byte g % 8, top pairs from byte g % 4.
-                    let nibble = if g < 8 { low[g / 4] } else { s.shr::<4>(low[g / 4 - 2]) };
-                    let scale = s.or(mask(s, nibble, 15), s.shl::<4>(pair(s, top, g / 4)));
-                    let scale = s.sub_i(byte(s, scale, g % 4), s.splat_i(32));
+                    const G: usize = 8 * H + 2 * P + PART;
+                    // Words of four scales: low nibbles from byte G % 8, top pairs from byte G % 4.
+                    let low = low[G / 4 % 2];
+                    let nibble = if G < 8 { low } else { s.shr::<4>(low) };
+                    let scale = s.or(mask(s, nibble, 15), s.shl::<4>(pair(s, top, G / 4)));
+                    let scale = s.sub_i(byte(s, scale, G % 4), s.splat_i(32));
                     sink.group(s, codes, s.mul(d, s.to_f(scale)), d);
-                }
-            }
-        }
+                }}
+            }}
+        }}
     }
 }

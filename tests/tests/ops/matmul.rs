@@ -127,6 +127,49 @@ fn products_have_the_bits_of_the_reference() {
 }
 
 #[test]
+fn repacked_weights_give_the_bits_of_the_reference() {
+    let mut noise = Noise(7);
+    for format in FORMATS {
+        let (ty, step) = (format.ty, format.ty.block_len());
+        // Weight rows that do and do not fill panels and strips; rows for every kernel: one, few, tiles.
+        let shapes = [
+            (1, step, 1),
+            (16, 2 * step, 2),
+            (17, 1024, 3),
+            (47, 512 + step, 7),
+            (64, 1536, 8),
+            (100, 768, 70),
+        ];
+        for (n, k, rows) in shapes {
+            let k = k.next_multiple_of(step);
+            let x = noise.values(rows * k);
+            let bytes = if is_float(ty) {
+                quantized(ty, &noise.values(n * k))
+            } else {
+                arbitrary(ty, n * k, &mut noise)
+            };
+            let w = QMatrix::new(ty, n, k, &bytes).unwrap();
+            // The same bytes as another matrix: found by its address, but not to be mistaken.
+            let half = QMatrix::new(ty, n.div_ceil(2), k, &bytes[..n.div_ceil(2) * w.row_bytes()]).unwrap();
+            let want = matmul(&Reference, &[w, half], &x, rows);
+            for isa in levels() {
+                let cpu = Cpu::new(Some(2), isa).with_repacking();
+                cpu.load(w).unwrap();
+                let packs =
+                    [QuantType::Q8_0, QuantType::Q4_0, QuantType::Q4_K, QuantType::Q5_K, QuantType::Q6_K];
+                let repacked = if packs.contains(&ty) { n.next_multiple_of(16) * w.row_bytes() } else { 0 };
+                assert_eq!(cpu.repacked_bytes(), repacked.next_multiple_of(64), "{ty} {n} x {k}");
+                let got = matmul(&cpu, &[w, half], &x, rows);
+                for ((w, got), want) in [w, half].into_iter().zip(&got).zip(&want) {
+                    let what = format!("{ty} {} x {k}, {rows} rows, {} repacked", w.rows(), cpu.label());
+                    check(&cpu, w, &x, got, want, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn several_products_of_one_input() {
     let mut noise = Noise(2);
     let (k, rows) = (512, 9);

@@ -1,0 +1,98 @@
+//! Where the blocks of sixteen weight rows come from: the file's layout, or a repacked one.
+
+use super::simd::{Rows, Simd};
+
+/// Sixteen weight rows, at one block of each.
+pub(crate) trait Source: Copy {
+    /// Whether [`Source::columns`] only loads.
+    const READY: bool;
+
+    /// Bytes `offset..offset + 16` of each row's block as four vectors of four bytes of all rows.
+    ///
+    /// # Safety
+    /// They lie within the block.
+    unsafe fn columns<S: Simd>(&self, s: S, offset: usize) -> [S::I; 4];
+
+    /// The 16-bit number at `offset` of each row's block, zero-extended.
+    ///
+    /// # Safety
+    /// It lies within the block.
+    unsafe fn halves<S: Simd>(&self, s: S, offset: usize) -> S::I;
+
+    /// Goes on to the next block; blocks have so many bytes.
+    fn advance(&mut self, bytes: usize);
+
+    /// Where those 64 bytes lie that are the share of row `row` in what comes `distance` bytes later in all rows.
+    fn ahead(&self, row: usize, distance: usize) -> *const u8;
+}
+
+impl Source for Rows {
+    const READY: bool = false;
+
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(&self, s: S, offset: usize) -> [S::I; 4] {
+        let mut x = [s.splat_i(0); 4];
+        for (r, x) in x.iter_mut().enumerate() {
+            // Rows r, r + 4, r + 8, r + 12: after the transposition lane l holds rows 4l .. 4l + 4.
+            // SAFETY: the caller's promise.
+            *x = unsafe {
+                s.load_lanes([
+                    self.at(r, offset),
+                    self.at(r + 4, offset),
+                    self.at(r + 8, offset),
+                    self.at(r + 12, offset),
+                ])
+            };
+        }
+        s.transpose4(x)
+    }
+
+    #[inline(always)]
+    unsafe fn halves<S: Simd>(&self, s: S, offset: usize) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { s.gather_u16(self, offset) }
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, bytes: usize) {
+        Rows::advance(self, bytes);
+    }
+
+    #[inline(always)]
+    fn ahead(&self, row: usize, distance: usize) -> *const u8 {
+        self.at(row, distance)
+    }
+}
+
+/// Blocks of sixteen rows woven into one: what lies in bytes `o .. o + w` of each row's block lies in
+/// bytes `16·o .. 16·(o + w)` here, word by word of all rows (numbers of 16 bits: half-word by half-word). One vector
+/// of [`Source::columns`] is then one load, and the blocks of all columns follow each other in memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Woven(pub *const u8);
+
+impl Source for Woven {
+    const READY: bool = true;
+
+    #[inline(always)]
+    unsafe fn columns<S: Simd>(&self, s: S, offset: usize) -> [S::I; 4] {
+        // SAFETY: the caller's promise.
+        let x = unsafe { &*self.0.wrapping_add(16 * offset).cast::<[[u8; 64]; 4]>() };
+        [s.load_i(&x[0]), s.load_i(&x[1]), s.load_i(&x[2]), s.load_i(&x[3])]
+    }
+
+    #[inline(always)]
+    unsafe fn halves<S: Simd>(&self, s: S, offset: usize) -> S::I {
+        // SAFETY: the caller's promise.
+        s.load_u16(unsafe { &*self.0.wrapping_add(16 * offset).cast() })
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, bytes: usize) {
+        self.0 = self.0.wrapping_add(16 * bytes);
+    }
+
+    #[inline(always)]
+    fn ahead(&self, row: usize, distance: usize) -> *const u8 {
+        self.0.wrapping_add(16 * distance + 64 * row)
+    }
+}

@@ -89,14 +89,24 @@ impl Input<'_> {
         self.byte() as usize % n
     }
 
-    /// Mostly tokens that exist.
+    /// Mostly tokens that exist; few bytes for many, so that inputs are mostly calls.
     fn tokens(&mut self) -> Vec<u32> {
-        let n = self.below(40);
-        (0..n).map(|_| u32::from(self.byte()) * if self.below(64) == 63 { 1 << 20 } else { 1 }).collect()
+        let (n, first, by) = (self.below(40) as u32, u32::from(self.byte()), u32::from(self.byte()));
+        let beyond = if by > 250 { 1 << 20 } else { 0 };
+        (0..n).map(|i| (first + i * (by % 8)) % 256 + beyond).collect()
+    }
+
+    /// Mostly one of those that are there; now and then NULL.
+    fn one_of<T>(&mut self, places: &[Option<*mut T>]) -> *mut T {
+        let alive: Vec<_> = places.iter().flatten().collect();
+        match self.byte() {
+            251.. => null_mut(),
+            n => alive.get(usize::from(n) % alive.len().max(1)).map_or(null_mut(), |p| **p),
+        }
     }
 
     fn scale(&mut self) -> f32 {
-        [0.0, 1.0, -0.5, f32::NAN, f32::INFINITY][self.below(5)]
+        [0.0, 1.0, -0.5, 0.25, 2.0, 0.7, f32::NAN, f32::INFINITY][self.below(8)]
     }
 }
 
@@ -111,16 +121,17 @@ struct State {
 
 impl State {
     fn session(&self, input: &mut Input) -> *mut lory_session {
-        self.sessions[input.below(4)].unwrap_or(null_mut())
+        input.one_of(&self.sessions)
     }
 
     fn generation(&self, input: &mut Input) -> *mut lory_generation {
-        self.generations[input.below(4)].unwrap_or(null_mut())
+        input.one_of(&self.generations)
     }
 
     fn scales(&self, input: &mut Input) -> Vec<lory_adapter_scale> {
         let n = input.below(3);
-        let id = |input: &mut Input| self.adapters.get(input.below(8)).copied().unwrap_or(999_999);
+        let id =
+            |input: &mut Input| self.adapters.iter().rev().nth(input.below(4)).copied().unwrap_or(999_999);
         (0..n).map(|_| lory_adapter_scale { id: id(input), scale: input.scale(), reserved: 0 }).collect()
     }
 
@@ -168,7 +179,7 @@ fn request(input: &mut Input, then: impl FnOnce(&lory_request)) {
     let tokens = input.tokens();
     // SAFETY: as above.
     let mut sampler: lory_sampler_options = init(|o, n| unsafe { lory_sampler_options_init(o, n) });
-    sampler.temp = [0.0, 0.8, 2.0, -1.0][input.below(4)];
+    sampler.temp = [0.0, 0.0, 0.8, 0.8, 1.3, 2.0, -1.0, 0.1][input.below(8)];
     (sampler.has_seed, sampler.seed) = (1, u64::from(input.byte()));
     sampler.logprobs = input.below(4) as i32 - 1;
     // SAFETY: as above.

@@ -8,23 +8,26 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::activations::Shared;
+use super::float_matmul::{FloatStrip, ROW_BLOCK, STRIP};
 use super::matmul::{Input, Output, Product, matmul};
 use super::pointwise::split;
 use super::{Isa, ThreadPool};
 use crate::backend::{Core, LoraGroup, LoraJob, LoraTerm};
 use crate::ops::lora::line;
-use crate::quant::{FormatError, QMatrix};
+use crate::quant::{FormatError, QMatrix, QuantType};
 
 /// One group of one job, on its way.
 struct Work<'a> {
     job: usize,
     group: &'a LoraGroup<'a>,
-    /// Index of its row list.
+    /// Index of its row list, which is in ascending order.
     rows: usize,
+    /// Where in that list each row of the group stands.
+    places: Vec<usize>,
     /// `None` where the input was shrunk already.
     v: Option<QMatrix<'a>>,
     u: QMatrix<'a>,
-    /// V x, a line per row of the group.
+    /// V x, a line per row of the list.
     z: Vec<f32>,
     /// What is expanded: lines of `u.cols()`.
     lines: Vec<Line<'a>>,
@@ -63,13 +66,13 @@ pub(crate) fn lora(
         let onto = is_plain(j.groups);
         for group in j.groups {
             let Some(u) = group.u else { continue };
-            let rows: Vec<u32> = group.rows.iter().map(|(row, _)| *row).collect();
+            let (rows, places) = ascending(group);
             let known = row_lists.iter().position(|list| *list == rows);
             let rows = known.unwrap_or_else(|| {
                 row_lists.push(rows);
                 row_lists.len() - 1
             });
-            work.push(Work::new(job, group, rows, u, onto));
+            work.push(Work::new(job, group, (rows, places), u, onto));
         }
     }
     shrink(isa, pool, x, in_width, &row_lists, &mut work)?;
@@ -79,17 +82,37 @@ pub(crate) fn lora(
     add(pool, jobs, &work)
 }
 
-/// Whether sums of `U C Vᵀ x` are all that the groups add, each to rows in ascending order and so to
-/// distinct ones.
+/// A group's rows in ascending order, and where each entry of the group stands there.
+///
+/// Callers sort rows by adapter. In ascending order the rows of a whole batch are its input as it lies there,
+/// and groups with the same rows share one.
+fn ascending(group: &LoraGroup<'_>) -> (Vec<u32>, Vec<usize>) {
+    let mut order: Vec<usize> = (0..group.rows.len()).collect();
+    order.sort_by_key(|entry| group.rows[*entry].0);
+    let mut places = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(place, entry)| places[*entry] = place);
+    (order.into_iter().map(|entry| group.rows[entry].0).collect(), places)
+}
+
+/// Whether no row stands twice in a group.
+fn is_distinct(group: &LoraGroup<'_>) -> bool {
+    ascending(group).0.is_sorted_by(|a, b| a < b)
+}
+
+/// Whether sums of `U C Vᵀ x` are all that the groups add, each to distinct rows.
 fn is_plain(groups: &[LoraGroup<'_>]) -> bool {
     let plain = |t: &LoraTerm<'_>| t.delta_scale.is_none() && t.row_scale.is_none() && t.bias.is_none();
-    groups.iter().all(|g| {
-        g.rows.is_sorted_by(|a, b| a.0 < b.0) && g.rows.iter().all(|(_, terms)| terms.iter().all(plain))
-    })
+    groups.iter().all(|g| g.rows.iter().all(|(_, terms)| terms.iter().all(plain)) && is_distinct(g))
 }
 
 impl<'a> Work<'a> {
-    fn new(job: usize, group: &'a LoraGroup<'a>, rows: usize, u: QMatrix<'a>, onto: bool) -> Self {
+    fn new(
+        job: usize,
+        group: &'a LoraGroup<'a>,
+        (rows, places): (usize, Vec<usize>),
+        u: QMatrix<'a>,
+        onto: bool,
+    ) -> Self {
         let mut lines = Vec::new();
         for (index, (_, terms)) in group.rows.iter().enumerate() {
             if terms.iter().any(|t| t.delta_scale.is_none()) {
@@ -102,7 +125,7 @@ impl<'a> Work<'a> {
         lines.sort_by_key(Line::core_address);
         let z = vec![0.0; group.rows.len() * u.cols()];
         let inner = vec![0.0; lines.len() * u.cols()];
-        Work { job, group, rows, v: group.v, u, z, lines, inner, onto, delta: Vec::new() }
+        Work { job, group, rows, places, v: group.v, u, z, lines, inner, onto, delta: Vec::new() }
     }
 }
 
@@ -138,7 +161,9 @@ fn shrink(
         .map(|rows| {
             let in_order = rows.iter().enumerate().all(|(i, row)| *row as usize == i);
             (!in_order).then(|| {
-                rows.iter().flat_map(|row| &x[*row as usize * in_width..][..in_width]).copied().collect()
+                let mut own = Vec::with_capacity(rows.len() * in_width);
+                rows.iter().for_each(|row| own.extend_from_slice(&x[*row as usize * in_width..][..in_width]));
+                own
             })
         })
         .collect();
@@ -215,10 +240,17 @@ fn run_cores(
     out: &mut [f32],
 ) -> Result<(), FormatError> {
     let width = work.u.cols();
-    let z = |line: &Line<'_>| &work.z[line.index * width..][..width];
-    if let [Some((core, _)), ..] = lines.iter().map(Line::single).collect::<Vec<_>>()[..] {
-        let x: Vec<f32> = lines.iter().flat_map(z).copied().collect();
-        product(isa, serial, core, &x, lines.len(), out)?;
+    let z = |line: &Line<'_>| &work.z[work.places[line.index] * width..][..width];
+    if let Some((core, _)) = lines.first().and_then(Line::single) {
+        let gathered: Vec<f32>;
+        let x = match lines {
+            [one] => z(one),
+            _ => {
+                gathered = lines.iter().map(z).collect::<Vec<_>>().concat();
+                &gathered
+            }
+        };
+        core_product(isa, serial, core, x, lines.len(), out)?;
         for (line, out) in lines.iter().zip(out.chunks_exact_mut(width)) {
             if let (Terms::Plain(_), Some((_, scale))) = (line.terms, line.single()) {
                 out.iter_mut().for_each(|v| *v = weigh(scale, *v, 0.0));
@@ -237,7 +269,7 @@ fn run_cores(
             let z = z(line);
             let cz: &[f32] = match term.core {
                 Core::Full(c) => {
-                    product(isa, serial, c, z, 1, &mut full)?;
+                    core_product(isa, serial, c, z, 1, &mut full)?;
                     &full
                 }
                 Core::Diagonal(c) => {
@@ -257,6 +289,32 @@ fn run_cores(
 /// λ c + sum, rounded once.
 fn weigh(scale: f32, c: f32, sum: f32) -> f32 {
     if scale == 1.0 { c + sum } else { scale.mul_add(c, sum) }
+}
+
+/// `C z` of some rows, in this thread. A step multiplies thousands of cores; planning each as [`product`] does would
+/// take longer than multiplying it.
+fn core_product(
+    isa: Isa,
+    serial: &ThreadPool,
+    core: QMatrix<'_>,
+    z: &[f32],
+    rows: usize,
+    out: &mut [f32],
+) -> Result<(), FormatError> {
+    let (n, columns) = (core.rows(), core.cols());
+    let direct = matches!(core.ty(), QuantType::F16 | QuantType::F32);
+    if !direct || columns == 0 || !columns.is_multiple_of(16) || !(1..=ROW_BLOCK).contains(&rows) {
+        return product(isa, serial, core, z, rows, out);
+    }
+    let x = &z[..rows * columns];
+    let out = Output::set(&mut out[..rows * n]);
+    for start in (0..n).step_by(STRIP) {
+        let of_core = start..(start + STRIP).min(n);
+        let strip = FloatStrip { weight: core, rows: of_core, x, x_stride: columns, x_rows: 0..rows };
+        // SAFETY: `out` has lines of `n` for all rows, and is this call's alone.
+        unsafe { strip.run(isa, out)? };
+    }
+    Ok(())
 }
 
 fn product(
@@ -341,8 +399,8 @@ fn add(pool: &ThreadPool, jobs: &mut [LoraJob<'_, Vec<f32>>], work: &[Work<'_>])
             let out = Shared(job.out.as_mut_ptr());
             let len = job.out.len();
             let work = work.iter().find(|w| w.job == j && std::ptr::eq(w.group, group));
-            // Rows in ascending order are distinct, and may go to different threads.
-            let distinct = group.rows.is_sorted_by(|a, b| a.0 < b.0);
+            // Distinct rows may go to different threads.
+            let distinct = is_distinct(group);
             split(pool, group.rows.len(), if distinct { width } else { 0 }, &|range| {
                 for (index, (row, terms)) in group.rows.iter().enumerate().take(range.end).skip(range.start) {
                     let start = *row as usize * width;

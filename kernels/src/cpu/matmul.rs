@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::activations::{Activations, Offset, Shared};
 #[cfg(target_arch = "x86_64")]
@@ -83,12 +83,15 @@ impl<'a> Output<'a> {
         let line = self.lines.map_or(row, |lines| lines[row] as usize);
         // SAFETY: the caller's promise.
         let out = unsafe { self.out.slice(line * width + start, values.len()) };
-        if self.lines.is_some() {
-            out.iter_mut().zip(values).for_each(|(out, v)| *out += v);
-        } else if let (Ok(out), Ok(values)) = (<&mut [f32; ROWS]>::try_from(&mut *out), values.try_into()) {
-            // Nearly always; a copy of known length is one instruction and no call.
+        if let (Ok(out), Ok(values)) = (<&mut [f32; ROWS]>::try_from(&mut *out), values.try_into()) {
+            // Nearly always; what has a known length is a few instructions and no call.
             let values: &[f32; ROWS] = values;
-            *out = *values;
+            match self.lines {
+                Some(_) => out.iter_mut().zip(values).for_each(|(out, v)| *out += v),
+                None => *out = *values,
+            }
+        } else if self.lines.is_some() {
+            out.iter_mut().zip(values).for_each(|(out, v)| *out += v);
         } else {
             out.copy_from_slice(values);
         }
@@ -97,6 +100,9 @@ impl<'a> Output<'a> {
 
 /// Tasks per thread: enough that a slow thread does not hold up the others for long.
 const TASKS_PER_THREAD: usize = 12;
+
+/// Up to so many products at once, each falls into its own number of tasks.
+const MANY: usize = 4;
 
 /// How one product falls into tasks: strips of weight rows × blocks of activation rows.
 struct Plan<'a> {
@@ -158,22 +164,25 @@ impl<'a> Plan<'a> {
         Plan::divide(pool, product, form, strip, (units, most), strips)
     }
 
-    /// `units` of activations, of which a task takes `most`; all products together have `strips`.
+    /// `units` of activations, of which a task takes `most`; all products together have `all_strips`.
     fn divide(
         pool: &ThreadPool,
         product: &Product<'a>,
         x: Form<'a>,
         strip: usize,
         (units, most): (usize, usize),
-        strips: usize,
+        all_strips: usize,
     ) -> Self {
         let weight = product.weight;
         // Few weight rows for many threads: then activation rows are divided, too.
-        let least = if pool.threads() == 1 { 1 } else { (2 * pool.threads()).div_ceil(strips) };
+        let least = if pool.threads() == 1 { 1 } else { (2 * pool.threads()).div_ceil(all_strips) };
         let per_block = units.div_ceil(units.div_ceil(most).max(least.min(units)));
         let blocks = units.div_ceil(per_block);
         let strips = weight.rows().div_ceil(strip);
-        let per_task = (strips * blocks).div_ceil(pool.threads() * TASKS_PER_THREAD).min(strips);
+        let per_task = (strips * blocks).div_ceil(pool.threads() * TASKS_PER_THREAD);
+        // Of very many products each needs only few tasks.
+        let of_many = (all_strips * blocks).div_ceil(pool.threads() * TASKS_PER_THREAD * MANY);
+        let per_task = per_task.max(of_many).min(strips);
         Plan { weight, out: product.out, x, strip, strips, per_task, blocks, per_block }
     }
 
@@ -268,14 +277,19 @@ pub(crate) fn matmul(
     inputs: &[Input<'_>],
     products: &[Product<'_>],
 ) -> Result<(), FormatError> {
-    let prepared: Vec<Prepared<'_>> = inputs
-        .iter()
-        .enumerate()
-        .map(|(i, input)| {
-            let weights: Vec<_> = products.iter().filter(|p| p.input == i).map(|p| p.weight).collect();
-            Prepared::new(isa, pool, *input, &weights)
-        })
-        .collect();
+    let prepare = |pool: &ThreadPool, i: usize| {
+        let weights: Vec<_> = products.iter().filter(|p| p.input == i).map(|p| p.weight).collect();
+        Prepared::new(isa, pool, inputs[i], &weights)
+    };
+    let prepared: Vec<Prepared<'_>> = if inputs.len() < 2 * pool.threads() {
+        (0..inputs.len()).map(|i| prepare(pool, i)).collect()
+    } else {
+        // Many small ones: each by one thread.
+        let serial = ThreadPool::new(1);
+        let done: Vec<OnceLock<Prepared<'_>>> = inputs.iter().map(|_| OnceLock::new()).collect();
+        pool.run(inputs.len(), &|i| drop(done[i].set(prepare(&serial, i))));
+        done.into_iter().filter_map(OnceLock::into_inner).collect()
+    };
     let strips = |weight: QMatrix<'_>| weight.rows().div_ceil(isa.tile_panels() * ROWS).max(1);
     let total: usize = products.iter().map(|p| strips(p.weight)).sum();
     let mut plans = Vec::with_capacity(products.len());
@@ -293,16 +307,21 @@ pub(crate) fn matmul(
         }
     }
     let failure = Mutex::new(None);
-    pool.run(plans.iter().map(Plan::tasks).sum(), &|mut task| {
-        for plan in &plans {
-            let Some(later) = task.checked_sub(plan.tasks()) else {
-                // SAFETY: outputs of distinct tasks are disjoint, and the length of `out` was checked above.
-                if let Err(error) = unsafe { plan.run(isa, task) } {
-                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                }
-                return;
-            };
-            task = later;
+    // The number of the first task after each plan's.
+    let mut tasks = 0;
+    let ends: Vec<usize> = plans
+        .iter()
+        .map(|plan| {
+            tasks += plan.tasks();
+            tasks
+        })
+        .collect();
+    pool.run(tasks, &|task| {
+        let i = ends.partition_point(|end| *end <= task);
+        let first = i.checked_sub(1).map_or(0, |before| ends[before]);
+        // SAFETY: outputs of distinct tasks are disjoint, and the length of `out` was checked above.
+        if let Err(error) = unsafe { plans[i].run(isa, task - first) } {
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     });
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)

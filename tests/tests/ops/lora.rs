@@ -185,3 +185,52 @@ fn overlapping_plain_groups() {
         assert_same(&run(&cpu, &x, in_width, &y, &groups)[0], &want[0], &cpu.label());
     }
 }
+
+/// Rows come sorted by adapter, in any order, and one of many bases may have a single row.
+#[test]
+fn rows_in_any_order_over_many_bases() {
+    let mut noise = Noise(34);
+    let (in_width, widths, rank, rows) = (128, [96, 40], 32, 24);
+    let mut store = Store(Vec::new());
+    let cores: Vec<_> = (0..rows)
+        .map(|i| store.add([QuantType::F16, QuantType::F32, QuantType::Q8_0][i % 3], rank, rank, &mut noise))
+        .collect();
+    let bases: Vec<Vec<(usize, usize)>> = widths
+        .iter()
+        .map(|width| {
+            let basis = |i: usize| {
+                let ty = [QuantType::Q4_0, QuantType::F16][i % 2];
+                (store.add(ty, rank, in_width, &mut noise), store.add(ty, *width, rank, &mut noise))
+            };
+            (0..9).map(basis).collect()
+        })
+        .collect();
+    let bias = store.add(QuantType::F32, 1, widths[1], &mut noise);
+    // The first basis has every row; of the others each has those with its number, the last one none.
+    let members =
+        |basis: usize| (0..rows).map(|i| i * 7 % rows).filter(move |r| basis == 0 || r % 9 == basis - 1);
+    for with_bias in [false, true] {
+        let group = |job: usize, basis: usize| {
+            let bias = (with_bias && job == 1 && basis == 2).then(|| store.get(bias));
+            let term = |row: usize| LoraTerm {
+                core: Core::Full(store.get(cores[row])),
+                scale: if row.is_multiple_of(2) { 1.0 } else { 0.3 },
+                delta_scale: None,
+                row_scale: None,
+                bias,
+            };
+            let (v, u) = bases[job][basis];
+            let rows = members(basis).map(|row| (row as u32, vec![term(row)])).collect();
+            LoraGroup { v: Some(store.get(v)), u: Some(store.get(u)), rows }
+        };
+        let groups: Vec<Vec<_>> = (0..2).map(|job| (0..9).map(|basis| group(job, basis)).collect()).collect();
+        let x = noise.values(rows * in_width);
+        let y: Vec<_> = widths.iter().map(|w| (noise.values(rows * w), *w)).collect();
+        let want = run(&Reference, &x, in_width, &y, &groups);
+        for cpu in cpus() {
+            for (got, want) in run(&cpu, &x, in_width, &y, &groups).iter().zip(&want) {
+                assert_same(got, want, &format!("bias {with_bias}, {}", cpu.label()));
+            }
+        }
+    }
+}

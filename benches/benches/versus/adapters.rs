@@ -4,9 +4,12 @@
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use lory_benches::pearson;
 use lory_kernels::QuantType;
+use lory_kernels::cpu::physical_cores;
 use lory_models::adapter::pack::{SynthSpec, synth_pack};
 use lory_models::adapter::{AdapterSet, BaseCheck};
 use lory_runtime::mapping::Loading;
@@ -25,7 +28,8 @@ pub struct Adapted {
 }
 
 impl Adapted {
-    /// `n` different adapters.
+    /// `n` different adapters. llama.cpp's files hold two bytes per number, some 90 MB for rank 64 on all projections of
+    /// a model of 1.2 B parameters.
     pub fn open(pack: &Path, model: &LoadedModel, n: usize) -> Result<Adapted, String> {
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let pack = open_pack(pack, Loading::Map).map_err(|e| text(&e))?;
@@ -34,21 +38,29 @@ impl Adapted {
             return Err(format!("{}: {} adapters, {n} are needed", pack.file(), pack.len()));
         }
         let folder = tempfile::tempdir().map_err(|e| text(&e))?;
-        let names: Vec<String> = pack.names().take(n).map(str::to_owned).collect();
-        let (mut sets, mut files) = (Vec::new(), Vec::new());
-        for (i, name) in names.iter().enumerate() {
-            let adapter = pack.adapter(name).map_err(|e| text(&e))?;
-            let file = folder.path().join(format!("{i}.gguf"));
-            lora_file::write(&adapter, &model.base.architecture, &file)?;
-            sets.push(AdapterSet::single(adapter));
-            files.push(file);
-        }
+        let names = pack.names().take(n);
+        let adapters: Vec<_> =
+            names.map(|name| pack.adapter(name).map_err(|e| text(&e))).collect::<Result<_, _>>()?;
+        let files: Vec<PathBuf> = (0..n).map(|i| folder.path().join(format!("{i}.gguf"))).collect();
+        eprintln!("writing {n} adapters as LoRA files for llama.cpp in {}", folder.path().display());
+        let next = AtomicUsize::new(0);
+        let write = || -> Result<(), String> {
+            while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < n) {
+                lora_file::write(&adapters[i], &model.base.architecture, &files[i])?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..physical_cores()).map(|_| scope.spawn(write)).collect();
+            threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|_| Err("a thread panicked".into())))
+        })?;
+        let sets = adapters.into_iter().map(AdapterSet::single).collect();
         Ok(Adapted { sets, files, _folder: folder })
     }
 
-    /// The same for llama.cpp.
-    pub fn loras<'m>(&self, llama: &'m Llama) -> Result<Vec<Lora<'m>>, String> {
-        self.files.iter().map(|file| llama.lora(file)).collect()
+    /// The first `n` for llama.cpp.
+    pub fn loras<'m>(&self, llama: &'m Llama, n: usize) -> Result<Vec<Lora<'m>>, String> {
+        self.files.iter().take(n).map(|file| llama.lora(file)).collect()
     }
 }
 

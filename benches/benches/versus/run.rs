@@ -40,6 +40,9 @@ struct Args {
     /// Pairs of samples.
     #[arg(short, long, default_value_t = 5)]
     repetitions: usize,
+    /// No pair before them that does not count: for adapters, which llama.cpp runs one after the other.
+    #[arg(long)]
+    no_warmup: bool,
     /// What is measured.
     #[arg(long, value_delimiter = ',', default_value = "pp,tg,batched,depth")]
     tests: Vec<Kind>,
@@ -82,7 +85,8 @@ enum Kind {
     Batched,
     /// Both of the first behind a long context.
     Depth,
-    /// Many sequences, each under an adapter of its own; needs --pack.
+    /// Many sequences, each under an adapter of its own; needs --pack. Alone with few samples:
+    /// `--tests adapters --npl 8,32 --npp 16 --ntg 8 -r 2 --no-warmup`.
     Adapters,
 }
 
@@ -199,21 +203,23 @@ impl Args {
         println!("{}\n\n{}", check.text(), report::header());
         check.verdict()?;
         let mut rows = Vec::new();
+        let most = tests.iter().filter(|t| t.adapters()).map(Test::sequences).max();
+        let adapted = most.map(|n| self.adapted(path, &loaded, n)).transpose()?;
         for test in &tests {
             let tokens = test.before() + test.length();
             let mut ours = Lory::new(cpu, decoder, test.sequences(), tokens)?;
             let mut llama = theirs.context(cpu.threads(), test.sequences(), tokens)?;
             let mut likeness = None;
-            if test.adapters() {
-                let adapted = self.adapted(path, &loaded, test.sequences())?;
-                ours = ours.with_adapters(&adapted.sets);
-                llama = llama.with_loras(adapted.loras(&theirs)?);
-                likeness = Some(adapters::check(&mut ours, &mut llama, test.sequences(), vocab)?);
+            if let Some(adapted) = adapted.as_ref().filter(|_| test.adapters()) {
+                let n = test.sequences();
+                ours = ours.with_adapters(&adapted.sets[..n]);
+                llama = llama.with_loras(adapted.loras(&theirs, n)?);
+                likeness = Some(adapters::check(&mut ours, &mut llama, n, vocab)?);
             }
             test.prepare(&mut ours, vocab)?;
             test.prepare(&mut llama, vocab)?;
-            let [lory, llama] =
-                test.measure([&mut ours, &mut llama], vocab, self.repetitions, !self.quick)?;
+            let warm_up = !self.quick && !self.no_warmup;
+            let [lory, llama] = test.measure([&mut ours, &mut llama], vocab, self.repetitions, warm_up)?;
             let row = Row { test, cost: &cost, ceilings, llama: &llama, lory: &lory };
             println!("{}", row.line());
             let mut json = row.json();

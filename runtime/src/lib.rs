@@ -22,6 +22,7 @@ mod error;
 mod generate;
 pub mod grammar;
 pub mod mapping;
+mod memory;
 mod metrics;
 mod model;
 mod order;

@@ -11,7 +11,11 @@
 //! short afterwards, touching a page past the new end raises SIGBUS, which ends the process: no
 //! library can turn that into an error without taking over the host's signal handlers.
 //! [`File::check_unchanged`] finds out before pages are touched, as far as length and time of
-//! modification tell, and costs one system call; the engine asks it at the start of a request.
+//! modification tell, and costs one system call. The engine asks it about the model's files at the start of
+//! every request, about the files of adapters when it reads one and before every step that uses one: what was
+//! changed between steps ends the requests that need it with an error, and nobody else's. A file that is cut
+//! while a step reads it can still raise SIGBUS. Copying single adapters would not change that, since their bases
+//! and the model are read from their mappings in the same step.
 //! Where the file is not under the host's control (a network share, a download in place), use
 //! [`Loading::Read`], the command line's `--no-mmap`: the file is copied into memory and nothing
 //! that happens to it later matters.

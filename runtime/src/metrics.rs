@@ -174,6 +174,8 @@ impl Metrics {
             "Kept KV pages given up for room.",
             self.kv_pages_dropped as f64,
         );
+        out.gauge("tokens_per_second", "Tokens generated per second of steps.", self.tokens_per_second());
+        out.gauge("batch_fill_ratio", "Share of possible rows that steps carried.", self.batch_fill());
         out.gauge("sessions", "Sessions.", self.sessions as f64);
         out.gauge("requests_running", "Requests being run.", self.running as f64);
         out.gauge("requests_queued", "Requests waiting for their first step.", self.queued as f64);

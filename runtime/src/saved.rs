@@ -20,7 +20,7 @@ use lory_kernels::{
 use lory_models::adapter::{AdapterSet, Existing, Phases, publish};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{Engine, Error, Result, Session, SessionOptions, engine::Shared};
+use crate::{Engine, Error, Result, Session, SessionOptions, engine::Shared, memory};
 
 const MAGIC: [u8; 8] = *b"LORYKV\x1a\n";
 const VERSION: u32 = 1;
@@ -106,7 +106,8 @@ impl Session {
         let scheduler = self.shared.scheduler();
         let s = scheduler.get(self.id);
         let adapters = saved_adapters(&s.adapters.set, &s.phases);
-        let (tokens, cached, mixed) = (s.tokens.clone(), s.pages.len() as u64, s.mixed);
+        let tokens = memory::copied(&s.tokens, "the tokens of a session")?;
+        let (cached, mixed) = (s.pages.len() as u64, s.mixed);
         let shape = scheduler.cache().shape();
         drop(scheduler);
         let header = Header {
@@ -193,6 +194,7 @@ impl Session {
             scheduler.start_restore(self.id, tokens, phases, header.mixed);
         }
         let mut page = Vec::new();
+        memory::reserve(&mut page, header.page_bytes as usize, "a page of keys and values")?;
         for i in 0..header.pages() {
             // The length is this engine's own, checked above.
             page.resize(header.page_bytes as usize, 0);
@@ -456,6 +458,7 @@ impl Input<'_> {
     /// `header.tokens` was checked against the context.
     fn tokens(&mut self, header: &Header, vocab: usize) -> Result<Vec<u32>> {
         let mut tokens = Vec::new();
+        memory::reserve(&mut tokens, header.tokens as usize, "the tokens of a session")?;
         for _ in 0..header.tokens {
             let token = self.u32()?;
             if token as usize >= vocab {

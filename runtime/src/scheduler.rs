@@ -16,6 +16,7 @@ use lory_models::{
 use crate::{
     Error, FinishReason, KvPolicy, Metrics, Result,
     adapters::Bound,
+    memory,
     sequence::{Active, Sequence},
     stream::Stream,
 };
@@ -189,11 +190,15 @@ impl<B: Backend> Scheduler<B> {
     }
 
     /// Takes a request; its tokens were checked by the caller.
-    pub(crate) fn submit(&mut self, id: SequenceId, tokens: &[u32], mut active: Active) {
+    ///
+    /// # Errors
+    /// No memory for its tokens; nothing has changed then.
+    pub(crate) fn submit(&mut self, id: SequenceId, tokens: &[u32], mut active: Active) -> Result<()> {
+        let Some(s) = self.sequences.get_mut(&id) else { return Ok(()) };
+        memory::reserve(&mut s.tokens, tokens.len(), "a prompt")?;
         self.clock += 1;
         self.metrics.requests += 1;
         active.turn.arrival = self.clock;
-        let Some(s) = self.sequences.get_mut(&id) else { return };
         s.end(Ok(FinishReason::Cancelled), &mut self.metrics);
         active.place(s.tokens.len(), s.tokens.len() + tokens.len());
         s.tokens.extend_from_slice(tokens);
@@ -208,6 +213,7 @@ impl<B: Backend> Scheduler<B> {
         active.found_cached(s.pages.len());
         self.metrics.cached_tokens += s.pages.len() as u64;
         s.active = Some(active);
+        Ok(())
     }
 
     /// Ends the request that writes to `stream`, if the sequence still works on it.

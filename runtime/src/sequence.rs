@@ -15,6 +15,7 @@ use crate::{
     Error, Event, FinishReason, Hidden, LoadedModel, Metrics, Request, Result, Sampler, SamplerOptions,
     Stats,
     adapters::Bound,
+    memory,
     sampler::{DryBreakers, token_logprob},
     stop::StopMatcher,
     stream::Stream,
@@ -89,6 +90,7 @@ impl Active {
     ) -> Result<Active> {
         let tokenizer = &model.tokenizer;
         let mut sampler = Sampler::with_breakers(&request.sampler, breakers(&request.sampler, model))?;
+        sampler.reserve(history.len().saturating_add(request.max_new_tokens).min(n_ctx))?;
         for token in history {
             sampler.accept(*token);
         }
@@ -324,7 +326,13 @@ impl Sequence {
             return;
         };
         if active.wants_prompt_logits(position) {
-            active.stream.push(Event::Logits { position, values: logits.to_vec() });
+            match memory::copied(logits, "the logits of a prompt token") {
+                Ok(values) => active.stream.push(Event::Logits { position, values }),
+                Err(e) => {
+                    active.end = Some(Err(e));
+                    return;
+                }
+            }
         }
         if active.wants_logprob_after(position)
             && let (Some(id), Some(n)) = (self.tokens.get(position + 1), active.outputs.logprobs)
@@ -349,10 +357,11 @@ impl Sequence {
             active.end = Some(Ok(FinishReason::Stop));
             return;
         }
-        let choice = match active.sampler.sample(logits) {
+        let room = memory::reserve(&mut self.tokens, 1, "a session's tokens");
+        let choice = match room.and_then(|()| Ok(active.sampler.sample(logits)?)) {
             Ok(choice) => choice,
             Err(e) => {
-                active.end = Some(Err(Error::from(e)));
+                active.end = Some(Err(e));
                 return;
             }
         };

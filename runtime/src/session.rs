@@ -5,8 +5,8 @@ use std::sync::Arc;
 use lory_models::adapter::AdapterSet;
 
 use crate::{
-    AdapterId, Error, Generation, Request, Result, engine::Shared, scheduler::SequenceId, sequence::Active,
-    stream::Stream,
+    AdapterId, Error, Generation, Request, Result, engine::Shared, memory, scheduler::SequenceId,
+    sequence::Active, stream::Stream,
 };
 
 /// What a session starts with.
@@ -141,7 +141,10 @@ impl Session {
             return Err(Error::Request(format!("token {bad} is outside the vocabulary of {vocab}")));
         }
         let mut scheduler = self.shared.scheduler();
-        let mut history = scheduler.get(self.id).tokens.clone();
+        let before = &scheduler.get(self.id).tokens;
+        let mut history = Vec::new();
+        memory::reserve(&mut history, before.len() + request.tokens.len(), "a prompt")?;
+        history.extend_from_slice(before);
         history.extend_from_slice(&request.tokens);
         if history.is_empty() {
             let message = "the prompt has no token: give at least one, such as the model's BOS";
@@ -156,7 +159,7 @@ impl Session {
         }
         let stream = Arc::new(Stream::new(request.max_queued));
         let active = Active::new(&request, &history, n_ctx, model, stream.clone())?;
-        scheduler.submit(self.id, &request.tokens, active);
+        scheduler.submit(self.id, &request.tokens, active)?;
         drop(scheduler);
         self.shared.announce();
         Ok(Generation::new(self.shared.clone(), self.id, stream))

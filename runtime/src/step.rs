@@ -12,7 +12,7 @@ use lory_models::{
 };
 
 use crate::{
-    Error, FinishReason, Result,
+    Error, FinishReason, Result, memory,
     scheduler::{Model, Scheduler, SequenceId},
 };
 
@@ -247,7 +247,10 @@ impl<B: Backend> Scheduler<B> {
         if !outputs.iter().any(|o| o.logits) {
             return Ok(());
         }
-        self.logits.resize(range.len() * model.decoder.vocab_size(), 0.0);
+        let len = range.len() * model.decoder.vocab_size();
+        let more = len.saturating_sub(self.logits.len());
+        memory::reserve(&mut self.logits, more, "logits")?;
+        self.logits.resize(len, 0.0);
         let (scratch, logits) = (&mut self.scratch, &mut self.logits);
         Ok(model.decoder.logits(model.backend, scratch, adapters, range, logits)?)
     }

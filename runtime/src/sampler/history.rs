@@ -25,6 +25,13 @@ impl History {
         History { tokens: VecDeque::new(), counts: HashMap::new(), counted, keep: counted.max(dry) }
     }
 
+    /// Makes room for `tokens` in all, as far as they are remembered; `false` if there is none.
+    pub fn reserve(&mut self, tokens: usize) -> bool {
+        let room = self.tokens.try_reserve(tokens.min(self.keep).saturating_sub(self.tokens.len()));
+        let counts = tokens.min(self.counted).saturating_sub(self.counts.len());
+        room.is_ok() && self.counts.try_reserve(counts).is_ok()
+    }
+
     pub fn push(&mut self, token: u32) {
         if self.keep == 0 {
             return;

@@ -23,7 +23,7 @@ pub(crate) use logprobs::token_logprob;
 pub use options::{DryOptions, MirostatOptions, SamplerError, SamplerOptions, XtcOptions};
 use rng::Rng;
 
-use crate::grammar::Constraint;
+use crate::{grammar::Constraint, memory};
 
 /// A seed from the system, short enough to be typed again.
 pub fn random_seed() -> u64 {
@@ -94,6 +94,14 @@ impl Sampler {
     /// Whether the grammar, if there is one, allows nothing more.
     pub fn is_complete(&self) -> bool {
         self.constraint.as_ref().is_some_and(Constraint::is_complete)
+    }
+
+    /// Makes room for a text of `tokens`, as far as penalties look back on it.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> crate::Result<()> {
+        match self.history.reserve(tokens) {
+            true => Ok(()),
+            false => Err(memory::exhausted::<u32>(tokens, "what penalties look back on")),
+        }
     }
 
     /// Adds a token of the text, of the prompt or drawn, to what penalties look back on. With a

@@ -223,7 +223,7 @@ impl<'a> World<'a> {
         history.extend(tokens);
         let stream = Arc::new(Stream::new(256));
         let active = Active::new(&request, &history, 64, self.model, stream.clone()).unwrap();
-        self.scheduler.submit(id, tokens, active);
+        self.scheduler.submit(id, tokens, active).unwrap();
         stream
     }
 

@@ -280,6 +280,11 @@ typedef void (*lory_log_fn)(void *user, lory_log_level level, const char *text, 
 typedef uint32_t lory_kv_policy;
 
 /**
+ * Whether weights are copied into an order that is faster to read, for their size in memory again. Answers are the same.
+ */
+typedef uint32_t lory_repacking;
+
+/**
  * Told how much of a model has been read; return something other than 0 to give up, and opening
  * ends with `LORY_E_ABORTED`.
  */
@@ -350,9 +355,9 @@ typedef struct {
      */
     uint32_t prefix_sharing;
     /**
-     * Zero.
+     * Whether weights are copied into an order that is faster to read. Default `LORY_REPACK_OFF`.
      */
-    uint32_t reserved;
+    lory_repacking repacking;
     /**
      * Told how much has been read; may be NULL. Not called after opening has returned.
      */
@@ -1150,6 +1155,21 @@ typedef struct {
  * Copied into memory; later changes of the file do not matter.
  */
 #define LORY_LOADING_READ 1
+
+/**
+ * Never: weights are used where they are mapped, and processes share them.
+ */
+#define LORY_REPACK_OFF 0
+
+/**
+ * Always.
+ */
+#define LORY_REPACK_ON 1
+
+/**
+ * If the system has three times the weights' bytes available.
+ */
+#define LORY_REPACK_AUTO 2
 
 /**
  * Half precision.

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use lory_kernels::backend::KvType;
-use lory_runtime::{EngineOptions, KvPolicy, mapping::Loading};
+use lory_runtime::{EngineOptions, KvPolicy, Repacking, mapping::Loading};
 
 use crate::{
     callbacks::{LORY_LOG_INFO, User, lory_log_fn, lory_log_level, lory_progress_fn},
@@ -18,6 +18,15 @@ pub type lory_loading = u32;
 pub const LORY_LOADING_MAP: lory_loading = 0;
 /// Copied into memory; later changes of the file do not matter.
 pub const LORY_LOADING_READ: lory_loading = 1;
+
+/// Whether weights are copied into an order that is faster to read, for their size in memory again. Answers are the same.
+pub type lory_repacking = u32;
+/// Never: weights are used where they are mapped, and processes share them.
+pub const LORY_REPACK_OFF: lory_repacking = 0;
+/// Always.
+pub const LORY_REPACK_ON: lory_repacking = 1;
+/// If the system has three times the weights' bytes available.
+pub const LORY_REPACK_AUTO: lory_repacking = 2;
 
 /// Element type of cached keys and values.
 pub type lory_kv_type = u32;
@@ -80,8 +89,8 @@ pub struct lory_engine_options {
     pub adapter_bytes: u64,
     /// 1, the default, lets sessions with the same beginning and adapters share its keys and values.
     pub prefix_sharing: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Whether weights are copied into an order that is faster to read. Default `LORY_REPACK_OFF`.
+    pub repacking: lory_repacking,
     /// Told how much has been read; may be NULL. Not called after opening has returned.
     pub progress: lory_progress_fn,
     /// First argument of `progress`.
@@ -158,7 +167,12 @@ impl lory_engine_options {
                 LORY_LOADING_READ => Loading::Read,
                 other => return Err(unknown("loading", other)),
             },
-            ..EngineOptions::default()
+            repacking: match self.repacking {
+                LORY_REPACK_OFF => Repacking::Off,
+                LORY_REPACK_ON => Repacking::On,
+                LORY_REPACK_AUTO => Repacking::Auto,
+                other => return Err(unknown("repacking", other)),
+            },
         })
     }
 

@@ -14,6 +14,9 @@ pub const LORY_LOG_INFO: u32 = 3;
 pub const LORY_LOG_DEBUG: u32 = 4;
 pub const LORY_LOADING_MAP: u32 = 0;
 pub const LORY_LOADING_READ: u32 = 1;
+pub const LORY_REPACK_OFF: u32 = 0;
+pub const LORY_REPACK_ON: u32 = 1;
+pub const LORY_REPACK_AUTO: u32 = 2;
 pub const LORY_KV_F16: u32 = 0;
 pub const LORY_KV_F32: u32 = 1;
 pub const LORY_KV_Q8_0: u32 = 2;
@@ -198,6 +201,7 @@ pub type lory_log_fn = ::std::option::Option<
     ),
 >;
 pub type lory_kv_policy = u32;
+pub type lory_repacking = u32;
 pub type lory_progress_fn = ::std::option::Option<
     unsafe extern "C" fn(user: *mut ::std::os::raw::c_void, done: u64, total: u64) -> i32,
 >;
@@ -219,7 +223,7 @@ pub struct lory_engine_options {
     pub kv_bytes: u64,
     pub adapter_bytes: u64,
     pub prefix_sharing: u32,
-    pub reserved: u32,
+    pub repacking: lory_repacking,
     pub progress: lory_progress_fn,
     pub progress_user: *mut ::std::os::raw::c_void,
 }
@@ -256,8 +260,8 @@ const _: () = {
         [::std::mem::offset_of!(lory_engine_options, adapter_bytes) - 72usize];
     ["Offset of field: lory_engine_options::prefix_sharing"]
         [::std::mem::offset_of!(lory_engine_options, prefix_sharing) - 80usize];
-    ["Offset of field: lory_engine_options::reserved"]
-        [::std::mem::offset_of!(lory_engine_options, reserved) - 84usize];
+    ["Offset of field: lory_engine_options::repacking"]
+        [::std::mem::offset_of!(lory_engine_options, repacking) - 84usize];
     ["Offset of field: lory_engine_options::progress"]
         [::std::mem::offset_of!(lory_engine_options, progress) - 88usize];
     ["Offset of field: lory_engine_options::progress_user"]

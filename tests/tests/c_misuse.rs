@@ -121,6 +121,7 @@ fn constants_and_ranges() {
     };
     refused(c::lory_engine_options { loading: 9, ..c::options() }, "loading is 9");
     refused(c::lory_engine_options { kv_type: 77, ..c::options() }, "kv_type is 77");
+    refused(c::lory_engine_options { repacking: 7, ..c::options() }, "repacking is 7");
     refused(c::lory_engine_options { kv_policy: 3, ..c::options() }, "kv_policy is 3");
     refused(c::lory_engine_options { device: 12, ..c::options() }, "device is 12");
     refused(c::lory_engine_options { threads: 5000, ..c::options() }, "threads is 5000");

@@ -1,8 +1,10 @@
 //! The engine as its users see it: sessions, streams, adapters, many at once.
 
 use lory_kernels::backend::KvType;
+use lory_models::synth;
 use lory_runtime::{
-    Engine, EngineOptions, Event, FinishReason, OnSwitch, Request, SamplerOptions, Session, SessionOptions,
+    Engine, EngineOptions, Event, FinishReason, OnSwitch, Repacking, Request, SamplerOptions, Session,
+    SessionOptions,
 };
 use lory_tests::fixtures::{self, fixture, shared_data};
 
@@ -46,6 +48,33 @@ fn published_stories_continuation() {
         let tokens = engine.model().encode_prompt("");
         let text = session.generate(greedy(&tokens, 200)).and_then(|mut g| g.text()).expect("an answer");
         assert_eq!(text.trim_end(), want.trim_end(), "{threads} threads, batch {n_batch}");
+    }
+}
+
+#[test]
+fn repacked_weights_answer_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["Q4_0", "Q4_K_M"] {
+        let path = dir.path().join(format!("{name}.gguf"));
+        let shape = synth::shape("llama-tiny").expect("the tiny shape");
+        let file_type = synth::FileType::from_name(name).expect("a type");
+        std::fs::write(&path, synth::model(shape, file_type, 1, Vec::new(), |_| ()).expect("a model"))
+            .unwrap();
+        let run = |repacking| {
+            let options = EngineOptions { repacking, ..options() };
+            let engine = Engine::open(&path, &options).unwrap_or_else(|e| panic!("{e}"));
+            let scores = engine.session(&SessionOptions::default()).and_then(|mut session| {
+                let request = greedy(&[1, 5, 9, 70, 33, 8, 2, 4, 4, 11], 12);
+                let events = session.generate(request)?.collect::<Result<Vec<_>, _>>()?;
+                Ok(format!("{events:?}"))
+            });
+            (scores.unwrap_or_else(|e| panic!("{e}")), engine.repacked_bytes())
+        };
+        let (mapped, none) = run(Repacking::Off);
+        let (repacked, bytes) = run(Repacking::On);
+        assert_eq!(mapped, repacked, "{name}");
+        assert_eq!(none, 0);
+        assert!(bytes > std::fs::metadata(&path).unwrap().len() as usize / 3, "{name}: only {bytes} bytes");
     }
 }
 

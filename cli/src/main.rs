@@ -88,10 +88,9 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let args = args::expand(std::env::args_os());
-    let lory = match Lory::try_parse_from(&args) {
+    let lory = match Lory::try_parse_from(args::expand(std::env::args_os())) {
         Ok(lory) => lory,
-        Err(e) => return failure::from_clap(e, &args).report(),
+        Err(e) => return failure::from_clap(e).report(),
     };
     match interrupt::install().and_then(|()| lory.command.run()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,11 +7,17 @@
 pub mod backend;
 pub mod ceilings;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod device;
 mod host;
 pub mod ops;
 pub mod quant;
 
 pub use backend::{Backend, BackendError};
 pub use cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
+pub use device::{Device, DeviceChoice};
 pub use ops::Reference;
 pub use quant::{QMatrix, QuantType};

@@ -2,7 +2,6 @@
 
 #[cfg(unix)]
 pub mod c_api;
-mod data;
 pub mod edited;
 pub mod engines;
 pub mod fixtures;

@@ -19,9 +19,8 @@ pub mod gguf_lora;
 mod hash;
 pub mod pack;
 pub mod peft;
-pub mod publish;
+mod publish;
 mod set;
-mod similar;
 mod site;
 
 use std::sync::Arc;
@@ -34,7 +33,6 @@ pub use self::{
     core::{Basis, Core, CoreMatrix, Delta, Factors, MAX_RANK},
     publish::{Existing, publish},
     set::{AdapterKey, AdapterSet},
-    similar::unknown_name,
     site::{Projection, Site, SiteShape, SiteShapes},
 };
 

@@ -1,0 +1,356 @@
+//! [`Cuda`], and the operations that are one launch each.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::constants::Constants;
+use super::device::Device;
+use super::kv::CudaKv;
+use super::memory::{CudaBuffer, Memory, floats_as_bytes, floats_as_bytes_mut};
+use super::products::{Input, flat, supports, word};
+use super::scratch::{Scratch, Slot};
+use super::weights::Weights;
+use crate::backend::{
+    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LoraJob, MatmulJob, Rope,
+    RopeStyle,
+};
+use crate::{QMatrix, QuantType};
+
+/// Rotation tables that are kept: a batch has one, or two where layers differ (Gemma).
+const TABLES: usize = 4;
+
+/// An NVIDIA device.
+pub struct Cuda {
+    device: Arc<Device>,
+    state: Mutex<State>,
+}
+
+/// What operations share, one at a time.
+pub(super) struct State {
+    pub device: Arc<Device>,
+    pub weights: Weights,
+    pub scratch: Scratch,
+    constants: Constants,
+    tables: Vec<Table>,
+}
+
+/// Angles of some positions.
+struct Table {
+    positions: Vec<u32>,
+    inv_freq: Vec<f32>,
+    magnitude: f32,
+    memory: Memory,
+}
+
+impl Cuda {
+    /// The device with this number (0 is the first), if there are a driver and a device that can run the kernels.
+    ///
+    /// # Errors
+    /// One line that says what is missing: the driver, a device, a newer driver, a newer device.
+    pub fn open(number: u32) -> Result<Cuda, BackendError> {
+        let device = Arc::new(Device::open(number)?);
+        let state = State {
+            weights: Weights::new(&device),
+            scratch: Scratch::new(&device),
+            constants: Constants::new(&device),
+            tables: Vec::new(),
+            device: device.clone(),
+        };
+        Ok(Cuda { device, state: Mutex::new(state) })
+    }
+
+    /// (free, total) bytes of the device's memory.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn memory(&self) -> Result<(usize, usize), BackendError> {
+        self.device.enter()?;
+        self.device.memory()
+    }
+
+    /// Waits until everything that was asked for has been done; for measuring.
+    ///
+    /// # Errors
+    /// What a kernel did wrong since the last error.
+    pub fn wait(&self) -> Result<(), BackendError> {
+        self.device.enter()?;
+        self.device.wait()
+    }
+
+    fn lock(&self) -> Result<MutexGuard<'_, State>, BackendError> {
+        self.device.enter()?;
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Backend for Cuda {
+    type Buffer = CudaBuffer;
+    type Kv = CudaKv;
+
+    fn label(&self) -> String {
+        self.device.label().into()
+    }
+
+    fn supports(&self, ty: QuantType) -> bool {
+        supports(ty)
+    }
+
+    fn load(&self, weight: QMatrix<'_>) -> Result<(), BackendError> {
+        self.lock()?.weights.load(weight)
+    }
+
+    fn alloc(&self, len: usize) -> Result<CudaBuffer, BackendError> {
+        self.device.enter()?;
+        Ok(CudaBuffer { memory: Memory::zeros(&self.device, "a buffer", len.saturating_mul(4))? })
+    }
+
+    fn upload(&self, src: &[f32], dst: &mut CudaBuffer) -> Result<(), BackendError> {
+        self.device.enter()?;
+        dst.memory.write(0, floats_as_bytes(src))
+    }
+
+    fn download(&self, src: &CudaBuffer, offset: usize, dst: &mut [f32]) -> Result<(), BackendError> {
+        self.device.enter()?;
+        src.memory.read(offset * 4, floats_as_bytes_mut(dst))
+    }
+
+    fn gather(
+        &self,
+        src: &CudaBuffer,
+        width: usize,
+        rows: &[u32],
+        dst: &mut CudaBuffer,
+    ) -> Result<(), BackendError> {
+        let mut state = self.lock()?;
+        let lines = rows.iter().max().map_or(0, |row| *row as usize + 1);
+        let (from, to) = (src.first(lines * width), dst.first(rows.len() * width));
+        let numbers = state.scratch.words(Slot::Rows, rows)?;
+        let arguments = [from.into(), numbers.into(), word(rows.len()).into(), word(width).into(), to.into()];
+        // SAFETY: the parameters of `gather`; `first` has checked that every line is there.
+        unsafe { self.device.launch("gather", flat(rows.len() * width), &arguments) }
+    }
+
+    fn embed(
+        &self,
+        table: QMatrix<'_>,
+        tokens: &[u32],
+        scale: f32,
+        out: &mut CudaBuffer,
+    ) -> Result<(), BackendError> {
+        let mut state = self.lock()?;
+        state.check_type(table.ty())?;
+        let width = table.cols();
+        assert!(tokens.iter().all(|t| (*t as usize) < table.rows()), "a token beyond {}", table.rows());
+        let memory = state.weights.get(table)?;
+        let numbers = state.scratch.words(Slot::Rows, tokens)?;
+        let arguments = [
+            memory.at(0, table.bytes().len()).into(),
+            (table.ty() as u32).into(),
+            word(width).into(),
+            numbers.into(),
+            word(tokens.len()).into(),
+            scale.into(),
+            out.first(tokens.len() * width).into(),
+        ];
+        // SAFETY: the parameters of `embed`; every token is a row of the table, and `out` has the lines.
+        unsafe { self.device.launch("embed", flat(tokens.len() * width), &arguments) }
+    }
+
+    fn matmul(
+        &self,
+        x: &CudaBuffer,
+        rows: usize,
+        jobs: &mut [MatmulJob<'_, CudaBuffer>],
+    ) -> Result<(), BackendError> {
+        let mut state = self.lock()?;
+        let Some(width) = jobs.first().map(|job| job.weight.cols()) else { return Ok(()) };
+        let mut input = Input::lines(x.first(rows * width), rows, width);
+        for job in jobs {
+            let out = job.out.first(rows * job.weight.rows());
+            // SAFETY: `first` has checked input and output.
+            unsafe { state.product(job.weight, &mut input, out) }?;
+        }
+        Ok(())
+    }
+
+    fn lora(
+        &self,
+        x: &CudaBuffer,
+        in_width: usize,
+        jobs: &mut [LoraJob<'_, CudaBuffer>],
+    ) -> Result<(), BackendError> {
+        self.lock()?.lora(x, in_width, jobs)
+    }
+
+    fn add_bias(&self, x: &mut CudaBuffer, rows: usize, bias: &[f32]) -> Result<(), BackendError> {
+        let mut state = self.lock()?;
+        let len = rows * bias.len();
+        let arguments = [
+            x.first(len).into(),
+            state.constants.address(bias)?.into(),
+            word(bias.len()).into(),
+            (len as u64).into(),
+        ];
+        // SAFETY: the parameters of `add_bias`; x has the lines.
+        unsafe { self.device.launch("add_bias", flat(len), &arguments) }
+    }
+
+    fn add(&self, x: &mut CudaBuffer, y: &CudaBuffer, len: usize) -> Result<(), BackendError> {
+        let _state = self.lock()?;
+        let arguments = [x.first(len).into(), y.first(len).into(), (len as u64).into()];
+        // SAFETY: the parameters of `add`; both have the values.
+        unsafe { self.device.launch("add", flat(len), &arguments) }
+    }
+
+    fn rms_norm(
+        &self,
+        x: &CudaBuffer,
+        rows: usize,
+        weight: &[f32],
+        eps: f32,
+        out: &mut CudaBuffer,
+    ) -> Result<(), BackendError> {
+        let len = rows * weight.len();
+        self.norm(x.first(len), rows, weight, eps, out.first(len))
+    }
+
+    fn rms_norm_inplace(
+        &self,
+        x: &mut CudaBuffer,
+        rows: usize,
+        weight: &[f32],
+        eps: f32,
+    ) -> Result<(), BackendError> {
+        let x = x.first(rows * weight.len());
+        self.norm(x, rows, weight, eps, x)
+    }
+
+    fn rope(
+        &self,
+        x: &mut CudaBuffer,
+        heads: usize,
+        head_dim: usize,
+        positions: &[u32],
+        rope: &Rope,
+    ) -> Result<(), BackendError> {
+        let mut state = self.lock()?;
+        let (rows, pairs) = (positions.len(), rope.inv_freq.len());
+        assert!(2 * pairs <= head_dim, "{pairs} pairs in heads of {head_dim}");
+        let arguments = [
+            x.first(rows * heads * head_dim).into(),
+            state.rope_table(positions, rope)?.into(),
+            word(rows).into(),
+            word(heads).into(),
+            word(head_dim).into(),
+            word(pairs).into(),
+            u32::from(rope.style == RopeStyle::Neox).into(),
+        ];
+        // SAFETY: the parameters of `rope`; x has the heads, and the table a line for each row.
+        unsafe { self.device.launch("rope", flat(rows * heads * pairs), &arguments) }
+    }
+
+    fn glu(
+        &self,
+        act: Activation,
+        gate: &mut CudaBuffer,
+        up: &CudaBuffer,
+        len: usize,
+    ) -> Result<(), BackendError> {
+        let _state = self.lock()?;
+        let gelu = u32::from(act == Activation::GeluTanh);
+        let arguments = [gate.first(len).into(), up.first(len).into(), (len as u64).into(), gelu.into()];
+        // SAFETY: the parameters of `glu`; both have the values.
+        unsafe { self.device.launch("glu", flat(len), &arguments) }
+    }
+
+    fn softcap(&self, x: &mut CudaBuffer, len: usize, cap: f32) -> Result<(), BackendError> {
+        let _state = self.lock()?;
+        let arguments = [x.first(len).into(), (len as u64).into(), cap.into()];
+        // SAFETY: the parameters of `softcap`; x has the values.
+        unsafe { self.device.launch("softcap", flat(len), &arguments) }
+    }
+
+    fn kv_alloc(&self, shape: KvShape, pages: usize) -> Result<CudaKv, BackendError> {
+        self.lock()?.kv_alloc(shape, pages)
+    }
+
+    fn kv_write(
+        &self,
+        kv: &mut CudaKv,
+        layer: usize,
+        k: &CudaBuffer,
+        v: &CudaBuffer,
+        slots: &[u32],
+    ) -> Result<(), BackendError> {
+        self.lock()?.kv_write(kv, layer, k, v, slots)
+    }
+
+    fn kv_copy_page(&self, kv: &mut CudaKv, from: u32, to: u32) -> Result<(), BackendError> {
+        let _state = self.lock()?;
+        kv.copy_page(from as usize, to as usize)
+    }
+
+    fn kv_read_page(&self, kv: &CudaKv, page: u32) -> Result<Vec<u8>, BackendError> {
+        let _state = self.lock()?;
+        kv.read_page(page as usize)
+    }
+
+    fn kv_write_page(&self, kv: &mut CudaKv, page: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        let _state = self.lock()?;
+        kv.write_page(self.device.label(), page as usize, bytes)
+    }
+
+    fn attention(
+        &self,
+        kv: &CudaKv,
+        layer: usize,
+        q: &CudaBuffer,
+        rows: &[AttentionRow<'_>],
+        params: &AttentionParams,
+        out: &mut CudaBuffer,
+    ) -> Result<(), BackendError> {
+        self.lock()?.attention(kv, layer, q, rows, params, out)
+    }
+}
+
+impl Cuda {
+    /// `x` and `out`, which may be the same, are addresses of `rows` lines.
+    fn norm(&self, x: u64, rows: usize, weight: &[f32], eps: f32, out: u64) -> Result<(), BackendError> {
+        let mut state = self.lock()?;
+        let weights = state.constants.address(weight)?;
+        let arguments = [x.into(), weights.into(), word(weight.len()).into(), eps.into(), out.into()];
+        // SAFETY: the parameters of `rms_norm`; the callers have checked that the lines are there.
+        unsafe { self.device.launch("rms_norm", [word(rows), 1, 1], &arguments) }
+    }
+}
+
+impl State {
+    /// The address of a table of (cos, sin), positions × pairs.
+    fn rope_table(&mut self, positions: &[u32], rope: &Rope) -> Result<u64, BackendError> {
+        let same = |t: &Table| {
+            t.positions == positions && t.inv_freq == rope.inv_freq && t.magnitude == rope.magnitude
+        };
+        if let Some(table) = self.tables.iter().find(|t| same(t)) {
+            return Ok(table.memory.address());
+        }
+        let (rows, pairs) = (positions.len(), rope.inv_freq.len());
+        let memory = Memory::new(&self.device, "a table of angles", rows * pairs * 8)?;
+        let numbers = self.scratch.words(Slot::Rows, positions)?;
+        let arguments = [
+            numbers.into(),
+            self.constants.address(&rope.inv_freq)?.into(),
+            word(rows).into(),
+            word(pairs).into(),
+            rope.magnitude.into(),
+            memory.address().into(),
+        ];
+        // SAFETY: the parameters of `rope_table`, with room for every row and pair.
+        unsafe { self.device.launch("rope_table", flat(rows * pairs), &arguments) }?;
+        if self.tables.len() >= TABLES {
+            self.tables.remove(0);
+        }
+        let address = memory.address();
+        let Rope { inv_freq, magnitude, .. } = rope.clone();
+        self.tables.push(Table { positions: positions.to_vec(), inv_freq, magnitude, memory });
+        Ok(address)
+    }
+}

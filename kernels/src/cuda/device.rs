@@ -1,0 +1,359 @@
+//! The driver's side: finding a device, its memory, copies and launches, all on one stream.
+//!
+//! One stream means one order: a buffer may be written again, or an upload follow a kernel that reads the same
+//! place, without anything to wait for. Only reading back and freeing wait.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, PoisonError};
+
+use cudarc::driver::result::{self, DriverError, ctx, device, event, module, primary_ctx, stream};
+use cudarc::driver::sys;
+
+use super::ptx::MODULES;
+use crate::backend::BackendError;
+
+/// Oldest driver that reads the PTX (version 7.0), as the driver counts: CUDA 11.0.
+const OLDEST_DRIVER: i32 = 11_000;
+/// Lowest compute capability: tensor cores with BF16 and TF32.
+const LOWEST_CAPABILITY: (i32, i32) = (8, 0);
+/// Bytes of each of the two pinned buffers through which weights travel.
+const STAGING: usize = 8 << 20;
+/// Copies below it go straight: the driver stages them itself.
+const DIRECT: usize = 64 << 10;
+
+/// One argument of a launch.
+#[derive(Clone, Copy)]
+pub(super) enum Argument {
+    /// An address or a 64-bit number.
+    Long(u64),
+    /// A 32-bit number.
+    Word(u32),
+    /// A float.
+    Float(f32),
+}
+
+impl From<u64> for Argument {
+    fn from(value: u64) -> Self {
+        Argument::Long(value)
+    }
+}
+
+impl From<u32> for Argument {
+    fn from(value: u32) -> Self {
+        Argument::Word(value)
+    }
+}
+
+impl From<f32> for Argument {
+    fn from(value: f32) -> Self {
+        Argument::Float(value)
+    }
+}
+
+/// Two pinned buffers and, for each, an event after the last copy out of it.
+struct Staging {
+    buffers: [*mut c_void; 2],
+    events: [sys::CUevent; 2],
+}
+
+/// A device with its context, stream and kernels.
+pub(super) struct Device {
+    ordinal: sys::CUdevice,
+    label: String,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    functions: HashMap<&'static str, (sys::CUfunction, u32)>,
+    staging: Mutex<Option<Staging>>,
+}
+
+// SAFETY: the driver's handles may be used from any thread whose current context is theirs, which `enter` sees to; the
+// staging buffers are behind a lock.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+fn error(device: &str, message: impl Into<String>) -> BackendError {
+    BackendError::Device { device: device.into(), message: message.into() }
+}
+
+/// The driver's own words.
+fn words(e: DriverError) -> String {
+    match e.error_string() {
+        Ok(text) => text.to_string_lossy().into_owned(),
+        Err(_) => format!("error {}", e.0 as u32),
+    }
+}
+
+impl Device {
+    /// The device with this number, with all kernels compiled for it.
+    pub fn open(number: u32) -> Result<Device, BackendError> {
+        let none = |message: &str| error("cuda", message);
+        // SAFETY: loads the driver's library, whose initializers are its own.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(none(
+                "no NVIDIA driver: libcuda cannot be loaded; install the driver, or run on the CPU",
+            ));
+        }
+        result::init().map_err(|e| none(&format!("the driver found no usable device: {}", words(e))))?;
+        let mut version = 0;
+        // SAFETY: writes one number.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| none(&words(e)))?;
+        if version < OLDEST_DRIVER {
+            let (major, minor) = (version / 1000, version % 1000 / 10);
+            return Err(none(&format!(
+                "the driver is of CUDA {major}.{minor}; it must be of 11.0 at least: update it"
+            )));
+        }
+        let count = device::get_count().map_err(|e| none(&words(e)))?;
+        let number = i32::try_from(number).unwrap_or(i32::MAX);
+        if number >= count {
+            return Err(none(&format!("there is no device {number}: the driver has {count}")));
+        }
+        let ordinal = device::get(number).map_err(|e| none(&words(e)))?;
+        let name = device::get_name(ordinal).map_err(|e| none(&words(e)))?;
+        let label = format!("cuda ({name})");
+        let failed = |e: DriverError| error(&label, words(e));
+        let attribute = |which| {
+            // SAFETY: the device comes from the driver.
+            unsafe { device::get_attribute(ordinal, which) }.map_err(failed)
+        };
+        use sys::CUdevice_attribute_enum as Attribute;
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < LOWEST_CAPABILITY {
+            let (major, minor) = capability;
+            return Err(error(
+                &label,
+                format!("compute capability {major}.{minor}; the kernels need 8.0 at least"),
+            ));
+        }
+        // SAFETY: the device comes from the driver; the context is released when `Device` is dropped.
+        let context = unsafe { primary_ctx::retain(ordinal) }.map_err(failed)?;
+        let mut device = Device {
+            ordinal,
+            context,
+            stream: std::ptr::null_mut(),
+            modules: Vec::new(),
+            functions: HashMap::new(),
+            staging: Mutex::new(None),
+            label: label.clone(),
+        };
+        device.enter()?;
+        device.stream = stream::create(stream::StreamKind::NonBlocking).map_err(failed)?;
+        for of_module in MODULES {
+            // SAFETY: a text that ends with a zero.
+            let loaded = unsafe { module::load_data(of_module.ptx.as_ptr().cast()) }
+                .map_err(|e| error(&label, format!("the driver cannot compile the kernels: {}", words(e))))?;
+            device.modules.push(loaded);
+            for (name, threads) in of_module.kernels {
+                let symbol = CString::new(*name).map_err(|e| error(&label, e.to_string()))?;
+                // SAFETY: the module was loaded above and lives as long as the device.
+                let function = unsafe { module::get_function(loaded, symbol) }
+                    .map_err(|e| error(&label, format!("kernel {name}: {}", words(e))))?;
+                device.functions.insert(*name, (function, *threads));
+            }
+        }
+        Ok(device)
+    }
+
+    /// The device in words.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn failed(&self, e: DriverError) -> BackendError {
+        error(&self.label, words(e))
+    }
+
+    /// Makes the context that of the calling thread. Before every other call.
+    pub fn enter(&self) -> Result<(), BackendError> {
+        // SAFETY: the context is retained until `self` is dropped.
+        unsafe { ctx::set_current(self.context) }.map_err(|e| self.failed(e))
+    }
+
+    /// (free, total) bytes of memory.
+    pub fn memory(&self) -> Result<(usize, usize), BackendError> {
+        result::mem_get_info().map_err(|e| self.failed(e))
+    }
+
+    /// Undefined bytes, aligned to 256.
+    pub fn allocate(&self, what: &'static str, bytes: usize) -> Result<u64, BackendError> {
+        // SAFETY: the result is used through `Memory` alone, which frees it.
+        unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                BackendError::OutOfMemory { device: self.label.clone(), what, bytes }
+            }
+            _ => self.failed(e),
+        })
+    }
+
+    /// Waits for everything that was launched, then frees.
+    ///
+    /// # Safety
+    /// The address comes from [`Device::allocate`] and is not used again.
+    pub unsafe fn free(&self, address: u64) {
+        if self.enter().is_ok() {
+            // SAFETY: the stream is the device's; the address is the caller's promise. An error here would be an earlier one
+            // of a kernel, which the next call reports.
+            unsafe {
+                let _ = stream::synchronize(self.stream);
+                let _ = result::free_sync(address);
+            }
+        }
+    }
+
+    /// Waits for everything that was launched.
+    pub fn wait(&self) -> Result<(), BackendError> {
+        // SAFETY: the stream is the device's.
+        unsafe { stream::synchronize(self.stream) }.map_err(|e| self.failed(e))
+    }
+
+    /// Sets bytes to zero.
+    ///
+    /// # Safety
+    /// They are allocated.
+    pub unsafe fn clear(&self, address: u64, bytes: usize) -> Result<(), BackendError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(|e| self.failed(e))
+    }
+
+    /// Copies to the device; large pieces through pinned memory, so that reading the source (a mapped file, often) and the
+    /// transfer overlap.
+    ///
+    /// # Safety
+    /// The destination is allocated.
+    pub unsafe fn write(&self, to: u64, from: &[u8]) -> Result<(), BackendError> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        if from.len() <= DIRECT {
+            // SAFETY: the caller's promise. The driver has copied pageable memory aside when this returns.
+            return unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(|e| self.failed(e));
+        }
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let staging = match &mut *staging {
+            Some(staging) => staging,
+            empty => empty.insert(self.new_staging()?),
+        };
+        for (i, chunk) in from.chunks(STAGING).enumerate() {
+            let (buffer, event) = (staging.buffers[i % 2], staging.events[i % 2]);
+            // SAFETY: the event follows the last copy out of this buffer, so after it the buffer is free; it has room for
+            // a chunk; the destination is the caller's promise.
+            unsafe {
+                event::synchronize(event).map_err(|e| self.failed(e))?;
+                std::ptr::copy_nonoverlapping(chunk.as_ptr(), buffer.cast(), chunk.len());
+                let staged = std::slice::from_raw_parts(buffer.cast::<u8>(), chunk.len());
+                result::memcpy_htod_async(to + (i * STAGING) as u64, staged, self.stream)
+                    .and_then(|()| event::record(event, self.stream))
+                    .map_err(|e| self.failed(e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn new_staging(&self) -> Result<Staging, BackendError> {
+        let buffer = || {
+            // SAFETY: freed when the device is dropped.
+            unsafe { result::malloc_host(STAGING, 0) }.map_err(|e| self.failed(e))
+        };
+        let event = || event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(|e| self.failed(e));
+        Ok(Staging { buffers: [buffer()?, buffer()?], events: [event()?, event()?] })
+    }
+
+    /// Copies from the device, and waits.
+    ///
+    /// # Safety
+    /// The source is allocated.
+    pub unsafe fn read(&self, from: u64, to: &mut [u8]) -> Result<(), BackendError> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise; the copy has ended before the borrow of `to` does.
+        let copied = unsafe { result::memcpy_dtoh_async(to, from, self.stream) };
+        self.wait()?;
+        copied.map_err(|e| self.failed(e))
+    }
+
+    /// Copies on the device; the ranges do not overlap.
+    ///
+    /// # Safety
+    /// Both are allocated.
+    pub unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), BackendError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(|e| self.failed(e))
+    }
+
+    /// Launches a kernel on a grid of blocks; a grid without blocks is nothing.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel's parameters, in number and size, and every address it computes from
+    /// them is allocated.
+    pub unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        arguments: &[Argument],
+    ) -> Result<(), BackendError> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        const { assert!(cfg!(target_endian = "little"), "a word is read from the first bytes of its slot") };
+        let mut slots: Vec<u64> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::Long(value) => *value,
+                Argument::Word(value) => u64::from(*value),
+                Argument::Float(value) => u64::from(value.to_bits()),
+            })
+            .collect();
+        let mut pointers: Vec<*mut c_void> =
+            slots.iter_mut().map(|slot| std::ptr::from_mut(slot).cast()).collect();
+        let Some((function, threads)) = self.functions.get(kernel).copied() else {
+            return Err(error(&self.label, format!("there is no kernel {kernel}")));
+        };
+        let (grid, block) = ((grid[0], grid[1], grid[2]), (threads, 1, 1));
+        // SAFETY: the function's module is loaded; the driver copies the arguments before it returns; the rest is the
+        // caller's promise.
+        unsafe { result::launch_kernel(function, grid, block, 0, self.stream, &mut pointers) }
+            .map_err(|e| error(&self.label, format!("{kernel}: {}", words(e))))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        let staging = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // SAFETY: everything was made by this device and is not used after; `Memory` holds the device alive, so
+        // no allocation is left. Errors while ending have nobody to tell.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = stream::synchronize(self.stream);
+            }
+            if let Some(Staging { buffers, events }) = staging {
+                for (buffer, event) in buffers.into_iter().zip(events) {
+                    let _ = result::free_host(buffer);
+                    let _ = event::destroy(event);
+                }
+            }
+            for module in self.modules.drain(..) {
+                let _ = module::unload(module);
+            }
+            if !self.stream.is_null() {
+                let _ = stream::destroy(self.stream);
+            }
+            let _ = primary_ctx::release(self.ordinal);
+        }
+    }
+}

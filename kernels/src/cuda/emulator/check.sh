@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The CUDA suite on the emulated driver, built under AddressSanitizer and UndefinedBehaviorSanitizer.
+set -euo pipefail
+cd "$(dirname "$0")/../../../.."
+
+library() { "${CXX:-c++}" -print-file-name="$1"; }
+binary=$(cargo test --locked -p lory-kernels --test cuda --no-run --message-format=json |
+    sed -n 's/.*"executable":"\([^"]*cuda-[^"]*\)".*/\1/p' | tail -n 1)
+[ -n "$binary" ] || { printf 'no test binary\n' >&2; exit 1; }
+# The process ends with the emulated context alive, so leaks mean nothing. Fibers live on stacks of their own.
+cd kernels
+LORY_CUDA_SANITIZE=1 LD_PRELOAD="$(library libasan.so):$(library libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 "$binary"

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use lory_compress::{Collection, Error, Goal, Method, Options, Progress, Report, Source, Storage};
 use lory_kernels::QuantType;
-use lory_models::adapter::BaseInfo;
+use lory_models::adapter::{BaseInfo, publish::folder_of};
 use lory_runtime::mapping::{Loading, open_gguf};
 
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
   lory compress -m model.gguf -o styles.gguf adapters/
   lory compress -m model.gguf -o styles.gguf --rank 16 --clusters 25 --report report adapters/
   lory compress -m model.gguf -o styles.gguf --auto --max-bytes 200M adapters/ more/poet.gguf
+  lory chat -m model.gguf --pack styles.gguf --adapter poet       talk to one of them
 
 Without --rank, --clusters or --auto: up to 100 adapters get one basis of rank n/2 + 7, more get bases of
 rank 16, as few as keep the mean err² of one module in the middle below 0.6.
@@ -59,7 +60,8 @@ pub struct Compress {
     /// Format of the cores.
     #[arg(long, value_name = "TYPE", default_value = "Q8_0", value_parser = storage_type)]
     core_type: QuantType,
-    /// One input side for q, k and v, and one for gate and up.
+    /// One input side for q, k and v, and one for gate and up: a smaller pack and less to read per token, for a larger
+    /// error.
     #[arg(long)]
     share_v: bool,
     /// Write report.json, report.md and plots into this folder.
@@ -96,7 +98,8 @@ fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-fn error_limit(text: &str) -> Result<f64, String> {
+/// An err² that is not to be exceeded.
+pub fn error_limit(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(e) if e > 0.0 && e.is_finite() => Ok(e),
         _ => Err("a number above 0 is expected".into()),
@@ -139,6 +142,7 @@ impl Compress {
         }
         let options = self.options();
         options.check().map_err(failure)?;
+        interrupt::leave_nothing_in(folder_of(&self.output));
         let threads = usize::from(self.threads.unwrap_or(0));
         let report = in_pool(threads, |bar, cancel| {
             let collection = open_collection(&self.model, &self.adapters, &self.output, bar, cancel)?;
@@ -193,8 +197,7 @@ pub fn open_collection(
     let open = open_gguf(model, Loading::Map).map_err(runtime)?;
     let base = BaseInfo::from_gguf(&open.gguf)?;
     let sources = Source::find(paths)?;
-    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Collection::open(base, Some(&open.gguf), &sources, folder, bar, cancel)
+    Collection::open(base, Some(&open.gguf), &sources, folder_of(output), bar, cancel)
 }
 
 /// Runs long work on `threads` threads (0: all) with a progress bar; Ctrl+C stops it cleanly.
@@ -233,7 +236,6 @@ impl Bar {
         {
             bar.set_style(style);
         }
-        bar.enable_steady_tick(Duration::from_millis(500));
         Bar(bar)
     }
 }
@@ -243,6 +245,8 @@ impl Progress for Bar {
         self.0.reset();
         self.0.set_length(steps as u64);
         self.0.set_message(name.to_owned());
+        // Only now is there something to show.
+        self.0.enable_steady_tick(Duration::from_millis(500));
     }
 
     fn step(&self) {

@@ -1,6 +1,7 @@
 //! How a command ends when it does not end well: one line, and an exit code.
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     process::ExitCode,
 };
@@ -94,8 +95,11 @@ pub fn one_line(message: &str) -> String {
 }
 
 /// clap explains over several lines; here it is one, without the usage block that `--help` shows.
-pub fn from_clap(e: clap::Error) -> Failure {
+pub fn from_clap(e: clap::Error, args: &[OsString]) -> Failure {
     use clap::error::ErrorKind;
+    if let Some(message) = negative(&e, args) {
+        return Failure::usage(message);
+    }
     if matches!(
         e.kind(),
         ErrorKind::DisplayHelp
@@ -111,6 +115,19 @@ pub fn from_clap(e: clap::Error) -> Failure {
     let message = lines.join(" ").replace(" tip: ", "; tip: ");
     let message = message.strip_prefix("error: ").unwrap_or(&message);
     Failure::usage(format!("{message} (try --help)"))
+}
+
+/// clap takes a negative number for an unknown flag, and does not say whose value it was to be.
+fn negative(e: &clap::Error, args: &[OsString]) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let Some(ContextValue::String(unknown)) = e.get(ContextKind::InvalidArg) else { return None };
+    let mut pairs =
+        args.iter().zip(args.iter().skip(1)).filter_map(|(a, b)| Some((a.to_str()?, b.to_str()?)));
+    let (flag, value) = pairs.find(|(flag, value)| {
+        flag.starts_with('-') && value.starts_with(unknown.as_str()) && value.parse::<f64>().is_ok()
+    })?;
+    let known = e.kind() == ErrorKind::UnknownArgument && unknown.starts_with('-');
+    known.then(|| format!("{flag} {value}: a negative number has no meaning here (try --help)"))
 }
 
 #[cfg(test)]

@@ -88,9 +88,10 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let lory = match Lory::try_parse_from(args::expand(std::env::args_os())) {
+    let args = args::expand(std::env::args_os());
+    let lory = match Lory::try_parse_from(&args) {
         Ok(lory) => lory,
-        Err(e) => return failure::from_clap(e).report(),
+        Err(e) => return failure::from_clap(e, &args).report(),
     };
     match interrupt::install().and_then(|()| lory.command.run()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,9 +8,12 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use lory_kernels::backend::KvType;
-use lory_runtime::{Engine, EngineOptions, Repacking, mapping::Loading};
+use lory_runtime::{Engine, EngineOptions, Error, Repacking, mapping::Loading};
 
-use crate::{failure::Outcome, terminal::bytes};
+use crate::{
+    failure::{Failure, Outcome},
+    terminal::bytes,
+};
 
 /// Element type of the KV cache.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -109,7 +112,10 @@ impl ModelFlags {
             repacking: self.repack.repacking(),
             ..EngineOptions::default()
         };
-        Ok(Engine::open(&self.model, &options)?)
+        Engine::open(&self.model, &options).map_err(|e| match (e, self.ctx_size) {
+            (e @ Error::ContextTooLong { .. }, Some(n)) => Failure::usage(format!("-c {n}: {e}")),
+            (e, _) => e.into(),
+        })
     }
 
     /// What `-v` tells about the engine, on standard error.

@@ -6,9 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tempfile::NamedTempFile;
+use lory_models::adapter::{
+    Existing,
+    publish::{Unfinished, folder_of, remove_abandoned},
+};
 
-use crate::failure::{Failure, Outcome};
+use crate::{
+    failure::{Failure, Outcome},
+    interrupt,
+};
 
 /// A file being written: under a temporary name beside its place until [`Output::finish`].
 pub struct Output {
@@ -17,38 +23,49 @@ pub struct Output {
 }
 
 enum Target {
-    /// Renamed at the end.
-    Replace(NamedTempFile),
+    /// Takes its name at the end.
+    Whole(Unfinished),
     /// A device or a FIFO: it is written to, not replaced.
     Direct(File),
+}
+
+impl Target {
+    fn file(&mut self) -> &mut File {
+        match self {
+            Target::Whole(unfinished) => unfinished.file(),
+            Target::Direct(file) => file,
+        }
+    }
 }
 
 impl Output {
     /// Starts to write what will be `path`. An existing file stays until `finish`.
     pub fn create(path: &Path) -> Outcome<Output> {
-        let fail = |e: io::Error| Failure::io(&path.to_string_lossy(), &e);
+        let fail = |e: io::Error| Output::failed(path, &e);
         let target = match fs::metadata(path) {
             Ok(m) if m.is_dir() => {
                 let message = format!("{}: is a directory; name the file to write", path.display());
                 return Err(Failure::runtime(message));
             }
             Ok(m) if !m.is_file() => Target::Direct(File::options().write(true).open(path).map_err(fail)?),
-            _ => Target::Replace(temporary(path).map_err(fail)?),
+            _ => {
+                let folder = folder_of(path);
+                remove_abandoned(folder);
+                interrupt::leave_nothing_in(folder);
+                Target::Whole(Unfinished::create(path).map_err(fail)?)
+            }
         };
         Ok(Output { path: path.into(), to: BufWriter::with_capacity(1 << 20, target) })
     }
 
     /// Puts the file in its place.
-    pub fn finish(mut self) -> Outcome {
+    pub fn finish(self) -> Outcome {
         let path = self.path;
-        self.to.flush().map_err(|e| Failure::io(&path.to_string_lossy(), &e))?;
-        match self.to.into_inner() {
-            Ok(Target::Replace(file)) => {
-                file.persist(&path).map_err(|e| Failure::io(&path.to_string_lossy(), &e.error))?;
-                Ok(())
-            }
-            Ok(Target::Direct(_)) => Ok(()),
-            Err(e) => Err(Failure::io(&path.to_string_lossy(), e.error())),
+        // This flushes; the error keeps what could not be written.
+        let target = self.to.into_inner().map_err(|e| Output::failed(&path, e.error()))?;
+        match target {
+            Target::Whole(file) => file.finish(Existing::Replace).map_err(|e| Output::failed(&path, &e)),
+            Target::Direct(_) => Ok(()),
         }
     }
 
@@ -56,23 +73,6 @@ impl Output {
     pub fn failed(path: &Path, error: &io::Error) -> Failure {
         Failure::io(&path.to_string_lossy(), error)
     }
-}
-
-fn temporary(path: &Path) -> io::Result<NamedTempFile> {
-    // Beside its place: a rename within one file system is atomic.
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".lory-").suffix(".part");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // As for any new file, the umask decides; temporary files would be private.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder)
 }
 
 impl Write for Output {
@@ -93,26 +93,17 @@ impl Seek for Output {
 
 impl Write for Target {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Target::Replace(f) => f.write(bytes),
-            Target::Direct(f) => f.write(bytes),
-        }
+        self.file().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Target::Replace(f) => f.flush(),
-            Target::Direct(f) => f.flush(),
-        }
+        self.file().flush()
     }
 }
 
 impl Seek for Target {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        match self {
-            Target::Replace(f) => f.seek(to),
-            Target::Direct(f) => f.seek(to),
-        }
+        self.file().seek(to)
     }
 }
 

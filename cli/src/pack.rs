@@ -11,13 +11,14 @@ use lory_compress::{
 use lory_kernels::QuantType;
 use lory_models::Bytes;
 use lory_models::adapter::pack::Pack as OpenPack;
-use lory_models::adapter::{BaseCheck, BaseInfo};
+use lory_models::adapter::{BaseCheck, BaseInfo, publish::folder_of};
 use lory_runtime::mapping::{File, Loading, open_gguf};
 use serde_json::json;
 
 use crate::{
-    compress::{failure, in_pool, open_collection, storage_type},
+    compress::{error_limit, failure, in_pool, open_collection, storage_type},
     failure::{Failure, Outcome, one_line},
+    interrupt,
 };
 
 /// Look into a pack of adapters, or change it.
@@ -25,7 +26,18 @@ use crate::{
 /// Changes are written as further files beside the pack (PACK.seg-0001.gguf …) and never disturb programs
 /// that have it open; `merge` puts them into the pack.
 #[derive(Args)]
-#[command(arg_required_else_help = true)]
+#[command(
+    arg_required_else_help = true,
+    after_help = "Examples:
+  lory pack list styles.gguf
+  lory pack info styles.gguf poet
+  lory pack add styles.gguf -m model.gguf poet/ chef.gguf
+  lory pack rename styles.gguf poet bard
+  lory pack remove styles.gguf chef
+  lory pack merge styles.gguf
+  lory pack extract styles.gguf bard -o bard.gguf
+  lory pack verify styles.gguf -m model.gguf"
+)]
 pub struct Pack {
     #[command(subcommand)]
     what: What,
@@ -68,9 +80,16 @@ fn open(path: &Path) -> Outcome<OpenPack> {
     open_pack(path, &map).map_err(failure)
 }
 
+/// A pack that will get another file beside it, or be replaced.
+fn open_to_change(path: &Path) -> Outcome<OpenPack> {
+    interrupt::leave_nothing_in(folder_of(path));
+    open(path)
+}
+
 /// List the adapters of a pack.
 #[derive(Args)]
 struct List {
+    /// The pack; its segments beside it are found by their names.
     #[arg(value_name = "PACK")]
     pack: PathBuf,
     /// As one JSON array.
@@ -112,8 +131,10 @@ impl List {
 /// Say everything about one adapter, as JSON.
 #[derive(Args)]
 struct Info {
+    /// The pack; its segments beside it are found by their names.
     #[arg(value_name = "PACK")]
     pack: PathBuf,
+    /// The adapter, as `lory pack list` names it.
     #[arg(value_name = "NAME")]
     name: String,
 }
@@ -162,13 +183,14 @@ impl Info {
 /// Add adapters on the pack's bases, which stay as they are.
 #[derive(Args)]
 struct Add {
+    /// The pack; its segments beside it are found by their names.
     #[arg(value_name = "PACK")]
     pack: PathBuf,
     /// The base model.
     #[arg(short = 'm', long, value_name = "FILE")]
     model: PathBuf,
     /// Adapters with a larger mean err² keep their own factors.
-    #[arg(long, value_name = "E")]
+    #[arg(long, value_name = "E", value_parser = error_limit)]
     max_error: Option<f64>,
     /// Take the place of adapters of the same name.
     #[arg(long)]
@@ -180,7 +202,7 @@ struct Add {
 
 impl Add {
     fn run(self) -> Outcome {
-        let pack = open(&self.pack)?;
+        let pack = open_to_change(&self.pack)?;
         let options = AddOptions { max_error: self.max_error, replace: self.replace };
         let added = in_pool(0, |bar, cancel| {
             let collection = open_collection(&self.model, &self.adapters, &self.pack, bar, cancel)?;
@@ -201,15 +223,17 @@ impl Add {
 /// Take adapters out of a pack; their bytes go at the next merge.
 #[derive(Args)]
 struct Remove {
+    /// The pack; its segments beside it are found by their names.
     #[arg(value_name = "PACK")]
     pack: PathBuf,
+    /// Adapters, as `lory pack list` names them.
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 }
 
 impl Remove {
     fn run(self) -> Outcome {
-        remove(&self.pack, &open(&self.pack)?, &self.names).map_err(failure)?;
+        remove(&self.pack, &open_to_change(&self.pack)?, &self.names).map_err(failure)?;
         Ok(())
     }
 }
@@ -217,17 +241,20 @@ impl Remove {
 /// Give an adapter another name.
 #[derive(Args)]
 struct Rename {
+    /// The pack; its segments beside it are found by their names.
     #[arg(value_name = "PACK")]
     pack: PathBuf,
+    /// What it is called.
     #[arg(value_name = "FROM")]
     from: String,
+    /// What it is to be called.
     #[arg(value_name = "TO")]
     to: String,
 }
 
 impl Rename {
     fn run(self) -> Outcome {
-        rename(&self.pack, &open(&self.pack)?, &self.from, &self.to).map_err(failure)?;
+        rename(&self.pack, &open_to_change(&self.pack)?, &self.from, &self.to).map_err(failure)?;
         Ok(())
     }
 }
@@ -235,13 +262,14 @@ impl Rename {
 /// Put a pack and its segments into one file.
 #[derive(Args)]
 struct Merge {
+    /// The pack; its segments beside it are found by their names.
     #[arg(value_name = "PACK")]
     pack: PathBuf,
 }
 
 impl Merge {
     fn run(self) -> Outcome {
-        merge_segments(&self.pack, &open(&self.pack)?).map_err(failure)
+        merge_segments(&self.pack, &open_to_change(&self.pack)?).map_err(failure)
     }
 }
 
@@ -251,8 +279,10 @@ impl Merge {
   lory pack extract styles.gguf poet -o poet.gguf
   lory pack extract styles.gguf poet -m model.gguf -o poet/")]
 struct Extract {
+    /// The pack; its segments beside it are found by their names.
     #[arg(value_name = "PACK")]
     pack: PathBuf,
+    /// The adapter, as `lory pack list` names it.
     #[arg(value_name = "NAME")]
     name: String,
     /// The base model; needed for a PEFT folder, and where its file keeps q, k and v, or gate and up, in one
@@ -276,6 +306,7 @@ impl Extract {
             Some(model) => BaseInfo::from_gguf(&model.gguf)?,
         };
         pack.check_base(&base, BaseCheck::Shapes)?;
+        interrupt::leave_nothing_in(folder_of(&self.output));
         if self.output.as_os_str().to_string_lossy().ends_with(std::path::is_separator)
             || self.output.is_dir()
         {
@@ -293,6 +324,7 @@ impl Extract {
 /// Read everything in a pack and compare it with its base and its hashes.
 #[derive(Args)]
 struct Verify {
+    /// The pack; its segments beside it are found by their names.
     #[arg(value_name = "PACK")]
     pack: PathBuf,
     /// The base model.

@@ -23,7 +23,13 @@ use crate::{
 
 /// Write a random model of a published shape, or random adapters for a model: files, or a pack.
 #[derive(Args)]
-#[command(arg_required_else_help = true)]
+#[command(
+    arg_required_else_help = true,
+    after_help = "Examples:
+  lory synth model llama-1b --type Q4_0 -o synth.gguf
+  lory synth adapters -m synth.gguf --n 200 -o adapters/
+  lory synth pack -m synth.gguf --adapters 1000 -o pack.gguf"
+)]
 pub struct Synth {
     #[command(subcommand)]
     what: What,

@@ -75,15 +75,9 @@ fn two_hundred_adapters_answer_alike_from_the_pack_and_from_both_kinds_of_extrac
     assert!(refused.one_line_error(2).contains("-m MODEL"));
 }
 
-/// Runs with files that cannot grow beyond `limit` KiB, as if the disk were full.
-#[cfg(unix)]
+/// Runs with files that cannot grow beyond `limit` KiB.
 fn with_limit(args: &[String], limit: u64) -> Ran {
-    use std::process::{Command, Stdio};
-    // Without the trap the system would end the program instead of failing its write.
-    let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" \"$@\"");
-    let mut shell = Command::new("bash");
-    shell.args(["-c", &script, env!("CARGO_BIN_EXE_lory")]).args(args);
-    finish(shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    finish(program::command_with_limit(args, limit << 10).spawn().unwrap())
 }
 
 #[cfg(target_os = "linux")]
@@ -122,6 +116,43 @@ fn a_full_disk_leaves_nothing_half_written() {
     assert_eq!(fs::read(out.join("pack.gguf")).unwrap(), whole);
 }
 
+/// Runs with `out` on a file system of its own of `kib` KiB, which is full thereafter or not; then lists what is in it, on
+/// standard output. `None`, with a line that says so, where this system lets nobody mount one.
+#[cfg(target_os = "linux")]
+fn on_a_small_disk(out: &Path, args: &[String], kib: u64) -> Option<Ran> {
+    use std::process::{Command, Stdio};
+    let mount = format!("mount -t tmpfs -o size={kib}k none '{}'", arg(out));
+    let may = Command::new("unshare").args(["-rm", "sh", "-c", &mount]).stderr(Stdio::null()).status();
+    if !may.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no file system can be mounted here (unshare -rm, mount -t tmpfs)");
+        return None;
+    }
+    let script = format!("{mount}; \"$0\" \"$@\"; code=$?; ls -A '{}'; exit $code", arg(out));
+    let mut shell = Command::new("unshare");
+    shell.args(["-rm", "sh", "-c", &script, env!("CARGO_BIN_EXE_lory")]).args(args);
+    Some(finish(shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_really_full_leaves_nothing_half_written() {
+    let dir = collection(40);
+    let out = dir.path().join("out");
+    let args = compress_args(dir.path(), &["--rank", "8", "--clusters", "2"]);
+    lory(&args).success();
+    let whole = fs::read(out.join("pack.gguf")).unwrap();
+    let kib = whole.len() as u64 / 1024;
+    // Too little for the bases that wait, and enough for those but not for the pack beside them.
+    for kib in [8, kib] {
+        let Some(ran) = on_a_small_disk(&out, &args, kib) else { return };
+        assert!(ran.one_line_error(1).contains("No space left on device"), "{kib}: {ran:?}");
+        assert_eq!(ran.stdout, "", "{kib}: nothing is left there");
+    }
+    let enough = on_a_small_disk(&out, &args, 3 * kib).unwrap();
+    assert_eq!(enough.success(), "pack.gguf\n");
+    assert_eq!(fs::read(out.join("pack.gguf")).unwrap(), whole, "what lies below was never touched");
+}
+
 #[test]
 fn places_where_no_pack_can_stand_are_refused_before_the_work() {
     let dir = collection(8);
@@ -155,12 +186,12 @@ fn ctrl_c_ends_a_run_without_a_trace_and_the_next_one_starts_afresh() {
     let dir = collection(64);
     let out = dir.path().join("out");
     let args = compress_args(dir.path(), &["--rank", "16", "--clusters", "8"]);
-    for name in ["INT", "TERM"] {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
         let child = command(&args).spawn().unwrap();
         wait_for_work(&child);
-        program::signal(&child, name);
+        program::signal(&child, signal);
         let ran = finish(child);
-        assert_eq!((ran.code, ran.stderr.as_str()), (130, ""), "{name}");
+        assert_eq!((ran.code, ran.stderr.as_str()), (130, ""), "{signal}");
         assert!(names(&out).is_empty(), "{:?}", names(&out));
         assert_eq!(names(dir.path()), ["adapters", "out"]);
     }
@@ -178,10 +209,74 @@ fn ctrl_c_leaves_a_pack_that_was_there_alone() {
     fs::write(out.join("pack.gguf"), "what was there").unwrap();
     let child = command(&compress_args(dir.path(), &["--rank", "16", "--clusters", "8"])).spawn().unwrap();
     wait_for_work(&child);
-    program::signal(&child, "INT");
+    program::signal(&child, libc::SIGINT);
     assert_eq!(finish(child).code, 130);
     assert_eq!(fs::read(out.join("pack.gguf")).unwrap(), b"what was there");
     assert_eq!(names(&out), ["pack.gguf"]);
+}
+
+/// Waits until `folder` holds an unfinished file; whether it did before the program ended.
+#[cfg(target_os = "linux")]
+fn saw_unfinished(folder: &Path, child: &mut std::process::Child) -> bool {
+    loop {
+        if names(folder).iter().any(|n| n.ends_with(".lory-tmp")) {
+            return true;
+        }
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_while_a_large_file_is_written_leaves_nothing_and_a_killed_writer_is_cleaned_up_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, small) = (arg(&dir.path().join("large.gguf")), arg(&dir.path().join("pack.gguf")));
+    // Hundreds of megabytes: nobody writes them between two looks at the folder.
+    let large = ["synth", "model", "llama-1b", "-o", &model];
+    let mut child = command(&large).spawn().unwrap();
+    assert!(saw_unfinished(dir.path(), &mut child));
+    program::signal(&child, libc::SIGINT);
+    assert_eq!(finish(child).code, 130);
+    assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+
+    let mut child = command(&large).spawn().unwrap();
+    assert!(saw_unfinished(dir.path(), &mut child));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(names(dir.path()).len(), 1, "nobody can clean up after SIGKILL …");
+    let base = arg(&fixture("models/llama.gguf"));
+    lory(&["synth", "pack", "-m", &base, "--adapters", "2", "-o", &small]).success();
+    assert_eq!(names(dir.path()), ["pack.gguf"], "… but the next writer");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_second_ctrl_c_while_the_pack_is_written_leaves_nothing() {
+    let dir = collection(200);
+    let out = dir.path().join("out");
+    let args = compress_args(dir.path(), &["--rank", "4"]);
+    let mut caught = 0;
+    for _ in 0..20 {
+        let mut child = command(&args).spawn().unwrap();
+        if saw_unfinished(&out, &mut child) {
+            // Two signals that do not become one, while it stands still.
+            for signal in [libc::SIGSTOP, libc::SIGINT, libc::SIGTERM, libc::SIGCONT] {
+                program::signal(&child, signal);
+            }
+        }
+        let ran = finish(child);
+        caught += usize::from(ran.code == 130);
+        // It may have been done before the signals reached it; half-done it is never.
+        let left = names(&out);
+        assert!(left.iter().all(|n| n == "pack.gguf"), "{left:?}");
+        if caught == 2 {
+            return;
+        }
+    }
+    eprintln!("the pack was written {} times of 20 before a signal could reach it", 20 - caught);
 }
 
 #[test]

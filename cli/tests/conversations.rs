@@ -166,7 +166,7 @@ fn ctrl_c_stops_an_answer_and_at_the_prompt_the_program() {
     let mut stderr = child.stderr.take().unwrap();
     typed.write_all(b"hello\n").unwrap();
     stdout.read_exact(&mut [0]).unwrap();
-    signal(&child, "INT");
+    signal(&child, libc::SIGINT);
     // The speed line comes after the whole answer, which must not fill its pipe.
     let answer = std::thread::spawn(move || {
         let text = read_until(&mut stdout, "/regen");
@@ -176,7 +176,7 @@ fn ctrl_c_stops_an_answer_and_at_the_prompt_the_program() {
     assert!(line.contains("stopped"), "{line}");
     typed.write_all(b"/help\n").unwrap();
     let (_, _stdout) = answer.join().unwrap();
-    signal(&child, "INT");
+    signal(&child, libc::SIGINT);
     assert_eq!(finish(child).code, 130);
 }
 

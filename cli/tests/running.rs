@@ -181,7 +181,24 @@ fn a_token_outside_the_vocabulary_is_refused_and_leaves_no_file() {
 fn an_unknown_adapter_is_named() {
     let model = arg(&fixture("models/llama.gguf"));
     let ran = lory(&["run", "-m", &model, "-p", "x", "--adapter", "nobody:0.5"]);
-    assert!(ran.one_line_error(1).contains("`nobody`"), "{ran:?}");
+    assert!(ran.one_line_error(2).contains("--adapter nobody:0.5"), "{ran:?}");
+    let lora = arg(&fixture("lora/attn.gguf"));
+    for (typed, meant) in [("atn:0.5", "did you mean `attn`?"), ("nobody", "there are attn")] {
+        let ran = lory(&["run", "-m", &model, "-p", "x", "--lora", &lora, "--adapter", typed]);
+        assert!(ran.one_line_error(1).contains(meant), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_context_without_memory_for_it_is_refused_with_what_fits() {
+    let model = arg(&fixture("models/llama.gguf"));
+    for n in ["2000000000", "4294967295"] {
+        let ran = lory(&["run", "-m", &model, "-p", "x", "-n", "1", "-c", n]);
+        let line = ran.one_line_error(2);
+        assert!(line.contains(&format!("-c {n}: ")), "{line}");
+        let fitting = line.split("at most ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        assert!(fitting.parse::<u32>().unwrap() > 4096, "{line}");
+    }
 }
 
 #[test]
@@ -269,7 +286,7 @@ fn ctrl_c_ends_a_run_with_130() {
     let mut child = command(&args).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     stdout.read_exact(&mut [0]).unwrap();
-    signal(&child, "INT");
+    signal(&child, libc::SIGINT);
     // The rest is read, so that the program is not stopped by a full pipe.
     std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
     let ran = finish(child);

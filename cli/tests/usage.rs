@@ -6,9 +6,23 @@ use program::lory;
 
 #[test]
 fn help_and_version_succeed() {
-    for args in
-        [vec!["--help"], vec!["chat", "--help"], vec!["run", "--help"], vec!["synth", "model", "--help"]]
-    {
+    for page in [
+        "--help",
+        "chat --help",
+        "run --help",
+        "inspect --help",
+        "tokenize --help",
+        "logits --help",
+        "compress --help",
+        "bench --help",
+        "pack --help",
+        "pack extract --help",
+        "synth --help",
+        "synth model --help",
+        "synth adapters --help",
+        "synth pack --help",
+    ] {
+        let args: Vec<&str> = page.split(' ').collect();
         let ran = lory(&args);
         assert!(ran.success().contains("Usage:"), "{args:?}");
         assert!(ran.stdout.contains("xample"), "{args:?} teaches by examples");
@@ -41,6 +55,11 @@ fn unknown_and_missing_arguments_are_named() {
         (&["run", "-m", "x.gguf", "-p", "a", "-b", "0"], "0"),
         (&["run", "-m", "x.gguf", "-p", "a", "-n", "-7"], "-7"),
         (&["run", "-m", "x.gguf", "-p", "a", "--kv-type", "q3"], "q3"),
+        (&["run", "-m", "x.gguf", "-p", "a", "-t", "-1"], "-t -1: a negative number"),
+        (&["run", "-m", "x.gguf", "-p", "a", "-c", "-20"], "-c -20: a negative number"),
+        (&["compress", "-m", "x", "-o", "y", "--rank", "-4", "z"], "--rank -4: a negative number"),
+        (&["pack", "add", "p", "-m", "x", "--max-error", "-0.5", "z"], "--max-error -0.5"),
+        (&["pack", "add", "p", "-m", "x", "--max-error", "nan", "z"], "--max-error"),
     ];
     for (args, named) in cases {
         let ran = lory(args);

@@ -10,6 +10,7 @@ use lory_kernels::QuantType;
 use lory_models::adapter::pack::{
     AdapterMeta, BasisSite, NewAdapter, NewCore, NewMatrix, PackSpec, PackWriter, StorageTypes, segment_files,
 };
+use lory_models::adapter::publish::remove_abandoned;
 use lory_models::adapter::{Existing, Site, publish};
 
 use crate::collection::{Collection, Entry, Extras};
@@ -20,11 +21,13 @@ use crate::pipeline::{AdapterCore, Compressed, CoreForm};
 use crate::progress::{Progress, check};
 use crate::{Error, Result};
 
-/// Whether a pack can stand at `path`: known before the long work, not behind it.
+/// Whether a pack can stand at `path`: known before the long work, not behind it. What a run that was killed left in
+/// the folder goes.
 pub(crate) fn check_place(path: &Path, folder: &Path) -> Result<()> {
     if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         return Err(Error::Request(format!("{}: is there already and is no regular file", path.display())));
     }
+    remove_abandoned(folder);
     let old = segment_files(path).map_err(Error::io(folder))?;
     match old.first() {
         None => Ok(()),

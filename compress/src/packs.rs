@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use faer::Mat;
 use lory_kernels::QuantType;
 use lory_models::adapter::pack::{NewAdapter, Pack, PackWriter, merge, segment_file_name, segment_files};
+use lory_models::adapter::publish::{folder_of, remove_abandoned};
 use lory_models::adapter::{Basis, CoreMatrix, Delta, Existing, Site, publish};
 use lory_models::gguf::Gguf;
 use lory_models::{Bytes, Tensor};
@@ -287,6 +288,7 @@ pub fn rename(path: &Path, pack: &Pack, from: &str, to: &str) -> Result<PathBuf>
 /// # Errors
 /// Damaged records; a file that cannot be written, after which everything is as before.
 pub fn merge_segments(path: &Path, pack: &Pack) -> Result<()> {
+    remove_abandoned(folder_of(path));
     publish(path, Existing::Replace, |file| {
         let mut out = merge(pack, BufWriter::with_capacity(1 << 20, file))?;
         Ok::<_, Error>(out.flush()?)
@@ -307,6 +309,7 @@ fn write_segment(
     pack: &Pack,
     fill: impl FnOnce(&mut PackWriter<BufWriter<&mut std::fs::File>>) -> Result<()>,
 ) -> Result<PathBuf> {
+    remove_abandoned(folder_of(path));
     let segment = segment_file_name(path, pack.next_segment());
     let written = publish(&segment, Existing::Keep, |file| {
         let mut w = PackWriter::segment(BufWriter::new(file), pack)?;

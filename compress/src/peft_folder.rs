@@ -8,6 +8,7 @@ use faer::MatRef;
 use lory_models::adapter::BaseInfo;
 use lory_models::adapter::pack::Pack;
 use lory_models::adapter::peft::{Factors, Matrix, PeftFiles, PermutedHeads};
+use lory_models::adapter::publish::{TEMPORARY, folder_of, remove_abandoned, temporary_prefix};
 use lory_models::gguf::Gguf;
 
 use crate::lora_file::plain_factors;
@@ -47,8 +48,13 @@ fn matrix(m: MatRef<'_, f32>) -> Matrix {
 
 /// Writes the files into a folder beside its place, and gives it its name when they are on the disk.
 fn publish_folder(folder: &Path, files: &[(&str, &[u8])]) -> std::io::Result<()> {
-    let beside = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let new = tempfile::Builder::new().prefix(".lory-").tempdir_in(beside)?;
+    let beside = folder_of(folder);
+    remove_abandoned(beside);
+    let (prefix, suffix) = (temporary_prefix(folder)?, TEMPORARY);
+    let new = tempfile::Builder::new().prefix(&prefix).suffix(suffix).tempdir_in(beside)?;
+    // The lock says that it is not abandoned; not every system opens folders.
+    let lock = File::open(new.path());
+    let _ = lock.as_ref().map(File::try_lock);
     // Temporary folders are private; this one is to be like any other.
     let inner = new.path().join("adapter");
     fs::create_dir(&inner)?;

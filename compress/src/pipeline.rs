@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use faer::Mat;
-use lory_models::adapter::Site;
+use lory_models::adapter::{Site, publish::folder_of};
 use rayon::prelude::*;
 
 use crate::allocate::leading_energy;
@@ -42,7 +42,7 @@ pub fn compress(
 ) -> Result<Report> {
     let start = Instant::now();
     let mut run = Run::new(collection, options);
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     output::check_place(path, folder)?;
     let compressed = solve(collection, options, folder, &mut run, progress, cancel)?;
     progress.stage("writing the pack", collection.len());

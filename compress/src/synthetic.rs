@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use faer::Mat;
 use lory_kernels::QuantType;
-use lory_models::adapter::{BaseInfo, Site};
+use lory_models::adapter::{BaseInfo, Site, publish::remove_abandoned};
 use rayon::prelude::*;
 
 use crate::factors::Factors;
@@ -109,6 +109,7 @@ impl Synthetic {
         cancel: &AtomicBool,
     ) -> Result<Vec<PathBuf>> {
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        remove_abandoned(folder);
         let sites: Vec<(Site, (usize, usize))> = base
             .shapes
             .iter()

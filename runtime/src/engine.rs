@@ -23,6 +23,9 @@ use crate::{
 /// that attention reads long runs.
 pub(crate) const PAGE_LEN: usize = 32;
 
+/// Contexts that a KV cache holds for which nothing else is said.
+pub(crate) const CONTEXTS: usize = 4;
+
 /// Rows whose logits are computed at a time; bounds the buffer for vocabularies of 256k entries.
 const LOGIT_ROWS: usize = 64;
 
@@ -209,7 +212,7 @@ impl Engine {
             ty: options.kv_type,
         };
         let page_bytes = page_bytes(&backend, shape)?;
-        let cache = KvCache::new(&backend, shape, kv_pages(options, n_ctx, page_bytes)?)?;
+        let cache = kv_cache(&backend, shape, options, n_ctx, page_bytes)?;
         let cache = if options.prefix_sharing { cache.with_sharing() } else { cache };
         let scratch = Scratch::new(&backend, &model.decoder, max_rows, LOGIT_ROWS.min(max_rows))?;
         let adapters = AdapterStore::new(model.clone(), options.loading, options.adapter_bytes);
@@ -330,8 +333,34 @@ fn page_bytes(backend: &Cpu, shape: KvShape) -> Result<usize> {
     Ok(backend.kv_read_page(&one, 0).map_err(lory_models::Error::from)?.len())
 }
 
+fn kv_cache(
+    backend: &Cpu,
+    shape: KvShape,
+    options: &EngineOptions,
+    n_ctx: usize,
+    page_bytes: usize,
+) -> Result<KvCache<Cpu>> {
+    let cache = KvCache::new(backend, shape, kv_pages(options, n_ctx, page_bytes)?);
+    if cache.is_ok() || options.kv_tokens.is_some() || options.kv_bytes.is_some() {
+        return Ok(cache?);
+    }
+    // The context is what decides; memory is touched only as it is used, so asking costs nothing.
+    let pages = |tokens: usize| tokens.saturating_mul(CONTEXTS).div_ceil(PAGE_LEN);
+    let fits = |tokens: usize| {
+        u32::try_from(pages(tokens).saturating_mul(PAGE_LEN)).is_ok()
+            && backend.kv_alloc(shape, pages(tokens)).is_ok()
+    };
+    let (mut fitting, mut too_many) = (0, n_ctx);
+    while too_many - fitting > PAGE_LEN.max(fitting / 64) {
+        let middle = fitting + (too_many - fitting) / 2;
+        if fits(middle) { fitting = middle } else { too_many = middle }
+    }
+    let bytes = pages(n_ctx) as u128 * page_bytes as u128;
+    Err(Error::ContextTooLong { n_ctx, bytes, fitting: fitting / PAGE_LEN * PAGE_LEN })
+}
+
 fn kv_pages(options: &EngineOptions, n_ctx: usize, page_bytes: usize) -> Result<usize> {
-    let tokens = options.kv_tokens.unwrap_or(n_ctx.saturating_mul(4)).max(1);
+    let tokens = options.kv_tokens.unwrap_or(n_ctx.saturating_mul(CONTEXTS)).max(1);
     let Some(bytes) = options.kv_bytes else { return Ok(tokens.div_ceil(PAGE_LEN)) };
     let fitting = bytes / page_bytes.max(1);
     if fitting == 0 {

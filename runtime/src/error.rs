@@ -1,5 +1,7 @@
 //! The error type of the public API.
 
+use crate::engine::CONTEXTS;
+
 /// Anything that can go wrong between a file's name and a generated token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -50,6 +52,19 @@ pub enum Error {
         /// Bytes that all may have.
         budget: usize,
     },
+    /// A context whose keys and values this system has no memory for.
+    #[error(
+        "a context of {n_ctx} tokens takes {} GB of keys and values, for {CONTEXTS} of them together; this system gives memory for at most {fitting} tokens",
+        gigabytes(.bytes)
+    )]
+    ContextTooLong {
+        /// Tokens asked for.
+        n_ctx: usize,
+        /// Bytes that the KV cache would have.
+        bytes: u128,
+        /// Tokens that there is memory for, about.
+        fitting: usize,
+    },
     /// A saved session that cannot be restored here.
     #[error("{file}: {message}")]
     Restore {
@@ -66,6 +81,10 @@ pub enum Error {
     /// A request that cannot be carried out as it is.
     #[error("{0}")]
     Request(String),
+}
+
+fn gigabytes(bytes: &u128) -> String {
+    format!("{:.1}", *bytes as f64 / 1e9)
 }
 
 impl Error {

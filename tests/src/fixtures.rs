@@ -1,28 +1,11 @@
 //! The committed fixtures (`tests/fixtures`) and the optional data folder beside the checkout.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, path::Path, sync::Arc};
 
 use lory_models::{Bytes, gguf::Gguf};
 use serde_json::Value;
 
-/// A path below `tests/fixtures`.
-pub fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
-}
-
-/// A path below the optional data folder; `None`, with a line that says so, where it is absent.
-pub fn shared_data(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(path);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
-        return None;
-    }
-    Some(path)
-}
+pub use crate::data::{fixture, shared_data};
 
 /// Parses a GGUF file of a single shard.
 pub fn gguf(path: &Path) -> Gguf {

@@ -2,6 +2,7 @@
 
 #[cfg(unix)]
 pub mod c_api;
+mod data;
 pub mod edited;
 pub mod engines;
 pub mod fixtures;

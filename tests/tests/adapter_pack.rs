@@ -11,7 +11,9 @@ use lory_models::{
             AdapterMeta, BasisSite, NewAdapter, NewCore, NewMatrix, Pack, PackSpec, PackWriter, StorageTypes,
             merge, segment_file_name, segment_files,
         },
-        publish, synthetic_base,
+        publish,
+        publish::{TEMPORARY, Unfinished, remove_abandoned, remove_own_unfinished},
+        synthetic_base,
     },
     gguf::Gguf,
 };
@@ -528,6 +530,41 @@ fn files_are_published_whole() {
     }
     let found = segment_files(&path).unwrap();
     assert_eq!(found, [1, 2, 10].map(|n| segment_file_name(&path, n)));
+}
+
+#[test]
+fn what_a_killed_writer_left_goes_and_what_is_being_written_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("p.gguf");
+    let names = || {
+        let mut names: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names.into_iter().map(|n| n.into_string().unwrap()).collect::<Vec<_>>()
+    };
+    // A killed process' locks are gone, and so is its number.
+    let dead = |end: &str| dir.path().join(format!(".p.gguf.4294967295-{end}"));
+    std::fs::write(dead(&format!("0{TEMPORARY}")), "half").unwrap();
+    std::fs::create_dir(dead(&format!("x7{TEMPORARY}"))).unwrap();
+    for other in ["notes.txt", ".p.gguf.4294967295-0.tmp", &format!(".p.gguf.me-0{TEMPORARY}"), TEMPORARY] {
+        std::fs::write(dir.path().join(other), "someone else's").unwrap();
+    }
+    let kept = names().len() - 2;
+    let mut new = Unfinished::create(&path).unwrap();
+    std::io::Write::write_all(new.file(), b"new").unwrap();
+    remove_abandoned(dir.path());
+    assert_eq!(names().len(), kept + 1, "{:?}", names());
+    assert!(!dead(&format!("0{TEMPORARY}")).exists() && !dead(&format!("x7{TEMPORARY}")).exists());
+    new.finish(Existing::Keep).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"new");
+    assert_eq!(names().len(), kept + 1);
+
+    // The moment before this process ends: its own go, whoever holds them.
+    let unfinished = Unfinished::create(&path).unwrap();
+    remove_own_unfinished(dir.path());
+    assert_eq!(names().len(), kept + 1, "{:?}", names());
+    assert!(unfinished.finish(Existing::Replace).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"new");
 }
 
 #[test]

@@ -167,6 +167,7 @@ fn a_configuration_that_disagrees_is_an_error() {
         ("use_qalora", "true", "use_qalora"),
         ("target_parameters", r#"["experts"]"#, "target_parameters"),
         ("init_lora_weights", "\"corda\"", "corda"),
+        ("init_lora_weights", "\"loftq\"", "loftq"),
         ("init_lora_weights", "\"pissa_niter_16\"", "pissa_niter_16"),
         ("init_lora_weights", "\"surprise\"", "surprise"),
         ("alora_invocation_tokens", "[1, 100000]", "token 100000"),
@@ -186,6 +187,20 @@ fn a_configuration_that_disagrees_is_an_error() {
         ("eva_config", r#"{"rho": 2.0}"#),
     ] {
         with(key, json(value)).unwrap_or_else(|e| panic!("{key} {value}: {e}"));
+    }
+}
+
+/// P4: what stands in the place of a configuration.
+#[test]
+fn a_configuration_that_is_none_is_an_error() {
+    let base = Base::open("llama");
+    let folder = fixture("peft/lora");
+    let weights = fs::read(folder.join("adapter_model.safetensors")).expect("weights");
+    let deep = "[".repeat(100_000);
+    let nan = br#"{"peft_type": "LORA", "r": 4, "lora_alpha": NaN}"#;
+    for text in [&b""[..], b"\xff\xfe{}", b"null", b"[]", b"{", nan, deep.as_bytes(), &[0; 4096]] {
+        let error = base.parse(&folder, text, weights.clone()).map(|_| ()).expect_err("no configuration");
+        assert!(error.to_string().starts_with("lora/adapter_config.json"), "{error}");
     }
 }
 

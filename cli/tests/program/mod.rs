@@ -1,11 +1,16 @@
 //! Runs the built program as a user would.
 
 // Each test file uses its own part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
+
+#[path = "../../../tests/src/data.rs"]
+mod data;
+
+pub use data::{fixture, shared_data};
 
 use std::{
     io::{Read, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Output, Stdio},
     sync::mpsc,
     thread,
@@ -73,7 +78,7 @@ pub fn watch(child: &Child) -> mpsc::Sender<()> {
     let (watched, wait) = mpsc::channel::<()>();
     thread::spawn(move || {
         if wait.recv_timeout(HUNG) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let _ = Command::new("kill").args(["-9", &id.to_string()]).status();
+            send(id, libc::SIGKILL);
         }
     });
     watched
@@ -90,10 +95,34 @@ pub fn finish(child: Child) -> Ran {
     Ran { code, stdout, stderr }
 }
 
-/// Sends a signal by name.
-pub fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
-    assert!(sent.expect("kill runs").success());
+/// Sends a signal.
+pub fn signal(child: &Child, signal: i32) {
+    send(child.id(), signal);
+}
+
+fn send(process: u32, signal: i32) {
+    // SAFETY: kill only passes numbers to the system.
+    let sent = unsafe { libc::kill(process as i32, signal) };
+    assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// The program with files that cannot grow beyond `limit` bytes, as if the disk were full.
+pub fn command_with_limit<S: AsRef<std::ffi::OsStr>>(args: &[S], limit: u64) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = command(args);
+    let limited = move || {
+        let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+        // SAFETY: both calls may be made between fork and exec; `limit` lives through the second. Without the first
+        // the system would end the program instead of failing its write.
+        let set = unsafe {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            libc::setrlimit(libc::RLIMIT_FSIZE, &limit)
+        };
+        if set == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(limited) };
+    command
 }
 
 /// Reads until `text` has come, and returns all that came.
@@ -108,21 +137,6 @@ pub fn read_until(from: &mut impl Read, text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&got).into_owned()
-}
-
-/// A committed fixture.
-pub fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(path)
-}
-
-/// A file of the optional data folder; `None`, with a line that says so, where it is absent.
-pub fn shared_data(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data").join(path);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
-        return None;
-    }
-    Some(path)
 }
 
 /// A path as an argument.

@@ -4,6 +4,7 @@ use std::{fmt, ops::Range, str::FromStr, sync::Arc};
 
 use crate::{
     Error, Result,
+    arch::check_is_model,
     gguf::{Gguf, TensorInfo},
 };
 
@@ -125,6 +126,7 @@ impl BaseInfo {
     /// decoder.
     pub fn from_gguf(gguf: &Gguf) -> Result<BaseInfo> {
         let m = gguf.metadata();
+        check_is_model(m)?;
         let architecture = m.str("general.architecture")?.to_owned();
         let layers_key = format!("{architecture}.block_count");
         let n_layers = m.u32(&layers_key)?;

@@ -19,8 +19,9 @@ pub mod gguf_lora;
 mod hash;
 pub mod pack;
 pub mod peft;
-mod publish;
+pub mod publish;
 mod set;
+mod similar;
 mod site;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use self::{
     core::{Basis, Core, CoreMatrix, Delta, Factors, MAX_RANK},
     publish::{Existing, publish},
     set::{AdapterKey, AdapterSet},
+    similar::unknown_name,
     site::{Projection, Site, SiteShape, SiteShapes},
 };
 

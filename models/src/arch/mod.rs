@@ -29,6 +29,17 @@ pub enum Arch {
     Smollm3,
 }
 
+/// Refuses what says of itself that it is something else, an adapter for example.
+pub(crate) fn check_is_model(meta: &Metadata) -> Result<()> {
+    match meta.opt_str("general.type")?.filter(|t| *t != "model") {
+        None => Ok(()),
+        Some(kind) => {
+            let message = format!("is a GGUF of type `{kind}`, not a model");
+            Err(Error::unsupported(meta.file(), message))
+        }
+    }
+}
+
 impl Arch {
     /// Every family that runs.
     pub const ALL: [Arch; 8] = [
@@ -63,10 +74,7 @@ impl Arch {
 
     /// Reads `general.architecture`; an adapter or an unknown family is refused by name.
     pub fn from_metadata(meta: &Metadata) -> Result<Arch> {
-        if let Some(kind) = meta.opt_str("general.type")?.filter(|t| *t != "model") {
-            let message = format!("is a GGUF of type `{kind}`, not a model");
-            return Err(Error::unsupported(meta.file(), message));
-        }
+        check_is_model(meta)?;
         let name = meta.str("general.architecture")?;
         Arch::from_name(name).ok_or_else(|| {
             let known: Vec<_> = Arch::ALL.iter().map(|a| a.prefix()).collect();

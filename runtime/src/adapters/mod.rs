@@ -20,7 +20,7 @@ use std::{
     },
 };
 
-use lory_models::adapter::{Adapter, AdapterSet, BaseCheck, pack::Pack};
+use lory_models::adapter::{Adapter, AdapterSet, BaseCheck, pack::Pack, unknown_name};
 
 use crate::{
     Error, LoadedModel, Result,
@@ -474,14 +474,8 @@ impl State {
     }
 
     fn unknown(&self, name: &str) -> Error {
-        /// As many names as fit a line; a pack may have thousands.
-        const SHOWN: usize = 8;
         let names = self.all_names();
-        let hint = match names.len() {
-            0 => "none is loaded".to_owned(),
-            n if n <= SHOWN => format!("there are {}", names.join(", ")),
-            n => format!("there are {n}: {} …", names[..SHOWN].join(", ")),
-        };
+        let hint = if names.is_empty() { "none is loaded".to_owned() } else { unknown_name(name, &names) };
         Error::UnknownAdapter { name: name.into(), hint }
     }
 }

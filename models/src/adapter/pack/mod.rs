@@ -23,7 +23,7 @@ use crate::{
 
 use super::{
     Adapter, BaseCheck, BaseInfo, Basis, Factors, Fingerprint, Site, SiteShapes, finite, hash::Hasher,
-    site::MAX_LAYERS,
+    site::MAX_LAYERS, unknown_name,
 };
 
 use format::{NO_CLUSTER, VERSION, key, parse_factor_name};
@@ -275,9 +275,11 @@ impl Pack {
     }
 
     fn slot(&self, name: &str) -> Result<&Slot> {
-        self.names
-            .get(name)
-            .ok_or_else(|| Error::Request(format!("{}: has no adapter `{name}`", self.file())))
+        self.names.get(name).ok_or_else(|| {
+            let names: Vec<&str> = self.names().collect();
+            let hint = unknown_name(name, &names);
+            Error::Request(format!("{}: has no adapter `{name}`: {hint}", self.file()))
+        })
     }
 
     fn record<'a>(&'a self, name: &'a str, slot: &Slot) -> Record<'a> {

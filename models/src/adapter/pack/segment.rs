@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::adapter::publish::folder_of;
+
 /// Most segments of one pack; merge before.
 pub const SEGMENT_LIMIT: u32 = 9999;
 
@@ -29,7 +31,7 @@ pub fn segment_number(pack: &Path, candidate: &Path) -> Option<u32> {
 /// first and deletes the segments it took in afterwards, so segments that were opened first and a
 /// pack that was opened last always fit together.
 pub fn segment_files(pack: &Path) -> io::Result<Vec<PathBuf>> {
-    let folder = pack.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(pack);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();

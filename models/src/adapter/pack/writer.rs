@@ -9,7 +9,7 @@ use lory_kernels::QuantType;
 
 use crate::{
     Error, Result, Tensor,
-    adapter::{BaseInfo, Fingerprint, Site, SiteShape, SiteShapes, hash::Hasher},
+    adapter::{BaseInfo, Fingerprint, Site, SiteShape, SiteShapes, hash::Hasher, unknown_name},
     gguf::Writer,
 };
 
@@ -369,7 +369,10 @@ impl<W: Write + Seek> PackWriter<W> {
         match &self.known {
             None => Err(Error::Request("only a segment removes and renames adapters".into())),
             Some(known) if !known.contains(name) => {
-                Err(Error::Request(format!("the pack has no adapter `{name}`")))
+                let mut names: Vec<&str> = known.iter().map(String::as_str).collect();
+                names.sort_unstable();
+                let hint = unknown_name(name, &names);
+                Err(Error::Request(format!("the pack has no adapter `{name}`: {hint}")))
             }
             Some(_) => Ok(()),
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use lory_kernels::backend::KvType;
+use lory_kernels::{DeviceChoice, backend::KvType};
 use lory_runtime::{Engine, EngineOptions, Error, Repacking, mapping::Loading};
 
 use crate::{
@@ -34,6 +34,28 @@ impl KvTypeArg {
             KvTypeArg::F32 => KvType::F32,
             KvTypeArg::F16 => KvType::F16,
             KvTypeArg::Q8_0 => KvType::Q8_0,
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceArg {
+    /// What is known to work best here: the processor.
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The first NVIDIA GPU (not yet verified on hardware); an error where there is none.
+    Cuda,
+}
+
+impl DeviceArg {
+    /// As the engine names it.
+    pub fn choice(self) -> DeviceChoice {
+        match self {
+            DeviceArg::Auto => DeviceChoice::Auto,
+            DeviceArg::Cpu => DeviceChoice::Cpu,
+            DeviceArg::Cuda => DeviceChoice::Cuda(0),
         }
     }
 }
@@ -79,7 +101,10 @@ pub struct ModelFlags {
     /// Rows per step at most (short: -ub).
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub ubatch_size: u32,
-    /// Layers on the GPU (short: -ngl). Accepted for the sake of habit: this build runs on the CPU.
+    /// Where to compute; `cuda` has not been verified on hardware yet.
+    #[arg(long, value_name = "DEVICE", value_enum, default_value = "auto")]
+    pub device: DeviceArg,
+    /// Layers on the GPU (short: -ngl). Accepted for the sake of habit: with --device cuda all are, otherwise none.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub gpu_layers: Option<String>,
     /// Read the files into memory instead of mapping them (for files that may change).
@@ -100,10 +125,12 @@ pub struct ModelFlags {
 impl ModelFlags {
     /// Opens the model.
     pub fn open(&self) -> Outcome<Engine> {
-        if self.gpu_layers.as_deref().is_some_and(|n| n != "0") && self.verbose {
-            note("-ngl has no effect: this build runs on the CPU");
+        let layers = self.gpu_layers.as_deref().is_some_and(|n| n != "0");
+        if layers && self.verbose && self.device != DeviceArg::Cuda {
+            note("-ngl has no effect without --device cuda");
         }
         let options = EngineOptions {
+            device: self.device.choice(),
             threads: self.threads.map(usize::from),
             n_ctx: self.ctx_size.filter(|n| *n > 0),
             n_batch: self.batch_size.min(self.ubatch_size) as usize,

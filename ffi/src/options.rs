@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use lory_kernels::backend::KvType;
+use lory_kernels::{DeviceChoice, backend::KvType};
 use lory_runtime::{EngineOptions, KvPolicy, Repacking, mapping::Loading};
 
 use crate::{
@@ -135,14 +135,13 @@ impl lory_engine_options {
         if n > MAX_THREADS {
             return Err(Failure::new(LORY_E_ARGUMENT, format!("threads is {n}, more than {MAX_THREADS}")));
         }
-        match self.device {
-            LORY_DEVICE_AUTO | LORY_DEVICE_CPU => {}
-            LORY_DEVICE_CUDA => {
-                return Err(Failure::new(LORY_E_UNSUPPORTED, "this library computes on the CPU only"));
-            }
-            other => return Err(unknown("device", other)),
-        }
         Ok(EngineOptions {
+            device: match self.device {
+                LORY_DEVICE_AUTO => DeviceChoice::Auto,
+                LORY_DEVICE_CPU => DeviceChoice::Cpu,
+                LORY_DEVICE_CUDA => DeviceChoice::Cuda(0),
+                other => return Err(unknown("device", other)),
+            },
             threads: (n > 0).then_some(n as usize),
             n_ctx: (self.n_ctx > 0).then_some(self.n_ctx),
             n_batch: self.n_batch as usize,

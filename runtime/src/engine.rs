@@ -9,7 +9,7 @@ use std::{
     task::Waker,
 };
 
-use lory_kernels::{Backend, backend::KvShape, backend::KvType, cpu::Cpu};
+use lory_kernels::{Backend, Device, DeviceChoice, backend::KvShape, backend::KvType};
 use lory_models::{decoder::Scratch, kv_cache::KvCache};
 
 use crate::{
@@ -32,6 +32,8 @@ const LOGIT_ROWS: usize = 64;
 /// How an engine is opened. The defaults suit a chat on the machine at hand.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
+    /// Where to compute.
+    pub device: DeviceChoice,
     /// Threads; `None` takes the physical cores.
     pub threads: Option<usize>,
     /// Longest sequence; `None` takes the trained context, at most 4096.
@@ -62,6 +64,7 @@ pub struct EngineOptions {
 impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
+            device: DeviceChoice::Auto,
             threads: None,
             n_ctx: None,
             n_batch: 512,
@@ -80,12 +83,12 @@ impl Default for EngineOptions {
 /// Everything that the handles of one engine share.
 pub(crate) struct Shared {
     pub model: Arc<LoadedModel>,
-    pub backend: Cpu,
+    pub backend: Device,
     pub adapters: AdapterStore,
     pub n_ctx: usize,
     /// Bytes of a page of keys and values in all layers.
     pub page_bytes: usize,
-    scheduler: Mutex<Scheduler<Cpu>>,
+    scheduler: Mutex<Scheduler<Device>>,
     /// Held while waiting for the scheduler: whoever runs step after step stands in line like
     /// everybody else, so that no call waits for more than the step that is running.
     line: Mutex<()>,
@@ -125,7 +128,7 @@ impl Drop for Turn<'_> {
 
 impl Shared {
     /// The state of all sessions, after the step that is running.
-    pub(crate) fn scheduler(&self) -> MutexGuard<'_, Scheduler<Cpu>> {
+    pub(crate) fn scheduler(&self) -> MutexGuard<'_, Scheduler<Device>> {
         let _line = lock(&self.line);
         lock(&self.scheduler)
     }
@@ -147,7 +150,7 @@ impl Shared {
         Some(self.scheduler().step(&self.model()))
     }
 
-    pub(crate) fn model(&self) -> Model<'_, Cpu> {
+    pub(crate) fn model(&self) -> Model<'_, Device> {
         let LoadedModel { decoder, tokenizer, .. } = &*self.model;
         Model { backend: &self.backend, decoder, tokenizer }
     }
@@ -197,7 +200,7 @@ impl Engine {
     /// An engine over a model that is already loaded.
     pub fn with_model(model: LoadedModel, options: &EngineOptions) -> Result<Engine> {
         let model = Arc::new(model);
-        let backend = model.cpu(options.threads, options.repacking)?;
+        let backend = model.device(options.device, options.threads, options.repacking)?;
         let config = model.decoder.config();
         let n_ctx = model.n_ctx as usize;
         if options.n_batch == 0 {
@@ -257,7 +260,8 @@ impl Engine {
 
     /// Bytes of repacked weights; see [`EngineOptions::repacking`].
     pub fn repacked_bytes(&self) -> usize {
-        self.shared.backend.repacked_bytes()
+        let Device::Cpu(cpu) = &self.shared.backend else { return 0 };
+        cpu.repacked_bytes()
     }
 
     /// A new, empty conversation.
@@ -328,18 +332,18 @@ impl Engine {
 }
 
 /// Bytes of one page in all layers, as this device lays it out.
-fn page_bytes(backend: &Cpu, shape: KvShape) -> Result<usize> {
+fn page_bytes(backend: &Device, shape: KvShape) -> Result<usize> {
     let one = backend.kv_alloc(shape, 1).map_err(lory_models::Error::from)?;
     Ok(backend.kv_read_page(&one, 0).map_err(lory_models::Error::from)?.len())
 }
 
 fn kv_cache(
-    backend: &Cpu,
+    backend: &Device,
     shape: KvShape,
     options: &EngineOptions,
     n_ctx: usize,
     page_bytes: usize,
-) -> Result<KvCache<Cpu>> {
+) -> Result<KvCache<Device>> {
     let cache = KvCache::new(backend, shape, kv_pages(options, n_ctx, page_bytes)?);
     if cache.is_ok() || options.kv_tokens.is_some() || options.kv_bytes.is_some() {
         return Ok(cache?);

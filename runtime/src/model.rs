@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use lory_kernels::{
-    Backend,
+    Backend, Device, DeviceChoice,
     backend::BackendError,
     cpu::{Cpu, Isa},
 };
@@ -69,13 +69,7 @@ impl LoadedModel {
     pub fn cpu(&self, threads: Option<usize>, repacking: Repacking) -> Result<Cpu> {
         let mut cpu = Cpu::new(threads, Isa::from_env().map_err(Error::Request)?);
         let weights = self.decoder.weights();
-        for tensor in weights.matrices() {
-            if !cpu.supports(tensor.ty()) {
-                let error = BackendError::UnsupportedType { device: cpu.label(), ty: tensor.ty() };
-                let error = lory_models::Error::tensor(tensor.file(), tensor.name(), error.to_string());
-                return Err(error.into());
-            }
-        }
+        self.check_types(&cpu)?;
         if repacking.decide(weights.factors().map(|t| t.matrix().bytes().len()).sum()) {
             cpu = cpu.with_repacking();
         }
@@ -83,6 +77,40 @@ impl LoadedModel {
             cpu.load(tensor.matrix()).map_err(lory_models::Error::from)?;
         }
         Ok(cpu)
+    }
+
+    /// The chosen device, ready to run this model; `threads` and `repacking` are for the processor.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::cpu`]; a device that is not there, or has too little memory for the weights.
+    pub fn device(
+        &self,
+        choice: DeviceChoice,
+        threads: Option<usize>,
+        repacking: Repacking,
+    ) -> Result<Device> {
+        if !matches!(choice, DeviceChoice::Cuda(_)) {
+            return Ok(Device::Cpu(Box::new(self.cpu(threads, repacking)?)));
+        }
+        let isa = Isa::from_env().map_err(Error::Request)?;
+        let device = Device::open(choice, threads, isa).map_err(lory_models::Error::from)?;
+        self.check_types(&device)?;
+        for tensor in self.decoder.weights().matrices() {
+            device.load(tensor.matrix()).map_err(lory_models::Error::from)?;
+        }
+        Ok(device)
+    }
+
+    /// An error for a weight of a format that the device has no kernel for.
+    fn check_types<B: Backend>(&self, backend: &B) -> Result<()> {
+        for tensor in self.decoder.weights().matrices() {
+            if !backend.supports(tensor.ty()) {
+                let error = BackendError::UnsupportedType { device: backend.label(), ty: tensor.ty() };
+                let error = lory_models::Error::tensor(tensor.file(), tensor.name(), error.to_string());
+                return Err(error.into());
+            }
+        }
+        Ok(())
     }
 
     /// A model from a container that is already parsed.

@@ -21,6 +21,9 @@ binary=$(cargo test --release -p lory-kernels --test cuda --no-run --message-for
 step "every operation against the reference"
 LORY_REQUIRE_CUDA=1 "$binary" --test-threads 1
 
+step "whole models"
+LORY_REQUIRE_CUDA=1 cargo test --release -p lory-runtime --test cuda
+
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck synccheck initcheck; do
         step "compute-sanitizer $tool"

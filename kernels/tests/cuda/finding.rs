@@ -93,7 +93,8 @@ fn the_order_of_threads_changes_nothing() {
     let order: libloading::Symbol<'_, unsafe extern "C" fn(i32)> =
         unsafe { library.get(b"lory_emulate_order") }.unwrap();
     let mut noise = Noise(41);
-    let (n, k, rows) = (70, 512, 11);
+    // As many rows as a block of the large products has tokens: what is staged is then read to the last.
+    let (n, k, rows) = (70, 512, 64);
     let x = noise.values(rows * k);
     let weight = noise.values(k);
     for ty in [QuantType::Q4_K, QuantType::Q6_K, QuantType::BF16, QuantType::F16] {

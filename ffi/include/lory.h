@@ -1202,7 +1202,7 @@ typedef struct {
 #define LORY_KV_REFUSE 2
 
 /**
- * The best device there is.
+ * The processor, until the CUDA backend has been verified on hardware.
  */
 #define LORY_DEVICE_AUTO 0
 
@@ -1212,7 +1212,7 @@ typedef struct {
 #define LORY_DEVICE_CPU 1
 
 /**
- * A CUDA device; `LORY_E_UNSUPPORTED` where the library has no support for it.
+ * A CUDA device; `LORY_E_DEVICE` where there is none that can be used. Not yet verified on hardware.
  */
 #define LORY_DEVICE_CUDA 2
 

@@ -48,11 +48,11 @@ pub const LORY_KV_REFUSE: lory_kv_policy = 2;
 
 /// Where the model is computed.
 pub type lory_device = u32;
-/// The best device there is.
+/// The processor, until the CUDA backend has been verified on hardware.
 pub const LORY_DEVICE_AUTO: lory_device = 0;
 /// The processor.
 pub const LORY_DEVICE_CPU: lory_device = 1;
-/// A CUDA device; `LORY_E_UNSUPPORTED` where the library has no support for it.
+/// A CUDA device; `LORY_E_DEVICE` where there is none that can be used. Not yet verified on hardware.
 pub const LORY_DEVICE_CUDA: lory_device = 2;
 
 /// How an engine is opened. Initialise it with `lory_engine_options_init`.

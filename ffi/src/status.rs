@@ -101,6 +101,7 @@ impl From<lory_runtime::Error> for Failure {
             E::Restore { .. } => LORY_E_RESTORE,
             E::Grammar(_) => LORY_E_GRAMMAR,
             E::AdapterBudget { .. } => LORY_E_ADAPTER_BUDGET,
+            E::ContextTooLong { .. } => LORY_E_DEVICE,
             _ => LORY_E_REQUEST,
         };
         Failure::new(status, e.to_string())

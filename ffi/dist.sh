@@ -16,13 +16,17 @@ built=$target/$([ "$profile" = dev ] && echo debug || echo "$profile")
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -1)
 abi=$(sed -n 's/^pub const LORY_ABI_VERSION: u32 = \([0-9]*\);$/\1/p' ffi/src/version.rs)
 system="-lgcc_s -lutil -lrt -lpthread -lm -ldl -lc"
-case " $* " in *ggml*) system="-lstdc++ $system" ;; esac
+features=()
+case " $* " in *ggml*) system="-lstdc++ $system" features=(--features ggml) ;; esac
 
 rm -rf "$out"
 mkdir -p "$out"/{include,lib/pkgconfig,lib/cmake/Lory,share/lory}
 cp ffi/include/lory.h ffi/include/lory.hpp "$out/include/"
 cp LICENSE-MIT LICENSE-APACHE ffi/README.md "$out/share/lory/"
 cp -r ffi/examples "$out/share/lory/examples"
+# The crates that are inside and their licences.
+cargo tree --locked -p lory-ffi -e normal --prefix none --format '{p}: {l}' "${features[@]}" |
+    grep -v '^lory-' | sed 's/ (\*)$//; s/ (proc-macro)//' | sort -u >"$out/share/lory/THIRD-PARTY"
 
 shared=$out/lib/liblory.so.$version
 cp "$built/liblory.so" "$shared"
@@ -30,18 +34,19 @@ ln -s "liblory.so.$version" "$out/lib/liblory.so.$abi"
 ln -s "liblory.so.$abi" "$out/lib/liblory.so"
 
 # One object in which everything but lory_* is local, so that a host may have a ggml or another
-# Rust library of its own. Its sections stay apart for the linker's --gc-sections.
+# Rust library of its own, and in which nothing is that lory_* cannot reach. Its sections stay apart for
+# the linker's --gc-sections.
 static=$out/lib/liblory.a
 object=$(mktemp -d)/lory.o
-ld -r --whole-archive "$built/liblory.a" -o "$object"
+mapfile -t roots < <(nm -D --defined-only "$shared" | awk '$3 ~ /^lory_/ {print "--undefined=" $3}')
+ld -r --gc-sections "${roots[@]}" --whole-archive "$built/liblory.a" -o "$object"
 # The standard library's embedded bitcode only confuses other linkers' plugins.
 objcopy --wildcard --keep-global-symbol='lory_*' -R .llvmbc -R .llvmcmd "$object"
+if [ "$profile" = release ]; then
+    strip --strip-unneeded "$shared" "$object"
+fi
 ar rcs "$static" "$object"
 rm -r "$(dirname "$object")"
-if [ "$profile" = release ]; then
-    strip --strip-unneeded "$shared"
-    strip --strip-debug "$static"
-fi
 
 fill() {
     sed -e "s|@VERSION@|$version|g" -e "s|@ABI@|$abi|g" -e "s|@SYSTEM@|$system|g" "$1" >"$2"

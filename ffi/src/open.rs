@@ -8,7 +8,7 @@ use std::{
 
 use lory_runtime::{
     Engine, LoadedModel, OpenOptions,
-    mapping::{self, File, Loading, OpenGguf},
+    mapping::{self, File, Loading, OpenGguf, Progress},
 };
 
 use crate::{
@@ -21,21 +21,22 @@ use crate::{
     structs::read,
 };
 
-/// Reads the options, and opens an engine over what `open` gives.
+/// Reads the options, and opens an engine over what `open` gives. It is told how files come into memory
+/// and what wants to know how much has been read.
 ///
 /// # Safety
 /// As for [`read`].
 unsafe fn open(
     options: *const lory_engine_options,
     out: args::Out<'_, *mut lory_engine>,
-    open: impl FnOnce(&lory_engine_options, Loading) -> Result<OpenGguf>,
+    open: impl FnOnce(Loading, Progress<'_>) -> Result<OpenGguf>,
 ) -> Result<()> {
     // SAFETY: the caller's word.
     let c_options = unsafe { read(options) }?;
     let options = c_options.to_rust()?;
     let log = c_options.log();
     let engine = log.within(|| -> Result<Engine> {
-        let gguf = open(&c_options, options.loading)?;
+        let gguf = open(options.loading, &mut |done, total| c_options.report(done, total))?;
         let model =
             LoadedModel::from_gguf(gguf, &OpenOptions { n_ctx: options.n_ctx, loading: options.loading })?;
         Ok(Engine::with_model(model, &options)?)
@@ -63,8 +64,7 @@ pub unsafe extern "C" fn lory_engine_open(
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
         let (path, engine) = (text(path, path_len, "path")?, out(engine, "engine")?);
-        open(options, engine, |options, loading| {
-            let progress = &mut |done, total| options.report(done, total);
+        open(options, engine, |loading, progress| {
             Ok(mapping::open_gguf_with(Path::new(path), loading, progress)?)
         })
     })
@@ -86,8 +86,7 @@ pub unsafe extern "C" fn lory_engine_open_fd(
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
         let (name, engine) = (text(name, name_len, "name")?, out(engine, "engine")?);
-        open(options, engine, |options, loading| {
-            let progress = &mut |done, total| options.report(done, total);
+        open(options, engine, |loading, progress| {
             single(File::from_handle(duplicate(fd, name)?, name, loading, progress))
         })
     })
@@ -117,12 +116,9 @@ pub unsafe extern "C" fn lory_engine_open_memory(
         let lent = Lent { data: data.cast(), size, release, user: User(user) };
         let (name, engine) = (text(name, name_len, "name")?, out(engine, "engine")?);
         let bytes = slice(lent.data, size, "data")?;
-        open(options, engine, |options, _| {
-            let progress = &mut |done, total| options.report(done, total);
-            match release {
-                Some(_) => single(Ok(File::from_owner(Box::new(lent), name))),
-                None => single(File::from_reader(&mut &*bytes, name, size as u64, progress)),
-            }
+        open(options, engine, |_, progress| match release {
+            Some(_) => single(Ok(File::from_owner(Box::new(lent), name))),
+            None => single(File::from_reader(&mut &*bytes, name, size as u64, progress)),
         })
     })
 }
@@ -147,9 +143,6 @@ pub unsafe extern "C" fn lory_engine_open_callback(
         let (name, engine) = (text(name, name_len, "name")?, out(engine, "engine")?);
         let function = function.ok_or_else(|| Failure::new(LORY_E_NULL, "function is NULL"))?;
         let mut reader = HostReader { function, user: User(user), offset: 0, size };
-        open(options, engine, |options, _| {
-            let progress = &mut |done, total| options.report(done, total);
-            single(File::from_reader(&mut reader, name, size, progress))
-        })
+        open(options, engine, |_, progress| single(File::from_reader(&mut reader, name, size, progress)))
     })
 }

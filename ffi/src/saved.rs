@@ -4,7 +4,6 @@ use std::{
     ffi::{c_char, c_void},
     io::{self, Write},
     path::Path,
-    sync::Mutex,
 };
 
 use crate::{
@@ -90,7 +89,7 @@ pub unsafe extern "C" fn lory_session_restore(
         let (engine, session) = (object(engine, "engine")?, out(session, "session")?);
         let (path, options) = (text(path, path_len, "path")?, read(options)?.to_rust()?);
         let new = engine.log.within(|| engine.engine.restore(Path::new(path), &options))?;
-        session.set(handle(lory_session { session: Mutex::new(new), log: engine.log.clone() }));
+        session.set(handle(lory_session::new(new, &engine.log)));
         Ok(())
     })
 }
@@ -113,7 +112,7 @@ pub unsafe extern "C" fn lory_session_restore_memory(
         let (mut data, options) = (slice(data.cast::<u8>(), size, "data")?, read(options)?.to_rust()?);
         let restore = || engine.engine.restore_from(&mut data, "the saved session", &options);
         let new = engine.log.within(restore)?;
-        session.set(handle(lory_session { session: Mutex::new(new), log: engine.log.clone() }));
+        session.set(handle(lory_session::new(new, &engine.log)));
         Ok(())
     })
 }

@@ -23,6 +23,12 @@ pub struct lory_session {
     pub(crate) log: Log,
 }
 
+impl lory_session {
+    pub(crate) fn new(session: Session, log: &Log) -> lory_session {
+        lory_session { session: Mutex::new(session), log: log.clone() }
+    }
+}
+
 /// One loading of one adapter; no two loadings of an engine share a number, and 0 is none. To another
 /// engine it means nothing, or another adapter.
 pub type lory_adapter = u64;
@@ -102,8 +108,9 @@ pub unsafe extern "C" fn lory_session_new(
     guard(|| unsafe {
         let (engine, session, options) =
             (object(engine, "engine")?, out(session, "session")?, read(options)?);
-        let new = Mutex::new(engine.engine.session(&options.to_rust()?)?);
-        session.set(handle(lory_session { session: new, log: engine.log.clone() }));
+        let options = options.to_rust()?;
+        let new = engine.log.within(|| engine.engine.session(&options))?;
+        session.set(handle(lory_session::new(new, &engine.log)));
         Ok(())
     })
 }
@@ -193,7 +200,8 @@ pub unsafe extern "C" fn lory_session_set_adapters(
             LORY_ON_SWITCH_KEEP => OnSwitch::Keep,
             other => return Err(unknown("on_switch", other)),
         };
-        Ok(exclusive(&session.session, "session")?.set_adapters(&set, on_switch)?)
+        let mut guard = exclusive(&session.session, "session")?;
+        Ok(session.log.within(|| guard.set_adapters(&set, on_switch))?)
     })
 }
 
@@ -246,8 +254,8 @@ pub unsafe extern "C" fn lory_session_fork(
     // SAFETY: pointers are what the header asks for.
     guard(|| unsafe {
         let (session, fork) = (object(session, "session")?, out(fork, "fork")?);
-        let new = Mutex::new(exclusive(&session.session, "session")?.fork());
-        fork.set(handle(lory_session { session: new, log: session.log.clone() }));
+        let new = exclusive(&session.session, "session")?.fork();
+        fork.set(handle(lory_session::new(new, &session.log)));
         Ok(())
     })
 }

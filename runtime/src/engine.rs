@@ -292,11 +292,15 @@ impl Engine {
         }
         self.shared.drivers.fetch_add(1, Ordering::AcqRel);
         let _driving = Driving(&self.shared);
-        while go_on() {
+        loop {
+            // Before the question: who changes its answer and wakes this thread after it is not overheard.
             let (steps, requests) = {
                 let progress = lock(&self.shared.progress);
                 (progress.steps, progress.requests)
             };
+            if !go_on() {
+                break;
+            }
             match self.shared.try_step() {
                 Some(true) => {}
                 Some(false) => {

@@ -357,6 +357,18 @@ fn streams_run_on_an_executor_alone_and_with_a_driving_thread() {
 }
 
 #[test]
+fn a_driver_that_is_woken_while_it_asks_does_not_sleep() {
+    let engine = engines::bare(&engines::options());
+    let asked = AtomicUsize::new(0);
+    engine.drive(|| {
+        // As another thread might, after its answer and before the driver sleeps.
+        engine.wake_drivers();
+        asked.fetch_add(1, Ordering::Relaxed) < 2
+    });
+    assert_eq!(asked.into_inner(), 3);
+}
+
+#[test]
 fn asking_a_session_something_never_stops_those_who_wait() {
     let engine = engines::bare(&engines::options());
     let asked = session(&engine, 0);

@@ -174,17 +174,21 @@ impl AdapterStore {
         files: Vec<Arc<File>>,
         replace: bool,
     ) -> Result<AdapterId> {
+        let line = format!("{}: adapter `{name}`, {} bytes", origin.display(), adapter.bytes());
         let mut state = self.write();
         if !replace && state.knows(&name) {
             return Err(taken(&origin.to_string_lossy(), &name));
         }
         let old = if replace { state.names.get(&name).copied() } else { None };
         state.make_room(&name, adapter.bytes(), old)?;
-        tracing::info!("{}: adapter `{name}`, {} bytes", origin.display(), adapter.bytes());
         let (id, adapter) = (state.next_id(), Some(Arc::new(adapter)));
         let record = Record::new(id, name, origin, files.into(), None, adapter, &state.resident);
         state.loads += 1;
-        Ok(state.put(record))
+        let id = state.put(record);
+        drop(state);
+        // Without the lock: who takes the log may ask for adapters.
+        tracing::info!("{line}");
+        Ok(id)
     }
 
     /// Opens a pack of this base. Its adapters are brought in when they are first asked for.
@@ -284,14 +288,19 @@ impl AdapterStore {
 
     fn bring_in(&self, record: &Arc<Record>) -> Result<Arc<Adapter>> {
         record.touch(self.clock.fetch_add(1, Ordering::Relaxed) + 1);
-        record.adapter(|adapter| {
+        let mut read = false;
+        let adapter = record.adapter(|adapter| {
             let mut state = self.write();
             state.make_room(record.name(), adapter.bytes(), None)?;
             state.resident.add(adapter.bytes());
             state.loads += 1;
-            tracing::info!("adapter `{}`: {} bytes", record.name(), adapter.bytes());
+            read = true;
             Ok(())
-        })
+        })?;
+        if read {
+            tracing::info!("adapter `{}`: {} bytes", record.name(), adapter.bytes());
+        }
+        Ok(adapter)
     }
 
     /// Touches a basis' pages, so that the first step with it reads no disk.

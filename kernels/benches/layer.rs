@@ -1,226 +1,298 @@
 //! Where the time of one transformer layer goes: every operation of a Llama layer (2048 wide, 8192 inner, 32/8 heads of 64)
-//! for prompts, single tokens and batches, in microseconds and per cent of the layer.
+//! for prompts, single tokens and batches, beside the ceilings of this machine and as a share of the layer.
 //!
-//! `cargo bench -p lory-kernels --bench layer [-- FORMAT]`; `LORY_ISA` and `LORY_THREADS` as usual. Figures are the fastest of several runs.
+//! `cargo bench -p lory-kernels --bench layer [-- FILTER]`, a filter is `512 rows` or `attention`; `LORY_ISA` and `LORY_THREADS` as
+//! usual. Without measuring, a small layer is compared with the reference.
 
-use std::time::{Duration, Instant};
+mod measure;
 
+use criterion::Criterion;
 use lory_kernels::backend::{
     Activation, AttentionParams, AttentionRow, Backend, Core, KvShape, KvType, LoraGroup, LoraJob, LoraTerm,
     MatmulJob, Rope, RopeStyle,
 };
-use lory_kernels::cpu::{Cpu, CpuKv, Isa};
+use lory_kernels::ceilings::Ceilings;
 use lory_kernels::quant::format::quantize_row;
-use lory_kernels::{QMatrix, QuantType};
+use lory_kernels::{QMatrix, QuantType, Reference};
 
-const WIDTH: usize = 2048;
-const INNER: usize = 8192;
-const HEADS: usize = 32;
-const KV_HEADS: usize = 8;
+use measure::{Machine, Work, noise};
+
 const HEAD_DIM: usize = 64;
 const PAGE: usize = 32;
 const RANK: usize = 64;
 
-struct Bytes(QuantType, usize, usize, Vec<u8>);
+/// A matrix of random weights.
+struct Weights(QuantType, usize, usize, Vec<u8>);
 
-impl Bytes {
-    fn new(ty: QuantType, rows: usize, cols: usize) -> Bytes {
+impl Weights {
+    fn new(ty: QuantType, rows: usize, cols: usize) -> Weights {
         let line = noise(cols * 16);
         let mut bytes = vec![0; ty.bytes_for(line.len()).expect("whole blocks")];
         quantize_row(ty, &line, &mut bytes).expect("a native format");
-        Bytes(ty, rows, cols, bytes.repeat(rows / 16))
+        Weights(ty, rows, cols, bytes.repeat(rows / 16))
     }
 
     fn matrix(&self) -> QMatrix<'_> {
         QMatrix::new(self.0, self.1, self.2, &self.3).expect("whole rows")
     }
+
+    fn len(&self) -> usize {
+        self.1 * self.2
+    }
 }
 
-fn noise(n: usize) -> Vec<f32> {
-    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+struct Layer {
+    width: usize,
+    inner: usize,
+    heads: usize,
+    kv_heads: usize,
+    norm: Vec<f32>,
+    rope: Rope,
+    qkv: [Weights; 3],
+    o: Weights,
+    gate_up: [Weights; 2],
+    down: Weights,
+    v: Weights,
+    u: Weights,
+    cores: Vec<Weights>,
 }
 
-/// Times named operations.
-struct Profile {
-    times: Vec<(&'static str, f64)>,
-    quick: bool,
+/// Rows of some sequences behind some cached tokens.
+struct Rows {
+    sequences: usize,
+    each: usize,
+    depth: usize,
+    pages: Vec<Vec<u32>>,
+    positions: Vec<u32>,
+    slots: Vec<u32>,
 }
 
-impl Profile {
-    fn time(&mut self, name: &'static str, mut work: impl FnMut()) {
-        let budget = Duration::from_millis(if self.quick { 0 } else { 150 });
-        let (start, mut best, mut runs) = (Instant::now(), f64::INFINITY, 0);
-        while runs < 3 || start.elapsed() < budget {
-            let before = Instant::now();
-            work();
-            best = best.min(before.elapsed().as_secs_f64());
-            runs += 1;
-        }
-        self.times.push((name, best));
+impl Rows {
+    fn new(sequences: usize, each: usize, depth: usize) -> Rows {
+        let per_sequence = (depth + each).div_ceil(PAGE);
+        let page = |s: usize, p: usize| (s * per_sequence + p) as u32;
+        let pages: Vec<Vec<u32>> =
+            (0..sequences).map(|s| (0..per_sequence).map(|p| page(s, p)).collect()).collect();
+        let positions: Vec<u32> = (0..sequences * each).map(|i| (depth + i % each) as u32).collect();
+        let slot =
+            |(i, p): (usize, &u32)| pages[i / each][*p as usize / PAGE] * PAGE as u32 + p % PAGE as u32;
+        let slots = positions.iter().enumerate().map(slot).collect();
+        Rows { sequences, each, depth, pages, positions, slots }
     }
 
-    fn print(&self, title: &str) {
-        let total: f64 = self.times.iter().filter(|t| !t.0.starts_with("lora")).map(|t| t.1).sum();
-        println!("{title}: {:.0} us without adapters", total * 1e6);
-        for (name, time) in &self.times {
-            println!("    {name:12} {:>9.1} us {:>6.1} %", time * 1e6, 100.0 * time / total);
+    fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    fn attention(&self) -> Vec<AttentionRow<'_>> {
+        let row = |(i, p): (usize, &u32)| AttentionRow { pages: &self.pages[i / self.each], position: *p };
+        self.positions.iter().enumerate().map(row).collect()
+    }
+}
+
+/// What the operations read and write.
+struct State<B: Backend> {
+    kv: B::Kv,
+    x: Vec<f32>,
+    a: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+const OPERATIONS: [&str; 11] =
+    ["rms_norm", "q, k, v", "rope", "kv_write", "attention", "o", "add", "gate, up", "glu", "down", "lora"];
+
+impl Layer {
+    fn new(ty: QuantType, [width, inner, heads, kv_heads]: [usize; 4]) -> Layer {
+        let kv = kv_heads * HEAD_DIM;
+        let inv_freq = (0..HEAD_DIM / 2).map(|i| 5e5f32.powf(-2.0 * i as f32 / HEAD_DIM as f32)).collect();
+        Layer {
+            width,
+            inner,
+            heads,
+            kv_heads,
+            norm: vec![1.0; width],
+            rope: Rope { style: RopeStyle::Interleaved, inv_freq, magnitude: 1.0 },
+            qkv: [Weights::new(ty, width, width), Weights::new(ty, kv, width), Weights::new(ty, kv, width)],
+            o: Weights::new(ty, width, width),
+            gate_up: [Weights::new(ty, inner, width), Weights::new(ty, inner, width)],
+            down: Weights::new(ty, width, inner),
+            v: Weights::new(QuantType::Q8_0, RANK, width),
+            u: Weights::new(QuantType::Q8_0, inner, RANK),
+            cores: (0..32).map(|_| Weights::new(QuantType::Q8_0, RANK, RANK)).collect(),
+        }
+    }
+
+    fn state<B: Backend<Buffer = Vec<f32>>>(&self, b: &B, rows: &Rows, ty: KvType) -> State<B> {
+        let (n, kv_width) = (rows.len(), self.kv_heads * HEAD_DIM);
+        let shape = KvShape { layers: 1, kv_heads: self.kv_heads, head_dim: HEAD_DIM, page_len: PAGE, ty };
+        let pages: usize = rows.pages.iter().map(Vec::len).sum();
+        let mut kv = b.kv_alloc(shape, pages).expect("room");
+        let lines = noise(256 * kv_width);
+        for first in (0..pages * PAGE).step_by(256) {
+            let slots: Vec<u32> = (first as u32..(first + 256).min(pages * PAGE) as u32).collect();
+            b.kv_write(&mut kv, 0, &lines, &lines, &slots).expect("works");
+        }
+        State {
+            kv,
+            x: noise(n * self.width),
+            a: noise(n * self.width),
+            q: noise(n * self.width),
+            k: noise(n * kv_width),
+            v: noise(n * kv_width),
+            gate: noise(n * self.inner),
+            up: noise(n * self.inner),
+        }
+    }
+
+    /// Carries one operation out, an adapter of rank 64 with a core of its own for every row among them.
+    fn run<B: Backend<Buffer = Vec<f32>>>(&self, b: &B, rows: &Rows, s: &mut State<B>, operation: &str) {
+        let n = rows.len();
+        let done = match operation {
+            "rms_norm" => b.rms_norm(&s.x, n, &self.norm, 1e-5, &mut s.a),
+            "q, k, v" => {
+                let [q, k, v] = &self.qkv;
+                let jobs = [(q, &mut s.q), (k, &mut s.k), (v, &mut s.v)];
+                b.matmul(&s.a, n, &mut jobs.map(|(w, out)| MatmulJob { weight: w.matrix(), out }))
+            }
+            "rope" => b
+                .rope(&mut s.q, self.heads, HEAD_DIM, &rows.positions, &self.rope)
+                .and_then(|()| b.rope(&mut s.k, self.kv_heads, HEAD_DIM, &rows.positions, &self.rope)),
+            "kv_write" => b.kv_write(&mut s.kv, 0, &s.k, &s.v, &rows.slots),
+            "attention" => {
+                let n_heads = self.heads;
+                let params = AttentionParams { n_heads, scale: 0.125, softcap: None, window: None };
+                b.attention(&s.kv, 0, &s.q, &rows.attention(), &params, &mut s.a)
+            }
+            "o" => b.matmul(&s.a, n, &mut [MatmulJob { weight: self.o.matrix(), out: &mut s.q }]),
+            "add" => b.add(&mut s.a, &s.q, n * self.width),
+            "gate, up" => {
+                let [gate, up] = &self.gate_up;
+                let jobs = [(gate, &mut s.gate), (up, &mut s.up)];
+                b.matmul(&s.x, n, &mut jobs.map(|(w, out)| MatmulJob { weight: w.matrix(), out }))
+            }
+            "glu" => b.glu(Activation::Silu, &mut s.gate, &s.up, n * self.inner),
+            "down" => b.matmul(&s.gate, n, &mut [MatmulJob { weight: self.down.matrix(), out: &mut s.q }]),
+            _ => {
+                let term = |core| {
+                    vec![LoraTerm { core, scale: 1.0, delta_scale: None, row_scale: None, bias: None }]
+                };
+                let rows = (0..n).map(|i| (i as u32, term(Core::Full(self.cores[i % 32].matrix()))));
+                let (v, u) = (Some(self.v.matrix()), Some(self.u.matrix()));
+                let groups = [LoraGroup { v, u, rows: rows.collect() }];
+                let mut jobs =
+                    [&mut s.gate, &mut s.up].map(|out| LoraJob { out, width: self.inner, groups: &groups });
+                b.lora(&s.x, self.width, &mut jobs)
+            }
+        };
+        done.expect("works");
+    }
+
+    fn work(&self, rows: &Rows, ty: KvType, operation: &str) -> Work {
+        let n = rows.len();
+        let int8: fn(&Ceilings) -> f64 = |c| c.int8;
+        let f32: fn(&Ceilings) -> f64 = |c| c.f32;
+        let products = |weights: &[&Weights]| {
+            let ops = weights.iter().map(|w| 2 * n * w.len()).sum();
+            (weights.iter().map(|w| w.3.len()).sum(), ops, int8)
+        };
+        let [q, k, v] = &self.qkv;
+        let [gate, up] = &self.gate_up;
+        let kv_width = self.kv_heads * HEAD_DIM;
+        let keys: usize = rows.positions.iter().map(|p| *p as usize + 1).sum();
+        let bytes_of = |values: usize| if ty == KvType::F16 { 2 * values } else { values * 34 / 32 };
+        let (bytes, ops, peak) = match operation {
+            "q, k, v" => products(&[q, k, v]),
+            "o" => products(&[&self.o]),
+            "gate, up" => products(&[gate, up]),
+            "down" => products(&[&self.down]),
+            "attention" => {
+                let cached = rows.sequences * (rows.depth + rows.each) * 2 * kv_width;
+                (bytes_of(cached), 4 * keys * self.heads * HEAD_DIM, f32)
+            }
+            "rope" => (4 * n * (self.width + kv_width), 3 * n * (self.width + kv_width), f32),
+            "kv_write" => (8 * n * kv_width, 0, f32),
+            "glu" => (8 * n * self.inner, 16 * n * self.inner, f32),
+            "lora" => {
+                let cores: usize = self.cores[..n.min(32)].iter().map(|c| c.3.len()).sum();
+                let ops = 2 * n * (self.v.len() + 2 * RANK * RANK + 2 * self.u.len());
+                (self.v.3.len() + 2 * self.u.3.len() + cores, ops, int8)
+            }
+            "add" => (8 * n * self.width, n * self.width, f32),
+            _ => (4 * n * self.width, 3 * n * self.width, f32),
+        };
+        Work { bytes, ops, peak }
+    }
+
+    fn profile(&self, machine: &Machine, criterion: &mut Criterion, rows: &Rows, ty: KvType) {
+        let title = format!("{} x {} rows at depth {}, {ty:?}", rows.sequences, rows.each, rows.depth);
+        let mut group = criterion.benchmark_group(&title);
+        let mut state = self.state(&machine.cpu, rows, ty);
+        let mut times = Vec::new();
+        // Adapters are for batches.
+        for operation in OPERATIONS.iter().filter(|o| **o != "lora" || rows.len() <= 32) {
+            let work = self.work(rows, ty, operation);
+            let time = machine.time(&mut group, operation, work, || {
+                self.run(&machine.cpu, rows, &mut state, operation);
+            });
+            times.extend(time.map(|time| (operation, time)));
+        }
+        group.finish();
+        let layer: f64 = times.iter().filter(|t| *t.0 != "lora").map(|t| t.1).sum();
+        if times.len() > 1 {
+            println!("{title}: {:.0} us without adapters", layer * 1e6);
+            for (operation, time) in times {
+                println!("    {operation:12} {:>9.1} us {:>6.1} %", time * 1e6, 100.0 * time / layer);
+            }
+        }
+    }
+
+    /// Every operation beside the reference, which gets the same inputs.
+    fn check(&self, machine: &Machine, rows: &Rows, ty: KvType) {
+        let reference = Reference;
+        let (mut got, mut want) = (self.state(&machine.cpu, rows, ty), self.state(&reference, rows, ty));
+        for operation in OPERATIONS {
+            self.run(&machine.cpu, rows, &mut got, operation);
+            self.run(&reference, rows, &mut want, operation);
+            for (got, want) in [
+                (&mut got.a, &want.a),
+                (&mut got.q, &want.q),
+                (&mut got.k, &want.k),
+                (&mut got.gate, &want.gate),
+                (&mut got.up, &want.up),
+            ] {
+                let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let difference = got.iter().zip(want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+                assert!(difference <= 1e-4 * largest, "{operation}: {difference} of {largest}");
+                got.clone_from(want);
+            }
         }
     }
 }
 
 fn main() {
-    let quick = std::env::args().any(|a| a == "--quick" || a == "--test");
-    let ty = std::env::args().skip(1).find_map(|a| QuantType::from_name(&a)).unwrap_or(QuantType::Q4_0);
-    let isa = Isa::from_env().unwrap_or_else(|error| panic!("{error}"));
-    let cpu = Cpu::new(std::env::var("LORY_THREADS").ok().and_then(|n| n.parse().ok()), isa);
-    println!("{}, {ty}", cpu.label());
-    let layer = Layer::new(ty);
-    // (sequences, rows of each, positions before them)
-    let cases: &[(usize, usize, usize)] = if quick {
-        &[(1, 4, 30), (2, 1, 30)]
-    } else {
-        &[(1, 512, 0), (1, 512, 4096), (1, 1, 512), (1, 1, 4096), (8, 1, 512), (32, 1, 512)]
-    };
-    for (sequences, rows, depth) in cases {
+    let machine = Machine::new();
+    if machine.is_quick() {
+        let layer = Layer::new(QuantType::Q4_0, [256, 512, 4, 2]);
+        for (sequences, each, depth) in [(1, 20, 30), (3, 1, 70)] {
+            for ty in [KvType::F16, KvType::Q8_0] {
+                layer.check(&machine, &Rows::new(sequences, each, depth), ty);
+            }
+        }
+        println!("as the reference computes them: {}", OPERATIONS.join("; "));
+        return;
+    }
+    let mut criterion = measure::criterion();
+    let layer = Layer::new(QuantType::Q4_0, [2048, 8192, 32, 8]);
+    for (sequences, each, depth) in
+        [(1, 512, 0), (1, 512, 4096), (1, 1, 512), (1, 1, 4096), (8, 1, 512), (32, 1, 512)]
+    {
         for ty in [KvType::F16, KvType::Q8_0] {
-            layer.profile(&cpu, (*sequences, *rows, *depth), ty, quick);
+            layer.profile(&machine, &mut criterion, &Rows::new(sequences, each, depth), ty);
         }
     }
-}
-
-struct Layer {
-    qkv: [Bytes; 3],
-    o: Bytes,
-    gate_up: [Bytes; 2],
-    down: Bytes,
-    v: Bytes,
-    u: Bytes,
-    cores: Vec<Bytes>,
-}
-
-impl Layer {
-    fn new(ty: QuantType) -> Layer {
-        let kv = KV_HEADS * HEAD_DIM;
-        Layer {
-            qkv: [Bytes::new(ty, WIDTH, WIDTH), Bytes::new(ty, kv, WIDTH), Bytes::new(ty, kv, WIDTH)],
-            o: Bytes::new(ty, WIDTH, WIDTH),
-            gate_up: [Bytes::new(ty, INNER, WIDTH), Bytes::new(ty, INNER, WIDTH)],
-            down: Bytes::new(ty, WIDTH, INNER),
-            v: Bytes::new(QuantType::Q8_0, RANK, WIDTH),
-            u: Bytes::new(QuantType::Q8_0, INNER, RANK),
-            cores: (0..32).map(|_| Bytes::new(QuantType::Q8_0, RANK, RANK)).collect(),
-        }
-    }
-
-    fn profile(&self, cpu: &Cpu, (sequences, rows, depth): (usize, usize, usize), ty: KvType, quick: bool) {
-        let n = sequences * rows;
-        let shape = KvShape { layers: 1, kv_heads: KV_HEADS, head_dim: HEAD_DIM, page_len: PAGE, ty };
-        let per_sequence = (depth + rows).div_ceil(PAGE);
-        let pages: Vec<Vec<u32>> = (0..sequences)
-            .map(|s| (0..per_sequence).map(|p| (s * per_sequence + p) as u32).collect())
-            .collect();
-        let mut kv = cpu.kv_alloc(shape, sequences * per_sequence).expect("room");
-        self.fill(cpu, &mut kv, sequences * per_sequence * PAGE);
-        let positions: Vec<u32> = (0..n).map(|i| (depth + i % rows) as u32).collect();
-        let attend: Vec<_> = positions
-            .iter()
-            .enumerate()
-            .map(|(i, p)| AttentionRow { pages: &pages[i / rows], position: *p })
-            .collect();
-        let slots: Vec<u32> = positions
-            .iter()
-            .zip(&attend)
-            .map(|(p, a)| a.pages[*p as usize / PAGE] * PAGE as u32 + p % PAGE as u32)
-            .collect();
-        let rope = Rope {
-            style: RopeStyle::Interleaved,
-            inv_freq: (0..HEAD_DIM / 2).map(|i| 5e5f32.powf(-2.0 * i as f32 / HEAD_DIM as f32)).collect(),
-            magnitude: 1.0,
-        };
-        let params = AttentionParams { n_heads: HEADS, scale: 0.125, softcap: None, window: None };
-        let (x, weight) = (noise(n * WIDTH), vec![1.0; WIDTH]);
-        let kv_width = KV_HEADS * HEAD_DIM;
-        let (mut a, mut k, mut v) = (x.clone(), noise(n * kv_width), noise(n * kv_width));
-        let (mut q, mut gate, mut up) = (noise(n * WIDTH), noise(n * INNER), noise(n * INNER));
-        let mut p = Profile { times: Vec::new(), quick };
-        p.time("rms_norm", || cpu.rms_norm(&x, n, &weight, 1e-5, &mut a).expect("works"));
-        p.time("q, k, v", || {
-            let [wq, wk, wv] = &self.qkv;
-            let jobs = [(wq, &mut q), (wk, &mut k), (wv, &mut v)];
-            let mut jobs = jobs.map(|(w, out)| MatmulJob { weight: w.matrix(), out });
-            cpu.matmul(&a, n, &mut jobs).expect("works");
-        });
-        p.time("rope", || {
-            cpu.rope(&mut q, HEADS, HEAD_DIM, &positions, &rope).expect("works");
-            cpu.rope(&mut k, KV_HEADS, HEAD_DIM, &positions, &rope).expect("works");
-        });
-        p.time("kv_write", || cpu.kv_write(&mut kv, 0, &k, &v, &slots).expect("works"));
-        p.time("attention", || cpu.attention(&kv, 0, &q, &attend, &params, &mut a).expect("works"));
-        p.time("o", || {
-            let mut job = [MatmulJob { weight: self.o.matrix(), out: &mut q }];
-            cpu.matmul(&a, n, &mut job).expect("works");
-        });
-        p.time("add", || cpu.add(&mut a, &q, n * WIDTH).expect("works"));
-        p.time("gate, up", || {
-            let jobs = [(&self.gate_up[0], &mut gate), (&self.gate_up[1], &mut up)];
-            let mut jobs = jobs.map(|(w, out)| MatmulJob { weight: w.matrix(), out });
-            cpu.matmul(&x, n, &mut jobs).expect("works");
-        });
-        p.time("glu", || cpu.glu(Activation::Silu, &mut gate, &up, n * INNER).expect("works"));
-        p.time("down", || {
-            let mut job = [MatmulJob { weight: self.down.matrix(), out: &mut q }];
-            cpu.matmul(&gate, n, &mut job).expect("works");
-        });
-        if n <= 32 {
-            self.adapters(cpu, n, &x, &mut gate, &mut p);
-        }
-        p.print(&format!("{sequences} x {rows} rows at depth {depth}, cache {ty:?}"));
-    }
-
-    /// An adapter of rank 64 on gate and up, a core of its own for every row.
-    fn adapters(&self, cpu: &Cpu, n: usize, x: &Vec<f32>, y: &mut Vec<f32>, p: &mut Profile) {
-        let rows = |cores: &mut dyn Iterator<Item = Core<'static>>| -> Vec<(u32, Vec<LoraTerm<'static>>)> {
-            let term = |core| LoraTerm { core, scale: 1.0, delta_scale: None, row_scale: None, bias: None };
-            cores.enumerate().map(|(i, core)| (i as u32, vec![term(core)])).collect()
-        };
-        let group = LoraGroup {
-            v: Some(self.v.matrix()),
-            u: Some(self.u.matrix()),
-            rows: self.cores[..n]
-                .iter()
-                .enumerate()
-                .map(|(i, c)| {
-                    let core = Core::Full(c.matrix());
-                    let term = LoraTerm { core, scale: 1.0, delta_scale: None, row_scale: None, bias: None };
-                    (i as u32, vec![term])
-                })
-                .collect(),
-        };
-        let groups = [group];
-        let mut other = y.clone();
-        p.time("lora gate, up", || {
-            let mut jobs = [
-                LoraJob { out: &mut *y, width: INNER, groups: &groups },
-                LoraJob { out: &mut other, width: INNER, groups: &groups },
-            ];
-            cpu.lora(x, WIDTH, &mut jobs).expect("works");
-        });
-        let plain = [LoraGroup {
-            v: Some(self.v.matrix()),
-            u: Some(self.u.matrix()),
-            rows: rows(&mut (0..n).map(|_| Core::Identity)),
-        }];
-        p.time("lora no core", || {
-            let mut jobs = [LoraJob { out: &mut *y, width: INNER, groups: &plain }];
-            cpu.lora(x, WIDTH, &mut jobs).expect("works");
-        });
-    }
-
-    fn fill(&self, cpu: &Cpu, kv: &mut CpuKv, slots: usize) {
-        let lines = noise(256 * KV_HEADS * HEAD_DIM);
-        for first in (0..slots).step_by(256) {
-            let slots: Vec<u32> = (first as u32..(first + 256).min(slots) as u32).collect();
-            cpu.kv_write(kv, 0, &lines, &lines, &slots).expect("works");
-        }
-    }
+    criterion.final_summary();
 }

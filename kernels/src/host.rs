@@ -37,6 +37,23 @@ pub(crate) fn zeros<T: Zeroable>(
     Ok(unsafe { Vec::from_raw_parts(pointer, len, len) })
 }
 
+/// Asks for pages of 2 MiB where memory holds whole ones: products write lines of many outputs, each on a page of its own, and small
+/// pages would be looked up anew for every one. Before they are first touched.
+pub(crate) fn huge_pages(start: *mut u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        const HUGE: usize = 2 << 20;
+        let skip = start.align_offset(HUGE);
+        let whole = bytes.saturating_sub(skip) / HUGE * HUGE;
+        if whole > 0 {
+            // SAFETY: a hint that changes no contents, on memory that the caller has taken; it may fail.
+            unsafe { libc::madvise(start.wrapping_add(skip).cast(), whole, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, bytes);
+}
+
 /// [`Backend::upload`](crate::Backend::upload).
 pub(crate) fn upload(src: &[f32], dst: &mut [f32]) {
     dst[..src.len()].copy_from_slice(src);

@@ -4,6 +4,9 @@
 //! interleaved (A B, B A, …), so that a noisy machine hits both sides; a ratio is that of one pair. The ceilings are
 //! measured in the same run, before (the table uses these) and after.
 //! First it checks that both sides compute the same logits.
+//!
+//! For AVX2 alone on both sides, llama.cpp built once more in a target directory of its own:
+//! `GGML_NATIVE=OFF LORY_ISA=avx2 cargo bench --target-dir target/avx2 -p lory-benches --features ggml --bench versus -- -m model.gguf`.
 
 #[cfg(feature = "ggml")]
 mod adapters;

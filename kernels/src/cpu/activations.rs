@@ -3,6 +3,8 @@
 // Tiles index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use std::mem::MaybeUninit;
+
 use super::simd::{Op, Simd};
 use super::{Isa, ThreadPool};
 use crate::quant::Q8Block;
@@ -72,15 +74,14 @@ impl Activations {
     pub fn new(isa: Isa, pool: &ThreadPool, x: &[f32], columns: usize, rows: usize, largest: usize) -> Self {
         let x = &x[..rows * columns];
         let tiles = Tiles::new(rows, largest);
-        let mut out = Activations {
-            tiles,
-            columns,
-            q: vec![[0; 4]; rows * columns / 4],
-            scales: vec![0.0; rows * columns / 32],
-            sums: vec![0; rows * columns / 16],
-        };
-        let parts =
-            (Shared(out.q.as_mut_ptr()), Shared(out.scales.as_mut_ptr()), Shared(out.sums.as_mut_ptr()));
+        let mut q = Vec::with_capacity(rows * columns / 4);
+        let mut scales = Vec::with_capacity(rows * columns / 32);
+        let mut sums = Vec::with_capacity(rows * columns / 16);
+        let parts = (
+            Shared(q.spare_capacity_mut().as_mut_ptr()),
+            Shared(scales.spare_capacity_mut().as_mut_ptr()),
+            Shared(sums.spare_capacity_mut().as_mut_ptr()),
+        );
         // Below some thousand values a task costs more than it saves.
         let step = if rows * columns < 16_384 { tiles.count() } else { 1 };
         pool.run(tiles.count().div_ceil(step.max(1)), &|task| {
@@ -105,7 +106,13 @@ impl Activations {
                 });
             }
         });
-        out
+        // SAFETY: every tile has written its part, and the tiles are all rows.
+        unsafe {
+            q.set_len(rows * columns / 4);
+            scales.set_len(rows * columns / 32);
+            sums.set_len(rows * columns / 16);
+        }
+        Activations { tiles, columns, q, scales, sums }
     }
 
     /// What a tile's accumulators start from, or what minima are multiplied with, per group of
@@ -142,13 +149,13 @@ pub(crate) enum Offset {
     Min,
 }
 
-/// One tile by [`Q8Block::quantize`], with vectors.
+/// One tile by [`Q8Block::quantize`], with vectors. Writes all of the last three.
 struct Quantize<'a> {
     x: &'a [f32],
     rows: usize,
-    q: &'a mut [[i8; 4]],
-    scales: &'a mut [f32],
-    sums: &'a mut [i32],
+    q: &'a mut [MaybeUninit<[i8; 4]>],
+    scales: &'a mut [MaybeUninit<f32>],
+    sums: &'a mut [MaybeUninit<i32>],
 }
 
 impl Op for Quantize<'_> {
@@ -158,10 +165,11 @@ impl Op for Quantize<'_> {
     fn run<S: Simd>(self, s: S) {
         let m = self.rows;
         let columns = self.x.len() / m;
-        for (r, x) in self.x.chunks_exact(columns).enumerate() {
-            let (blocks, _) = x.as_chunks::<{ Q8Block::LEN }>();
-            for (b, x) in blocks.iter().enumerate() {
-                let (halves, _) = x.as_chunks::<16>();
+        // Block by block and not row by row: what is written lies together.
+        let outputs = self.q.chunks_exact_mut(8 * m).zip(self.scales.chunks_exact_mut(m));
+        for (b, ((q, scales), sums)) in outputs.zip(self.sums.chunks_exact_mut(2 * m)).enumerate() {
+            for r in 0..m {
+                let (halves, _) = self.x[r * columns + b * Q8Block::LEN..][..Q8Block::LEN].as_chunks::<16>();
                 let (low, high) = (s.load(&halves[0]), s.load(&halves[1]));
                 let magnitude = s.splat_i(0x7fff_ffff);
                 let largest = s.max_i(s.and(s.bits(low), magnitude), s.and(s.bits(high), magnitude));
@@ -169,25 +177,25 @@ impl Op for Quantize<'_> {
                 let amax = f32::from_bits(s.largest_i(largest) as u32);
                 let scale = amax / 127.0;
                 let usable = amax.is_finite() && scale >= f32::MIN_POSITIVE;
-                let mut q = [[0i8; 16]; 2];
+                let mut codes = [[0i8; 16]; 2];
                 if usable {
                     let inverse = s.splat(127.0 / amax);
-                    s.store_i8(s.mul(low, inverse), &mut q[0]);
-                    s.store_i8(s.mul(high, inverse), &mut q[1]);
+                    s.store_i8(s.mul(low, inverse), &mut codes[0]);
+                    s.store_i8(s.mul(high, inverse), &mut codes[1]);
                 }
-                self.scales[b * m + r] = match (amax.is_finite(), usable) {
+                scales[r].write(match (amax.is_finite(), usable) {
                     (false, _) => f32::NAN,
                     (true, false) => 0.0,
                     (true, true) => scale,
-                };
-                for (h, q) in q.iter().enumerate() {
+                });
+                for (h, codes) in codes.iter().enumerate() {
                     let mut sum = 0;
-                    for q in q {
+                    for q in codes {
                         sum += i32::from(*q);
                     }
-                    self.sums[(2 * b + h) * m + r] = sum;
-                    for (i, four) in q.as_chunks::<4>().0.iter().enumerate() {
-                        self.q[(8 * b + 4 * h + i) * m + r] = *four;
+                    sums[h * m + r].write(sum);
+                    for (i, four) in codes.as_chunks::<4>().0.iter().enumerate() {
+                        q[(4 * h + i) * m + r].write(*four);
                     }
                 }
             }

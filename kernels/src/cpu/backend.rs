@@ -102,7 +102,9 @@ impl Backend for Cpu {
     }
 
     fn alloc(&self, len: usize) -> Result<Vec<f32>, BackendError> {
-        host::zeros(LABEL, "a buffer", len)
+        let mut buffer: Vec<f32> = host::zeros(LABEL, "a buffer", len)?;
+        host::huge_pages(buffer.as_mut_ptr().cast(), size_of_val(&buffer[..]));
+        Ok(buffer)
     }
 
     fn upload(&self, src: &[f32], dst: &mut Vec<f32>) -> Result<(), BackendError> {

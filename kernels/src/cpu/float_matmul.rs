@@ -14,6 +14,9 @@ use crate::quant::{BF16, Block, F16, F32, FormatError, QMatrix, QuantType, dequa
 
 /// Columns at a time: those of six activation rows (12 KiB) stay in the first-level cache.
 const COLUMNS: usize = 512;
+/// The same for a single row. Weights are then read once, and the longer a stretch is that is read in one go, the better do the
+/// processor's own prefetchers follow.
+const COLUMNS_OF_ONE: usize = 8192;
 /// Weight rows of a strip.
 pub(crate) const STRIP: usize = 16;
 /// Activation rows of a task at most; a task keeps 48 KiB of accumulators and 32 KiB of weights.
@@ -167,6 +170,11 @@ impl Op for Fold<'_> {
     }
 }
 
+/// Whether so many weights of a type are multiplied where they lie.
+fn is_direct(ty: QuantType, columns: usize) -> bool {
+    columns.is_multiple_of(16) && matches!(ty, QuantType::F32 | QuantType::F16 | QuantType::BF16)
+}
+
 /// Some weight rows times some activation rows.
 pub(crate) struct FloatStrip<'a> {
     /// The weights, of a float type or one that only `dequantize_row` reads.
@@ -191,10 +199,13 @@ impl FloatStrip<'_> {
         assert!(self.x_stride.is_multiple_of(16) && self.x_stride >= self.weight.cols());
         let mut acc = [const { MaybeUninit::<[f32; 16]>::uninit() }; STRIP * ROW_BLOCK];
         let mut wide = MaybeUninit::<[[f32; COLUMNS]; STRIP]>::uninit();
-        for column in (0..self.weight.cols()).step_by(COLUMNS) {
+        let one = self.x_rows.len() == 1 && is_direct(self.weight.ty(), self.weight.cols());
+        let step = if one { COLUMNS_OF_ONE } else { COLUMNS };
+        for column in (0..self.weight.cols()).step_by(step) {
             let acc: *mut [f32; 16] = acc.as_mut_ptr().cast();
+            let columns = step.min(self.weight.cols() - column);
             // SAFETY: accumulators for all rows; they are written at column 0 before they are read.
-            unsafe { self.chunk(isa, column, acc, &mut wide)? };
+            unsafe { self.chunk(isa, column, columns, acc, &mut wide)? };
         }
         for (i, row) in self.x_rows.clone().enumerate() {
             let mut sums = [0.0; STRIP];
@@ -216,16 +227,15 @@ impl FloatStrip<'_> {
         &self,
         isa: Isa,
         column: usize,
+        columns: usize,
         acc: *mut [f32; 16],
         wide: &mut MaybeUninit<[[f32; COLUMNS]; STRIP]>,
     ) -> Result<(), FormatError> {
         let ty = self.weight.ty();
-        let columns = COLUMNS.min(self.weight.cols() - column);
         let bytes = column / ty.block_len() * ty.block_bytes()
             ..(column + columns) / ty.block_len() * ty.block_bytes();
         let padded = columns.next_multiple_of(16);
-        let direct = columns == padded && matches!(ty, QuantType::F32 | QuantType::F16 | QuantType::BF16);
-        if direct {
+        if is_direct(ty, columns) {
             let (weights, stride) =
                 (self.weight.row(self.rows.start)[bytes.start..].as_ptr(), self.weight.row_bytes());
             // SAFETY: the rows' own `columns` weights; the caller vouches for `acc`.

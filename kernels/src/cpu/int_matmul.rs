@@ -6,11 +6,11 @@ use std::mem::MaybeUninit;
 use super::Isa;
 use super::activations::{Activations, Offset};
 use super::int_direct::Direct;
-use super::int_tile::Sweep;
+use super::int_tile::{Lines, Outputs, Sweep};
 use super::matmul::Output;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
 use super::repack::{Repacked, Weave};
-use super::simd::{Op, Rows, Simd};
+use super::simd::Rows;
 use super::source::{Source, Woven};
 use crate::quant::{
     IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, QMatrix, QuantType,
@@ -36,7 +36,7 @@ pub(crate) struct IntKernel {
     woven: Option<WovenKernel>,
     block_len: usize,
     block_bytes: usize,
-    sweep: unsafe fn(Isa, &Strip<'_>, *const Panel, usize, usize, *mut [f32; ROWS]),
+    sweep: unsafe fn(Isa, &Strip<'_>, Chunk<'_>),
 }
 
 /// The same from [`Woven`] blocks.
@@ -127,18 +127,27 @@ unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool>(
     isa.run(Direct::<B, R, MIN, WIDE> { from, ahead, x, offsets, tile, acc, acc_stride, block: PhantomData });
 }
 
-/// # Safety
-/// The level's number of panels, filled with `columns` columns; accumulators for all rows of the strip.
-unsafe fn sweep<const STEPS: usize, const MIN: bool, const WIDE: bool>(
-    isa: Isa,
-    strip: &Strip<'_>,
+/// Some columns of a strip.
+struct Chunk<'a> {
     panels: *const Panel,
     column: usize,
     columns: usize,
     acc: *mut [f32; ROWS],
+    ahead: Lines,
+    outputs: Option<Outputs<'a>>,
+}
+
+/// # Safety
+/// The level's number of panels, filled with the chunk's columns; accumulators for all rows of the strip. If there are
+/// outputs, they are the strip's.
+unsafe fn sweep<const STEPS: usize, const MIN: bool, const WIDE: bool>(
+    isa: Isa,
+    strip: &Strip<'_>,
+    chunk: Chunk<'_>,
 ) {
     let (x, offsets, tiles) = (strip.x, strip.offsets, strip.tiles.clone());
-    isa.run(Sweep::<STEPS, MIN, WIDE> { panels, column, columns, x, offsets, tiles, acc });
+    let Chunk { panels, column, columns, acc, ahead, outputs } = chunk;
+    isa.run(Sweep::<STEPS, MIN, WIDE> { panels, column, columns, x, offsets, tiles, acc, ahead, outputs });
 }
 
 /// Some weight rows times some tiles of activations.
@@ -169,25 +178,17 @@ impl Strip<'_> {
         let panels = isa.tile_panels();
         assert!(panels <= MAX_PANELS && self.rows.len() <= panels * ROWS);
         let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; ROW_BLOCK * MAX_PANELS];
-        // SAFETY: accumulators for all rows of the strip.
+        let acc = acc.as_mut_ptr().cast();
+        let outputs = Outputs { out, width: self.weight.rows(), rows: self.rows.clone() };
+        // SAFETY: accumulators for all rows of the strip; the caller vouches for its outputs.
         unsafe {
-            let acc = acc.as_mut_ptr().cast();
             if self.x.tiles.rows() <= isa.direct_rows() {
                 self.directly(isa, kernel, acc);
-            } else {
-                self.through_panels(isa, kernel, acc);
-            }
-        }
-        let width = self.weight.rows();
-        for row in 0..n_rows {
-            for (p, start) in self.rows.clone().step_by(ROWS).enumerate() {
-                let n = ROWS.min(self.rows.end - start);
-                // SAFETY: written above if there is any column; these outputs are this strip's alone.
-                unsafe {
-                    let lanes =
-                        if self.x.columns > 0 { acc[row * panels + p].assume_init() } else { [0.0; ROWS] };
-                    out.put(first_row + row, width, start, &lanes[..n]);
+                for row in 0..n_rows {
+                    outputs.put(first_row + row, acc.add(row * panels));
                 }
+            } else {
+                self.through_panels(isa, kernel, acc, outputs);
             }
         }
     }
@@ -226,8 +227,14 @@ impl Strip<'_> {
     /// Blocks are unpacked into panels, which all tiles pass.
     ///
     /// # Safety
-    /// `acc[row][panel]` has room.
-    unsafe fn through_panels(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
+    /// `acc[row][panel]` has room, and no one else uses the outputs.
+    unsafe fn through_panels(
+        &self,
+        isa: Isa,
+        kernel: &IntKernel,
+        acc: *mut [f32; ROWS],
+        outputs: Outputs<'_>,
+    ) {
         let (panels, stride) = (isa.tile_panels(), self.weight.row_bytes());
         let mut storage = [const { MaybeUninit::<Panel>::uninit() }; MAX_PANELS];
         let mut copies = Vec::new();
@@ -264,43 +271,21 @@ impl Strip<'_> {
             } else {
                 (self.rows.start + panels * ROWS, 0)
             };
-            isa.run(match self.repacked {
+            let ahead = match self.repacked {
                 None => {
                     let from = self.weight.bytes().as_ptr().wrapping_add(row * stride + skip);
-                    Fetch { from, stride, rows: panels * ROWS, bytes }
+                    Lines::new(from, stride, panels * ROWS, bytes)
                 }
                 Some(repacked) => {
                     let from = repacked.panel(row / ROWS).0.wrapping_add(ROWS * skip);
-                    Fetch { from, stride: ROWS * stride, rows: panels, bytes: ROWS * bytes }
+                    Lines::new(from, ROWS * stride, panels, ROWS * bytes)
                 }
-            });
+            };
+            let outputs = (column + columns == self.x.columns).then(|| outputs.clone());
+            let panels = storage.as_ptr().cast();
             // SAFETY: the panels have just been filled; accumulators are written at column 0
-            // before they are read.
-            unsafe { (kernel.sweep)(isa, self, storage.as_ptr().cast(), column, columns, acc) };
-        }
-    }
-}
-
-/// Asks for the next columns of some weight rows. Just before the sweep, which then has time to let them come; much earlier they
-/// would have been displaced by the activations that pass.
-struct Fetch {
-    from: *const u8,
-    stride: usize,
-    rows: usize,
-    bytes: usize,
-}
-
-impl Op for Fetch {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for row in 0..self.rows {
-            let line = self.from.wrapping_add(row * self.stride);
-            for offset in (0..self.bytes).step_by(64) {
-                s.prefetch(line.wrapping_add(offset));
-            }
-            s.prefetch(line.wrapping_add(self.bytes - 1));
+            // before they are read; the caller vouches for the outputs.
+            unsafe { (kernel.sweep)(isa, self, Chunk { panels, column, columns, acc, ahead, outputs }) };
         }
     }
 }

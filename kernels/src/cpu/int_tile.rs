@@ -4,6 +4,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::activations::Activations;
+use super::matmul::Output;
 use super::panel::{Panel, ROWS};
 use super::simd::{Op, Simd};
 
@@ -32,6 +33,76 @@ pub(crate) struct Sweep<'a, const STEPS: usize, const MIN: bool, const WIDE: boo
     pub tiles: std::ops::Range<usize>,
     /// `[row − first row][panel][16]`: read unless `column` is 0, and written.
     pub acc: *mut [f32; ROWS],
+    /// What is fetched meanwhile.
+    pub ahead: Lines,
+    /// Where the outputs go, if these are the last columns.
+    pub outputs: Option<Outputs<'a>>,
+}
+
+/// Memory that will be read soon: `rows` times `bytes`.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines {
+    from: *const u8,
+    stride: usize,
+    bytes: usize,
+    rows: usize,
+    offset: usize,
+}
+
+impl Lines {
+    /// `rows` times `bytes`, each `stride` behind the one before. It need not exist.
+    pub fn new(from: *const u8, stride: usize, rows: usize, bytes: usize) -> Lines {
+        Lines { from, stride, bytes, rows, offset: 0 }
+    }
+
+    /// How many lines of cache that is at most.
+    fn count(&self) -> usize {
+        self.rows * (self.bytes.div_ceil(64) + 1)
+    }
+
+    /// Asks for the next `n` lines. A few with every group: a burst would take all of the first cache's slots for misses, and
+    /// what the tile loads would wait behind it.
+    #[inline(always)]
+    fn fetch<S: Simd>(&mut self, s: S, n: usize) {
+        for _ in 0..n {
+            if self.rows == 0 {
+                return;
+            }
+            s.prefetch(self.from.wrapping_add(self.offset.min(self.bytes - 1)));
+            self.offset += 64;
+            if self.offset >= self.bytes + 64 {
+                self.offset = 0;
+                self.from = self.from.wrapping_add(self.stride);
+                self.rows -= 1;
+            }
+        }
+    }
+}
+
+/// The outputs of a strip.
+#[derive(Clone)]
+pub(crate) struct Outputs<'a> {
+    /// The product's.
+    pub out: Output<'a>,
+    /// Weight rows of the product.
+    pub width: usize,
+    /// Those of the strip.
+    pub rows: std::ops::Range<usize>,
+}
+
+impl Outputs<'_> {
+    /// Writes what `acc[panel]` holds of activation row `row`.
+    ///
+    /// # Safety
+    /// The accumulators are there, and no one else uses these outputs.
+    #[inline(always)]
+    pub unsafe fn put(&self, row: usize, acc: *const [f32; ROWS]) {
+        for (p, first) in self.rows.clone().step_by(ROWS).enumerate() {
+            let n = ROWS.min(self.rows.end - first);
+            // SAFETY: the caller's promises.
+            unsafe { self.out.put(row, self.width, first, &(&*acc.add(p))[..n]) };
+        }
+    }
 }
 
 /// A tile's operands.
@@ -43,6 +114,8 @@ struct Tile {
     offsets: *const i32,
     first: bool,
     acc: *mut [f32; ROWS],
+    /// Lines to fetch with every group.
+    fetch: usize,
 }
 
 impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Op for Sweep<'_, STEPS, MIN, WIDE> {
@@ -56,10 +129,11 @@ impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Op for Sweep<'_, STE
 
 impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Sweep<'_, STEPS, MIN, WIDE> {
     #[inline(always)]
-    fn sweep<S: Simd, const P: usize>(self, s: S) {
+    fn sweep<S: Simd, const P: usize>(mut self, s: S) {
         let per_row = self.x.columns;
         let group = 4 * STEPS;
         let first_row = self.x.tiles.start(self.tiles.start);
+        let fetch = self.ahead.count().div_ceil((self.columns / group * self.tiles.len()).max(1));
         for t in self.tiles.clone() {
             let (start, m) = (self.x.tiles.start(t), self.x.tiles.start(t + 1) - self.x.tiles.start(t));
             let at = |unit: usize| start * per_row / unit + self.column / unit * m;
@@ -72,17 +146,26 @@ impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Sweep<'_, STEPS, MIN
                 first: self.column == 0,
                 // SAFETY: the caller's accumulators hold all rows of the tiles.
                 acc: unsafe { self.acc.add((start - first_row) * P) },
+                fetch,
             };
+            let (acc, ahead) = (tile.acc, &mut self.ahead);
             // SAFETY: the slices above have the lengths that the tile reads; the panels hold `columns`.
             unsafe {
                 match m {
-                    1 => tile.run::<S, P, 1, STEPS, MIN, WIDE>(s),
-                    2 => tile.run::<S, P, 2, STEPS, MIN, WIDE>(s),
-                    3 if S::TILE_ROWS >= 3 => tile.run::<S, P, 3, STEPS, MIN, WIDE>(s),
-                    4 if S::TILE_ROWS >= 4 => tile.run::<S, P, 4, STEPS, MIN, WIDE>(s),
-                    5 if S::TILE_ROWS >= 5 => tile.run::<S, P, 5, STEPS, MIN, WIDE>(s),
-                    6 if S::TILE_ROWS >= 6 => tile.run::<S, P, 6, STEPS, MIN, WIDE>(s),
+                    1 => tile.run::<S, P, 1, STEPS, MIN, WIDE>(s, ahead),
+                    2 => tile.run::<S, P, 2, STEPS, MIN, WIDE>(s, ahead),
+                    3 if S::TILE_ROWS >= 3 => tile.run::<S, P, 3, STEPS, MIN, WIDE>(s, ahead),
+                    4 if S::TILE_ROWS >= 4 => tile.run::<S, P, 4, STEPS, MIN, WIDE>(s, ahead),
+                    5 if S::TILE_ROWS >= 5 => tile.run::<S, P, 5, STEPS, MIN, WIDE>(s, ahead),
+                    6 if S::TILE_ROWS >= 6 => tile.run::<S, P, 6, STEPS, MIN, WIDE>(s, ahead),
                     _ => unreachable!("tiles have at most {} rows", S::TILE_ROWS),
+                }
+            }
+            // Tile by tile, so that the stores, which miss every cache, drain while the next one computes.
+            if let Some(outputs) = &self.outputs {
+                for row in 0..m {
+                    // SAFETY: the tile has just written P accumulators of each of its rows.
+                    unsafe { outputs.put(start + row, acc.add(row * P)) };
                 }
             }
         }
@@ -103,6 +186,7 @@ impl Tile {
     >(
         self,
         s: S,
+        ahead: &mut Lines,
     ) {
         let mut acc = [[s.splat(0.0); P]; M];
         if !self.first {
@@ -115,6 +199,7 @@ impl Tile {
         }
         let (mut q, mut scales, mut offsets) = (self.q, self.scales, self.offsets);
         for g in 0..self.groups {
+            ahead.fetch(s, self.fetch);
             let mut sums = [[s.splat_i(0); P]; M];
             if !MIN {
                 for m in 0..M {

@@ -78,7 +78,7 @@ impl<'a> Output<'a> {
     ///
     /// # Safety
     /// They lie within the output, and no other thread uses them.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn put(&self, row: usize, width: usize, start: usize, values: &[f32]) {
         let line = self.lines.map_or(row, |lines| lines[row] as usize);
         // SAFETY: the caller's promise.
@@ -101,6 +101,13 @@ impl<'a> Output<'a> {
 /// Tasks per thread: enough that a slow thread does not hold up the others for long.
 const TASKS_PER_THREAD: usize = 12;
 
+/// Multiplications and additions of a task at most, where a strip has fewer: some 100 µs of one thread, since at the end the
+/// others wait for the last.
+const TASK_PRODUCTS: usize = 1 << 25;
+
+/// Bytes of weights in a group of strips, a part of the second-level cache.
+const GROUP_BYTES: usize = 256 << 10;
+
 /// Up to so many products at once, each falls into its own number of tasks.
 const MANY: usize = 4;
 
@@ -113,8 +120,11 @@ struct Plan<'a> {
     strip: usize,
     strips: usize,
     per_task: usize,
-    /// Blocks of activation rows, and how many units (rows, or integer tiles) make one.
+    /// Strips that meet all blocks of a task before the next ones do.
+    group: usize,
+    /// Blocks of activation rows, how many a task takes, and how many units (rows, or integer tiles) make one.
     blocks: usize,
+    blocks_per_task: usize,
     per_block: usize,
 }
 
@@ -146,7 +156,7 @@ impl<'a> Plan<'a> {
         if let Some(rounded) = x.rounded.as_ref().filter(|_| is_rounded(isa, weight.ty())) {
             let form = Form::Bf16 { x: rounded, rows: x.rows };
             let block = float_matmul::ROW_BLOCK;
-            return Plan::divide(pool, product, form, float_matmul::STRIP, (x.rows, block), strips);
+            return Plan::divide(pool, product, form, float_matmul::STRIP, x.rows, (x.rows, block), strips);
         }
         let (form, strip, units, most) = match (IntKernel::of(weight.ty()), &x.quantized, &x.floats) {
             (Some(kernel), Some(q), _) => {
@@ -161,15 +171,16 @@ impl<'a> Plan<'a> {
             }
             _ => unreachable!("inputs are prepared for every weight"),
         };
-        Plan::divide(pool, product, form, strip, (units, most), strips)
+        Plan::divide(pool, product, form, strip, x.rows, (units, most), strips)
     }
 
-    /// `units` of activations, of which a task takes `most`; all products together have `all_strips`.
+    /// `rows` of activations in so many units, of which a block takes `most`; all products together have `all_strips`.
     fn divide(
         pool: &ThreadPool,
         product: &Product<'a>,
         x: Form<'a>,
         strip: usize,
+        rows: usize,
         (units, most): (usize, usize),
         all_strips: usize,
     ) -> Self {
@@ -179,45 +190,78 @@ impl<'a> Plan<'a> {
         let per_block = units.div_ceil(units.div_ceil(most).max(least.min(units)));
         let blocks = units.div_ceil(per_block);
         let strips = weight.rows().div_ceil(strip);
-        let per_task = (strips * blocks).div_ceil(pool.threads() * TASKS_PER_THREAD);
+        let tasks = pool.threads() * TASKS_PER_THREAD;
+        // Floats meet few rows at a time, since their accumulators are many: lest all weights come from memory for every block,
+        // some of them stay in the cache while all blocks pass.
+        let together = !matches!(x, Form::Int { .. }) && all_strips >= tasks;
+        let blocks_per_task = if together { blocks } else { 1 };
+        let group = (GROUP_BYTES / (strip * weight.row_bytes()).max(1)).max(1);
+        let per_task = (strips * blocks / blocks_per_task).div_ceil(tasks);
         // Of very many products each needs only few tasks.
-        let of_many = (all_strips * blocks).div_ceil(pool.threads() * TASKS_PER_THREAD * MANY);
-        let per_task = per_task.max(of_many).min(strips);
-        Plan { weight, out: product.out, x, strip, strips, per_task, blocks, per_block }
+        let of_many = (all_strips * blocks / blocks_per_task).div_ceil(tasks * MANY);
+        let products = strip * weight.cols() * (rows * blocks_per_task).div_ceil(blocks);
+        let most = (TASK_PRODUCTS / products.max(1)).max(if together { group } else { 1 });
+        let per_task = per_task.max(of_many).min(most).min(strips);
+        Plan {
+            weight,
+            out: product.out,
+            x,
+            strip,
+            strips,
+            per_task,
+            group,
+            blocks,
+            blocks_per_task,
+            per_block,
+        }
     }
 
     fn tasks(&self) -> usize {
-        self.strips.div_ceil(self.per_task) * self.blocks
+        self.strips.div_ceil(self.per_task) * self.blocks.div_ceil(self.blocks_per_task)
     }
 
     /// # Safety
     /// No one else runs this task, and `out` holds all rows.
     unsafe fn run(&self, isa: Isa, task: usize) -> Result<(), FormatError> {
-        // Neighbours in number share a block of activations and read on in the weights.
+        // Neighbours in number share blocks of activations and read on in the weights.
         let per_block = self.strips.div_ceil(self.per_task);
-        let (first, block) = (task % per_block * self.per_task, task / per_block);
+        let (strip, block) = (task % per_block * self.per_task, task / per_block * self.blocks_per_task);
+        let strips = strip..(strip + self.per_task).min(self.strips);
+        let blocks = block..(block + self.blocks_per_task).min(self.blocks);
+        for first in strips.clone().step_by(self.group) {
+            for block in blocks.clone() {
+                for strip in first..(first + self.group).min(strips.end) {
+                    // SAFETY: the caller's promises.
+                    unsafe { self.strip(isa, strip, block)? };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// No one else runs this strip with this block, and `out` holds all rows.
+    unsafe fn strip(&self, isa: Isa, strip: usize, block: usize) -> Result<(), FormatError> {
         let units = block * self.per_block..(block + 1) * self.per_block;
-        for strip in first..(first + self.per_task).min(self.strips) {
-            let rows = strip * self.strip..((strip + 1) * self.strip).min(self.weight.rows());
-            match self.x {
-                Form::Int { kernel, repacked, x, offsets } => {
-                    let tiles = units.start..units.end.min(x.tiles.count());
-                    let strip = Strip { weight: self.weight, repacked, rows, x, offsets, tiles };
-                    // SAFETY: the caller's promise.
-                    unsafe { strip.run(isa, kernel, self.out) };
-                }
-                #[cfg(target_arch = "x86_64")]
-                Form::Bf16 { x, rows: n } => {
-                    let x_rows = units.start..units.end.min(n);
-                    // SAFETY: the caller's promise.
-                    unsafe { Bf16Strip { weight: self.weight, rows, x, x_rows }.run(self.out) };
-                }
-                Form::Float { x, stride, rows: n } => {
-                    let x_rows = units.start..units.end.min(n);
-                    let strip = FloatStrip { weight: self.weight, rows, x, x_stride: stride, x_rows };
-                    // SAFETY: the caller's promise.
-                    unsafe { strip.run(isa, self.out)? };
-                }
+        let rows = strip * self.strip..((strip + 1) * self.strip).min(self.weight.rows());
+        match self.x {
+            Form::Int { kernel, repacked, x, offsets } => {
+                let tiles = units.start..units.end.min(x.tiles.count());
+                let strip = Strip { weight: self.weight, repacked, rows, x, offsets, tiles };
+                // SAFETY: the caller's promise.
+                unsafe { strip.run(isa, kernel, self.out) };
+            }
+            #[cfg(target_arch = "x86_64")]
+            Form::Bf16 { x, rows: n } => {
+                let x_rows = units.start..units.end.min(n);
+                // SAFETY: the caller's promise.
+                unsafe { Bf16Strip { weight: self.weight, rows, x, x_rows }.run(self.out) };
+            }
+            Form::Float { x, stride, rows: n } => {
+                let x_rows = units.start..units.end.min(n);
+                let strip = FloatStrip { weight: self.weight, rows, x, x_stride: stride, x_rows };
+                // SAFETY: the caller's promise.
+                unsafe { strip.run(isa, self.out)? };
             }
         }
         Ok(())

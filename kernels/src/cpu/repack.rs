@@ -15,6 +15,7 @@ use super::int_matmul::IntKernel;
 use super::panel::{PanelBlock, ROWS};
 use super::source::Woven;
 use crate::backend::BackendError;
+use crate::host::huge_pages;
 use crate::quant::QMatrix;
 
 /// A format that can be repacked.
@@ -47,11 +48,7 @@ impl Chunk {
         let layout = Layout::from_size_align(bytes, HUGE).ok()?;
         // SAFETY: not of size zero.
         let start = NonNull::new(unsafe { alloc(layout) })?;
-        #[cfg(target_os = "linux")]
-        // SAFETY: a hint, on memory that was just taken.
-        unsafe {
-            libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
-        }
+        huge_pages(start.as_ptr(), bytes);
         Some(Chunk { start, layout, used: 0 })
     }
 

@@ -6,11 +6,15 @@ use std::{
     collections::BTreeSet,
     ffi::{c_char, c_void},
     ptr,
-    sync::{Barrier, Mutex},
+    sync::{
+        Barrier, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use lory_tests::{
     c_api::{self as c, lory},
+    engines,
     fixtures::fixture,
 };
 
@@ -24,14 +28,21 @@ unsafe extern "C" fn keep_line(user: *mut c_void, level: c::lory_log_level, text
         if let Some(engine) = log.engine {
             load(engine as *const _, "attn", "inside");
         }
+        match log.own.load(SeqCst) {
+            0 => {}
+            own => *log.seen.lock().expect("no panic") = names(own as *const _),
+        }
     }
 }
 
-/// What the host of an engine has: its lines, and an engine that its log function loads an adapter into.
+/// What the host of an engine has: its lines, an engine that its log function loads an adapter into, and
+/// its own engine, whose adapters the function lists.
 #[derive(Default)]
 struct Host {
     lines: Mutex<Vec<(u32, String)>>,
     engine: Option<usize>,
+    own: AtomicUsize,
+    seen: Mutex<Vec<String>>,
 }
 
 impl Host {
@@ -58,6 +69,24 @@ fn load(engine: *const c::lory_engine, file: &str, name: &str) {
     c::ok(status).expect("loaded");
 }
 
+fn names(engine: *const c::lory_engine) -> Vec<String> {
+    // SAFETY: pointers to what lives during the call; so below.
+    let make = |out: *mut *mut c::lory_adapter_list| unsafe { lory().lory_adapter_list_new(engine, out) };
+    // SAFETY: called once.
+    let list = c::Handle::new(make, |l| unsafe { lory().lory_adapter_list_free(l) }).expect("a list");
+    // SAFETY: as above.
+    let len = unsafe { lory().lory_adapter_list_len(list.ptr) };
+    let name = |i| {
+        // SAFETY: as above.
+        let mut info = c::init(|o, n| unsafe { lory().lory_adapter_info_init(o, n) });
+        // SAFETY: as above.
+        c::ok(unsafe { lory().lory_adapter_list_get(list.ptr, i, &mut info) }).expect("in the list");
+        // SAFETY: the list lives.
+        unsafe { c::view(info.name) }
+    };
+    (0..len).map(name).collect()
+}
+
 fn with(lines: &[String], word: &str) -> usize {
     lines.iter().filter(|line| line.contains(word)).count()
 }
@@ -80,6 +109,29 @@ fn each_engine_has_its_own_log() {
     drop(host.open());
     let lines = host.take();
     assert_eq!((lines.len(), with(&lines, "llama.gguf")), (1, 1), "{lines:?}");
+
+    // A log function that looks at the engine whose log it takes.
+    let host = Host::default();
+    let own = host.open();
+    host.own.store(own.ptr as usize, SeqCst);
+    load(own.ptr, "attn", "looked-at");
+    assert_eq!(
+        (with(&host.take(), "looked-at"), &**host.seen.lock().expect("no panic")),
+        (1, &["looked-at".to_string()][..])
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let pack = folder.path().join("pack.gguf");
+    std::fs::write(&pack, engines::pack(2)).expect("written");
+    let (path, name) = (c::str_of(pack.to_str().expect("UTF-8")), c::str_of("synth-00001"));
+    // SAFETY: pointers to what lives during the call.
+    unsafe {
+        let l = lory();
+        c::ok(l.lory_adapter_open_pack(own.ptr, path.data, path.len, &mut 0)).expect("opened");
+        c::ok(l.lory_adapter_resolve(own.ptr, name.data, name.len, &mut 0)).expect("brought in");
+    }
+    let lines = host.take();
+    assert_eq!((with(&lines, "synth-00001"), host.seen.lock().expect("no panic").len()), (1, 3), "{lines:?}");
+    drop(own);
 
     // Opened, loaded and closed at the same moments, with silent ones among them.
     let barrier = Barrier::new(8);

@@ -28,3 +28,15 @@ fn any_sequence_of_calls_is_sound() {
         calls::calls(&data);
     }
 }
+
+/// Inputs that once broke something: `tests/fuzz/findings/calls/<what it was>`.
+#[test]
+fn findings_stay_fixed() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/findings/calls");
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries {
+        let path = entry.expect("a file").path();
+        println!("{}", path.display());
+        calls::calls(&std::fs::read(path).expect("a file"));
+    }
+}

@@ -2,17 +2,20 @@
 //! why not, what comes back is sound, and in the end everything has been given back.
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, c_void},
     ptr::{null, null_mut},
     sync::OnceLock,
 };
 
 use lory::{
-    adapters::{lory_adapter_load_memory, lory_adapter_unload},
-    engine::{lory_engine, lory_engine_step},
+    adapter_list::*,
+    adapters::*,
+    chat::*,
+    engine::{lory_engine, lory_engine_drive, lory_engine_step, lory_engine_wake_drivers},
     event::*,
     generation::*,
-    memory::{lory_floats, lory_floats_free, lory_text, lory_text_free, lory_tokens, lory_tokens_free},
+    grammar::{LORY_GRAMMAR_GBNF, LORY_GRAMMAR_JSON_SCHEMA, lory_grammar, lory_grammar_new},
+    memory::*,
     metrics::{lory_engine_metrics, lory_metrics, lory_metrics_init},
     open::lory_engine_open_memory,
     options::{lory_engine_options, lory_engine_options_init},
@@ -20,8 +23,10 @@ use lory::{
     sampler::{lory_sampler_options, lory_sampler_options_init},
     saved::{lory_session_restore_memory, lory_session_save_memory},
     session::*,
+    session_adapters::*,
+    stats::{lory_generation_stats, lory_stats, lory_stats_init},
     status::{lory_last_error, lory_status},
-    tokenizer::{lory_detokenize, lory_tokenize},
+    tokenizer::*,
 };
 
 static MODEL: &[u8] = include_bytes!("../../fixtures/models/llama.gguf");
@@ -35,6 +40,13 @@ struct Engine(*mut lory_engine);
 unsafe impl Send for Engine {}
 // SAFETY: as above.
 unsafe impl Sync for Engine {}
+
+struct Grammars([*mut lory_grammar; 3]);
+
+// SAFETY: a grammar is shareable.
+unsafe impl Send for Grammars {}
+// SAFETY: as above.
+unsafe impl Sync for Grammars {}
 
 fn init<T>(f: impl FnOnce(*mut T, usize) -> lory_status) -> T {
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
@@ -60,6 +72,25 @@ fn engine() -> *mut lory_engine {
         Engine(engine)
     };
     ENGINE.get_or_init(open).0
+}
+
+/// Grammars for all inputs: compiling one takes longer than an input may.
+fn grammars() -> &'static [*mut lory_grammar; 3] {
+    static GRAMMARS: OnceLock<Grammars> = OnceLock::new();
+    let compile = |(kind, source): (u32, &CStr)| {
+        let mut grammar = null_mut();
+        // SAFETY: as above.
+        let status =
+            unsafe { lory_grammar_new(engine(), kind, source.as_ptr(), source.count_bytes(), &mut grammar) };
+        assert_eq!(status, lory_status::LORY_OK);
+        grammar
+    };
+    let sources = [
+        (LORY_GRAMMAR_GBNF, c"root ::= [a-z ]{1,9}"),
+        (LORY_GRAMMAR_GBNF, c"root ::= \"yes\" | \"no\" root"),
+        (LORY_GRAMMAR_JSON_SCHEMA, c"{}"),
+    ];
+    &GRAMMARS.get_or_init(|| Grammars(sources.map(compile))).0
 }
 
 /// Whether the call succeeded; if not, it must say why.
@@ -154,6 +185,7 @@ impl State {
             NAMES.iter().for_each(|name| {
                 lory_adapter_unload(engine(), name.as_ptr().cast(), 1);
             });
+            assert!(ok(lory_adapter_set_budget(engine(), 0)));
         }
     }
 }
@@ -191,6 +223,11 @@ fn request(input: &mut Input, then: impl FnOnce(&lory_request)) {
     request.prompt_logits = u32::from(input.below(8) == 7);
     request.hidden = input.below(4) as u32;
     request.max_queued = input.below(20);
+    request.prompt_logprobs = input.below(8) as i32 - 5;
+    request.grammar = match input.below(8) {
+        n @ 0..3 => grammars()[n],
+        _ => null(),
+    };
     then(&request);
 }
 
@@ -212,7 +249,7 @@ fn step(state: &mut State, input: &mut Input) {
     let e = engine();
     // SAFETY: as above; handles are NULL or alive.
     unsafe {
-        match input.below(20) {
+        match input.below(24) {
             0 | 1 => {
                 let set = state.scales(input);
                 let mut options: lory_session_options = init(|o, n| lory_session_options_init(o, n));
@@ -307,7 +344,172 @@ fn step(state: &mut State, input: &mut Input) {
                     _ => state.put_generation(at - 4, null_mut()),
                 }
             }
-            _ => texts_and_states(state, input),
+            19 => texts_and_states(state, input),
+            20 => run(state, input),
+            21 => adapters(state, input),
+            22 => texts(input),
+            _ => sessions(state, input),
+        }
+    }
+}
+
+/// What a callback of `lory_generation_run` knows.
+struct Run {
+    generation: *mut lory_generation,
+    /// Events until it asks for the end.
+    left: usize,
+}
+
+unsafe extern "C-unwind" fn on_event(user: *mut c_void, event: *const lory_event) -> i32 {
+    // SAFETY: the pointers of the call that is running.
+    unsafe {
+        check(&*event);
+        let run = &mut *user.cast::<Run>();
+        let mut other: lory_event = init(|o, n| lory_event_init(o, n));
+        assert_eq!(lory_generation_poll(run.generation, &mut other), lory_status::LORY_E_BUSY);
+        ok(lory_engine_step(engine(), &mut 0));
+        run.left = run.left.saturating_sub(1);
+        (run.left == 0).into()
+    }
+}
+
+unsafe extern "C-unwind" fn go_on(left: *mut c_void) -> i32 {
+    // SAFETY: the pointer of the call that is running.
+    unsafe {
+        let left = &mut *left.cast::<usize>();
+        // It must not sleep: there is no other thread.
+        assert!(ok(lory_engine_wake_drivers(engine())));
+        *left = left.saturating_sub(1);
+        (*left > 0).into()
+    }
+}
+
+fn run(state: &mut State, input: &mut Input) {
+    // SAFETY: as above.
+    unsafe {
+        let generation = state.generation(input);
+        match input.below(4) {
+            0 => {
+                let mut left = input.below(16);
+                assert!(ok(lory_engine_drive(engine(), Some(go_on), (&raw mut left).cast())));
+            }
+            1 => {
+                let mut stats: lory_stats = init(|o, n| lory_stats_init(o, n));
+                ok(lory_generation_stats(generation, &mut stats));
+            }
+            _ => {
+                let mut run = Run { generation, left: input.below(16) };
+                ok(lory_generation_run(generation, Some(on_event), (&raw mut run).cast(), null_mut()));
+            }
+        }
+    }
+}
+
+fn adapters(state: &mut State, input: &mut Input) {
+    let e = engine();
+    // SAFETY: as above.
+    unsafe {
+        match input.below(5) {
+            0 => {
+                let mut list = null_mut();
+                assert!(ok(lory_adapter_list_new(e, &mut list)));
+                let mut info: lory_adapter_info = init(|o, n| lory_adapter_info_init(o, n));
+                let at = input.below(5);
+                assert_eq!(ok(lory_adapter_list_get(list, at, &mut info)), at < lory_adapter_list_len(list));
+                lory_adapter_list_free(list);
+            }
+            1 => {
+                let mut list = null_mut();
+                if ok(lory_session_adapters_new(state.session(input), &mut list)) {
+                    let mut one: lory_session_adapter = init(|o, n| lory_session_adapter_init(o, n));
+                    let at = input.below(4);
+                    let there = at < lory_session_adapters_len(list);
+                    assert_eq!(ok(lory_session_adapters_get(list, at, &mut one)), there);
+                }
+                lory_session_adapters_free(list);
+            }
+            2 => {
+                let budget = [0, 1, 20_000, 60_000, 1 << 40][input.below(5)];
+                assert!(ok(lory_adapter_set_budget(e, budget)));
+            }
+            3 => {
+                let mut id = 0;
+                if ok(lory_adapter_resolve(e, NAMES[input.below(3)].as_ptr().cast(), 1, &mut id)) {
+                    state.adapters.push(id);
+                }
+            }
+            _ => {
+                let names = [lory_str { data: NAMES[input.below(3)].as_ptr().cast(), len: 1 }];
+                ok(lory_adapter_prefetch(e, names.as_ptr(), input.below(2), &mut 0));
+            }
+        }
+    }
+}
+
+/// The bytes of the input as text, cut into tokens one by one, and in a conversation.
+fn texts(input: &mut Input) {
+    let (e, tokens) = (engine(), input.tokens());
+    // SAFETY: as above.
+    unsafe {
+        let mut stream = null_mut();
+        if ok(lory_detokenizer_new(e, input.below(16) as u32, &mut stream)) {
+            let mut piece = lory_str { data: null(), len: 0 };
+            for token in &tokens {
+                ok(lory_detokenizer_push(stream, *token, &mut piece));
+            }
+            assert!(ok(lory_detokenizer_finish(stream, &mut piece)));
+        }
+        lory_detokenizer_free(stream);
+        let mut text = lory_text { data: null_mut(), len: 0 };
+        let token = u32::from(input.byte()) * 2;
+        if ok(lory_token_bytes(e, token, &mut text)) {
+            let roles = [c"user", c"assistant", c"system", c"nobody"];
+            let role = lory_str { data: roles[input.below(4)].as_ptr(), len: usize::MAX };
+            let message = lory_chat_message { role, content: lory_str { data: text.data, len: text.len } };
+            let mut options: lory_chat_options = init(|o, n| lory_chat_options_init(o, n));
+            (options.messages, options.n_messages) = (&message, 1);
+            let mut rendered = lory_text { data: null_mut(), len: 0 };
+            ok(lory_chat_render(e, &options, &mut rendered));
+            lory_text_free(&mut rendered);
+        }
+        lory_text_free(&mut text);
+        ok(lory_token_is_end(e, token, &mut 0));
+        ok(lory_token_special(e, input.below(9) as u32, &mut 0));
+    }
+}
+
+fn sessions(state: &mut State, input: &mut Input) {
+    let (session, tokens) = (state.session(input), input.tokens());
+    // SAFETY: as above.
+    unsafe {
+        match input.below(4) {
+            0 => {
+                let mut kept = usize::MAX;
+                if ok(lory_session_rewind_to_common(session, tokens.as_ptr(), tokens.len(), &mut kept)) {
+                    assert!(kept <= tokens.len());
+                }
+            }
+            1 => {
+                ok(lory_session_set_priority(session, i32::from(input.byte()) - 128));
+            }
+            2 => {
+                let at = input.below(tokens.len() + 1);
+                let span = |t: &[u32]| lory_token_span { data: t.as_ptr(), len: t.len() };
+                let spans = [span(&tokens[..at]), span(&tokens[at..])];
+                let mut scores = lory_floats { data: null_mut(), len: 0 };
+                if ok(lory_session_score(session, [1].as_ptr(), 1, spans.as_ptr(), 2, &mut scores)) {
+                    assert_eq!(scores.len, tokens.len());
+                }
+                lory_floats_free(&mut scores);
+            }
+            _ => {
+                let (mut n, mut mixed, mut all) = (0, 0, lory_tokens { data: null_mut(), len: 0 });
+                if ok(lory_session_tokens(session, &mut all)) {
+                    assert!(ok(lory_session_cached_tokens(session, &mut n)) && n <= all.len);
+                    assert!(ok(lory_session_is_mixed(session, &mut mixed)));
+                }
+                lory_tokens_free(&mut all);
+            }
         }
     }
 }

@@ -261,12 +261,15 @@ impl Layer {
                 (&mut got.a, &want.a),
                 (&mut got.q, &want.q),
                 (&mut got.k, &want.k),
+                (&mut got.v, &want.v),
                 (&mut got.gate, &want.gate),
                 (&mut got.up, &want.up),
             ] {
                 let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
-                let difference = got.iter().zip(want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-                assert!(difference <= 1e-4 * largest, "{operation}: {difference} of {largest}");
+                for (a, b) in got.iter().zip(want) {
+                    // So that NaN fails too.
+                    assert!((a - b).abs() <= 1e-4 * largest, "{operation}: {a} and not {b} of {largest}");
+                }
                 got.clone_from(want);
             }
         }

@@ -72,6 +72,8 @@ impl<T> Shared<T> {
 impl Activations {
     /// Quantizes `rows` lines of `columns`, which are a multiple of 32, for tiles of at most `largest` rows.
     pub fn new(isa: Isa, pool: &ThreadPool, x: &[f32], columns: usize, rows: usize, largest: usize) -> Self {
+        // Else blocks at the ends of rows would stay unwritten.
+        assert!(columns.is_multiple_of(Q8Block::LEN), "whole blocks");
         let x = &x[..rows * columns];
         let tiles = Tiles::new(rows, largest);
         let mut q = Vec::with_capacity(rows * columns / 4);

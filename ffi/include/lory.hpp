@@ -33,6 +33,15 @@ class Error : public std::runtime_error {
     lory_status status_;
 };
 
+/** The name of a status, such as "LORY_E_IO". */
+inline std::string_view status_name(lory_status status) { return lory_status_name(status); }
+
+/** The version of the library that is loaded. */
+inline std::string_view version() { return lory_version(); }
+
+/** Whether the library that is loaded is of the header's ABI. */
+inline bool abi_matches() { return lory_abi_version() == LORY_ABI_VERSION; }
+
 /** Throws unless `status` is LORY_OK. */
 inline void check(lory_status status) {
     if (status != LORY_OK) throw Error(status);
@@ -225,6 +234,22 @@ class Generation {
     /** For calls of lory.h. */
     lory_generation *get() const { return handle_.get(); }
 
+    /** Waits until one of several generations of one engine has an event, with steps run as needed, and
+        returns which; its event is `event()`. Those that have ended are passed over; nothing if all have. */
+    static std::optional<size_t> next_of(const std::vector<Generation *> &generations) {
+        std::vector<lory_generation *> handles;
+        for (const Generation *g : generations) handles.push_back(g->get());
+        size_t index = handles.size();
+        detail::Options<lory_event, lory_event_init> event;
+        check(lory_generations_next(handles.data(), handles.size(), &index, &event));
+        if (index == handles.size()) return std::nullopt;
+        generations[index]->event_ = event;
+        return index;
+    }
+
+    /** The event that came last; its pointers are valid until the next call. */
+    const lory_event &event() const { return event_; }
+
     /** Events until the end. */
     class Iterator {
       public:
@@ -373,6 +398,13 @@ class Session {
     /** Saves the session; the file appears whole or not at all. */
     void save(std::string_view path) { check(lory_session_save(handle_.get(), path.data(), path.size())); }
 
+    /** The same into memory. */
+    std::string save() {
+        lory_text bytes{};
+        check(lory_session_save_memory(handle_.get(), &bytes));
+        return detail::take(bytes);
+    }
+
     Session fork() {
         lory_session *fork = nullptr;
         check(lory_session_fork(handle_.get(), &fork));
@@ -477,9 +509,7 @@ class Engine {
 
     Session session(const std::vector<Scaled> &adapters = {}, int32_t priority = 0) const {
         auto set = Session::c_adapters(adapters);
-        detail::Options<lory_session_options, lory_session_options_init> options;
-        options.adapters = set.data();
-        options.n_adapters = set.size();
+        SessionOptions options = session_options(set);
         options.priority = priority;
         lory_session *session = nullptr;
         check(lory_session_new(handle_.get(), &options, &session));
@@ -489,11 +519,18 @@ class Engine {
     /** A session that was saved, with the adapters that it had. */
     Session restore(std::string_view path, const std::vector<Scaled> &adapters = {}) const {
         auto set = Session::c_adapters(adapters);
-        detail::Options<lory_session_options, lory_session_options_init> options;
-        options.adapters = set.data();
-        options.n_adapters = set.size();
+        SessionOptions options = session_options(set);
         lory_session *session = nullptr;
         check(lory_session_restore(handle_.get(), path.data(), path.size(), &options, &session));
+        return Session(session);
+    }
+
+    /** The same from the `size` bytes that Session::save() gave. */
+    Session restore(const void *data, size_t size, const std::vector<Scaled> &adapters = {}) const {
+        auto set = Session::c_adapters(adapters);
+        SessionOptions options = session_options(set);
+        lory_session *session = nullptr;
+        check(lory_session_restore_memory(handle_.get(), data, size, &options, &session));
         return Session(session);
     }
 
@@ -508,6 +545,29 @@ class Engine {
         lory_text text{};
         check(lory_detokenize(handle_.get(), tokens.data(), tokens.size(), flags, &text));
         return detail::take(text);
+    }
+
+    /** The bytes that a token adds to a text; not always whole characters. */
+    std::string token_bytes(uint32_t token) const {
+        lory_text bytes{};
+        check(lory_token_bytes(handle_.get(), token, &bytes));
+        return detail::take(bytes);
+    }
+
+    /** The token with a role; nothing if the vocabulary has none. */
+    std::optional<uint32_t> special_token(lory_token_role role) const {
+        uint32_t token = 0;
+        lory_status status = lory_token_special(handle_.get(), role, &token);
+        if (status == LORY_E_NOT_FOUND) return std::nullopt;
+        check(status);
+        return token;
+    }
+
+    /** Whether generations end with this token. */
+    bool ends(uint32_t token) const {
+        int32_t ends = 0;
+        check(lory_token_is_end(handle_.get(), token, &ends));
+        return ends != 0;
     }
 
     Detokenizer detokenizer(lory_token_flags flags = 0) const {
@@ -550,11 +610,33 @@ class Engine {
         return id;
     }
 
+    /** A GGUF LoRA of `size` bytes at `data`, which are copied; `replace` takes a name that is there already. */
+    lory_adapter load_adapter_copy(const void *data, size_t size, std::string_view name, bool replace = false) const {
+        lory_adapter id = 0;
+        check(lory_adapter_load_memory(handle_.get(), data, size, name.data(), name.size(), replace, &id));
+        return id;
+    }
+
     size_t open_pack(std::string_view path) const {
         size_t n = 0;
         check(lory_adapter_open_pack(handle_.get(), path.data(), path.size(), &n));
         return n;
     }
+
+    /** Opens a pack again with what was added, replaced and removed since; sessions keep what they have. */
+    size_t reopen_pack(std::string_view path) const {
+        size_t n = 0;
+        check(lory_adapter_reopen_pack(handle_.get(), path.data(), path.size(), &n));
+        return n;
+    }
+
+    /** Takes a pack and its names out of the engine; sessions keep what they have. */
+    void close_pack(std::string_view path) const {
+        check(lory_adapter_close_pack(handle_.get(), path.data(), path.size()));
+    }
+
+    /** Bytes that adapters may have for themselves; 0 sets no limit. */
+    void set_adapter_budget(uint64_t bytes) const { check(lory_adapter_set_budget(handle_.get(), bytes)); }
 
     lory_adapter adapter(std::string_view name) const {
         lory_adapter id = 0;
@@ -649,7 +731,18 @@ class Engine {
     const lory_engine *get() const { return handle_.get(); }
 
   private:
+    using SessionOptions = detail::Options<lory_session_options, lory_session_options_init>;
+
     explicit Engine(lory_engine *handle) : handle_(handle) {}
+
+    /** With a set that outlives them. */
+    static SessionOptions session_options(const std::vector<lory_adapter_scale> &set) {
+        SessionOptions options;
+        options.adapters = set.data();
+        options.n_adapters = set.size();
+        return options;
+    }
+
     detail::Handle<lory_engine, lory_engine_free> handle_;
 };
 

@@ -2,6 +2,8 @@
 
 #[cfg(unix)]
 pub mod c_api;
+#[cfg(target_os = "linux")]
+pub mod cpp;
 mod data;
 pub mod edited;
 pub mod engines;

@@ -97,6 +97,35 @@ pub struct LoraJob<'a, B> {
     pub groups: &'a [LoraGroup<'a>],
 }
 
+/// One layer of [`Backend::linear`]: `out[row] = W · x[row]`, and what adapters add to it.
+pub struct LinearJob<'a, B> {
+    /// The weight, `out_features` × `in_features`.
+    pub weight: QMatrix<'a>,
+    /// Receives rows × `weight.rows()`.
+    pub out: &'a mut B,
+    /// As those of a [`LoraJob`].
+    pub groups: &'a [LoraGroup<'a>],
+}
+
+/// [`Backend::linear`] as products first, then what is added.
+pub fn linear_in_two<B: Backend + ?Sized>(
+    backend: &B,
+    x: &B::Buffer,
+    rows: usize,
+    jobs: &mut [LinearJob<'_, B::Buffer>],
+) -> Result<(), BackendError> {
+    let mut products: Vec<_> =
+        jobs.iter_mut().map(|job| MatmulJob { weight: job.weight, out: &mut *job.out }).collect();
+    backend.matmul(x, rows, &mut products)?;
+    let in_width = jobs.first().map_or(0, |job| job.weight.cols());
+    let mut added: Vec<_> = jobs
+        .iter_mut()
+        .filter(|job| !job.groups.is_empty())
+        .map(|job| LoraJob { out: &mut *job.out, width: job.weight.rows(), groups: job.groups })
+        .collect();
+    if added.is_empty() { Ok(()) } else { backend.lora(x, in_width, &mut added) }
+}
+
 /// Which pairs of a head rotate together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeStyle {
@@ -236,6 +265,17 @@ pub trait Backend: Send + Sync {
         in_width: usize,
         jobs: &mut [LoraJob<'_, Self::Buffer>],
     ) -> Result<(), BackendError>;
+
+    /// Several layers of the same input, each with what adapters add to it: the bits of [`Backend::matmul`] followed by
+    /// [`Backend::lora`].
+    fn linear(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        jobs: &mut [LinearJob<'_, Self::Buffer>],
+    ) -> Result<(), BackendError> {
+        linear_in_two(self, x, rows, jobs)
+    }
 
     /// `x[i] += bias` for each of `rows` lines of `bias.len()`.
     fn add_bias(&self, x: &mut Self::Buffer, rows: usize, bias: &[f32]) -> Result<(), BackendError>;

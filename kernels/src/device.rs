@@ -1,7 +1,8 @@
 //! The device that an engine runs on, chosen when it is opened.
 
 use crate::backend::{
-    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LoraJob, MatmulJob, Rope,
+    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LinearJob, LoraJob, MatmulJob,
+    Rope,
 };
 use crate::cpu::{Cpu, CpuKv, Isa};
 #[cfg(feature = "cuda")]
@@ -184,6 +185,25 @@ impl Backend for Device {
             #[cfg(feature = "cuda")]
             (Device::Cuda(b), DeviceBuffer::Cuda(x)) => {
                 b.lora(x, in_width, &mut jobs!(jobs, Cuda, LoraJob { width, groups }))
+            }
+            #[cfg(feature = "cuda")]
+            _ => mixed(),
+        }
+    }
+
+    fn linear(
+        &self,
+        x: &DeviceBuffer,
+        rows: usize,
+        jobs: &mut [LinearJob<'_, DeviceBuffer>],
+    ) -> Result<(), BackendError> {
+        match (self, x) {
+            (Device::Cpu(b), DeviceBuffer::Cpu(x)) => {
+                b.linear(x, rows, &mut jobs!(jobs, Cpu, LinearJob { weight, groups }))
+            }
+            #[cfg(feature = "cuda")]
+            (Device::Cuda(b), DeviceBuffer::Cuda(x)) => {
+                b.linear(x, rows, &mut jobs!(jobs, Cuda, LinearJob { weight, groups }))
             }
             #[cfg(feature = "cuda")]
             _ => mixed(),

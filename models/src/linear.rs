@@ -1,6 +1,6 @@
 //! The linear layer: the one place where adapters enter a model.
 
-use lory_kernels::backend::{Backend, LoraJob, MatmulJob};
+use lory_kernels::backend::{Backend, LinearJob};
 
 use crate::{
     Result, Tensor,
@@ -47,25 +47,13 @@ pub fn forward<B: Backend>(
     outputs: &mut [(&Linear, &mut B::Buffer)],
     adapters: &BatchAdapters,
 ) -> Result<()> {
-    let mut products: Vec<_> = outputs
+    let groups: Vec<_> = outputs.iter().map(|(linear, _)| adapters.groups(linear.site)).collect();
+    let mut jobs: Vec<_> = outputs
         .iter_mut()
-        .map(|(linear, out)| MatmulJob { weight: linear.weight.matrix(), out: &mut **out })
+        .zip(&groups)
+        .map(|((linear, out), groups)| LinearJob { weight: linear.weight.matrix(), out: &mut **out, groups })
         .collect();
-    backend.matmul(x, rows, &mut products)?;
-
-    if !adapters.is_empty() {
-        let in_width = outputs.first().map_or(0, |(linear, _)| linear.weight.cols());
-        let groups: Vec<_> = outputs.iter().map(|(linear, _)| adapters.groups(linear.site)).collect();
-        let mut jobs: Vec<_> = outputs
-            .iter_mut()
-            .zip(&groups)
-            .filter(|(_, groups)| !groups.is_empty())
-            .map(|((linear, out), groups)| LoraJob { out: &mut **out, width: linear.weight.rows(), groups })
-            .collect();
-        if !jobs.is_empty() {
-            backend.lora(x, in_width, &mut jobs)?;
-        }
-    }
+    backend.linear(x, rows, &mut jobs)?;
 
     for (linear, out) in outputs {
         if let Some(bias) = &linear.bias {

@@ -36,6 +36,13 @@ impl Tiles {
     pub fn start(&self, t: usize) -> usize {
         t * (self.rows / self.count) + t.min(self.rows % self.count)
     }
+
+    /// The tile of a row.
+    fn of(&self, row: usize) -> usize {
+        let (least, longer) = (self.rows / self.count, self.rows % self.count);
+        let in_longer = row / (least + 1);
+        if in_longer < longer { in_longer } else { (row - longer) / least }
+    }
 }
 
 /// Rows of [`Q8Block`]s, interleaved within each tile of `m` rows: `q[k / 4][row]` are four codes,
@@ -66,6 +73,15 @@ impl<T> Shared<T> {
     pub unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [T] {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+
+    /// The same to read.
+    ///
+    /// # Safety
+    /// They exist, and nobody writes to them any more.
+    pub unsafe fn view<'a>(&self, start: usize, len: usize) -> &'a [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.0.add(start), len) }
     }
 }
 
@@ -117,6 +133,33 @@ impl Activations {
         Activations { tiles, columns, q, scales, sums }
     }
 
+    /// Some rows, for tiles of at most `largest` rows.
+    pub fn select(&self, rows: &[u32], largest: usize) -> Activations {
+        let (columns, n) = (self.columns, rows.len());
+        let mut out = Activations {
+            tiles: Tiles::new(n, largest),
+            columns,
+            q: vec![[0; 4]; n * columns / 4],
+            scales: vec![0.0; n * columns / 32],
+            sums: vec![0; n * columns / 16],
+        };
+        for t in 0..out.tiles.count() {
+            let (start, end) = (out.tiles.start(t), out.tiles.start(t + 1));
+            for (place, row) in rows[start..end].iter().enumerate() {
+                let from = self.tiles.of(*row as usize);
+                let (first, after) = (self.tiles.start(from), self.tiles.start(from + 1));
+                // Where the row's operands begin, and from one to the next.
+                let from =
+                    Interleaved { start: first, step: after - first, at: *row as usize - first, columns };
+                let to = Interleaved { start, step: end - start, at: place, columns };
+                from.copy(4, &self.q, to, &mut out.q);
+                from.copy(32, &self.scales, to, &mut out.scales);
+                from.copy(16, &self.sums, to, &mut out.sums);
+            }
+        }
+        out
+    }
+
     /// What a tile's accumulators start from, or what minima are multiplied with, per group of
     /// `group` columns and row: `−zero · Σ q` as integers, or `−(scale · Σ q)` as the bits of floats.
     pub fn offsets(&self, group: usize, offset: Offset) -> Vec<i32> {
@@ -139,6 +182,25 @@ impl Activations {
             }
         }
         out
+    }
+}
+
+/// One row of a tile: the tile's first row, its number of rows, and which of them.
+#[derive(Clone, Copy)]
+struct Interleaved {
+    start: usize,
+    step: usize,
+    at: usize,
+    columns: usize,
+}
+
+impl Interleaved {
+    /// Copies what there is one of for each `unit` columns.
+    fn copy<T: Copy>(self, unit: usize, from: &[T], to: Interleaved, into: &mut [T]) {
+        let begin = |row: Interleaved| row.start * row.columns / unit + row.at;
+        let from = from[begin(self)..].iter().step_by(self.step);
+        let into = into[begin(to)..].iter_mut().step_by(to.step);
+        into.zip(from).take(self.columns / unit).for_each(|(into, from)| *into = *from);
     }
 }
 

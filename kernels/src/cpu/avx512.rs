@@ -123,6 +123,33 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         })
     }
     #[inline(always)]
+    fn fold16(self, x: [__m512; 16]) -> __m512 {
+        // Each step of `fold` for two vectors at once, until one vector holds the sums of all. The last step leaves the sum of
+        // vector l of `four!(k)` in lane 4l + k. Macros, since closures would not have the level's instructions.
+        macro_rules! halves {
+            ($a:expr, $b:expr) => {
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>($a, $b), _mm512_shuffle_f32x4::<0xee>($a, $b))
+            };
+        }
+        macro_rules! four {
+            ($k:expr) => {{
+                let (a, b) = (halves!(x[$k], x[$k + 4]), halves!(x[$k + 8], x[$k + 12]));
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
+            }};
+        }
+        macro_rules! pairs {
+            ($a:expr, $b:expr) => {{
+                let (a, b) = (_mm512_castps_pd($a), _mm512_castps_pd($b));
+                let (low, high) = (_mm512_shuffle_pd::<0>(a, b), _mm512_shuffle_pd::<0xff>(a, b));
+                _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+            }};
+        }
+        proven!({
+            let (a, b) = (pairs!(four!(0), four!(1)), pairs!(four!(2), four!(3)));
+            _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b))
+        })
+    }
+    #[inline(always)]
     fn largest(self, x: __m512) -> f32 {
         proven!(_mm512_reduce_max_ps(x))
     }

@@ -56,6 +56,12 @@ impl Rounded {
         }
         Rounded { x: out, stride, proof }
     }
+
+    /// Some of the lines.
+    pub fn select(&self, rows: &[u32]) -> Rounded {
+        let lines = rows.iter().map(|row| &self.x[*row as usize * self.stride..][..self.stride]);
+        Rounded { x: lines.collect::<Vec<_>>().concat(), ..*self }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -132,7 +138,7 @@ impl Bf16Strip<'_> {
                 }
             }
             // SAFETY: these outputs are this strip's alone.
-            unsafe { out.put(row, self.weight.rows(), self.rows.start, &sums[..self.rows.len()]) };
+            unsafe { out.put(row, self.rows.start, &sums[..self.rows.len()]) };
         }
     }
 

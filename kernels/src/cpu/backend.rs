@@ -1,6 +1,7 @@
 //! [`Cpu`]: all cores, the best instruction set.
 
 use super::activations::Shared;
+use super::adapted::{self, Layer, Workers, join};
 use super::attention::attention;
 use super::kv::CpuKv;
 use super::lora::lora;
@@ -9,7 +10,8 @@ use super::pointwise::{Glu, RmsNorm, RopeTables, Softcap, split};
 use super::repack::RepackedWeights;
 use super::{Isa, ThreadPool, physical_cores};
 use crate::backend::{
-    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LoraJob, MatmulJob, Rope,
+    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LinearJob, LoraJob, MatmulJob,
+    Rope, linear_in_two,
 };
 use crate::quant::{FormatError, QMatrix};
 use crate::{QuantType, host};
@@ -65,6 +67,28 @@ impl Cpu {
             // SAFETY: the lines of `x`, and these belong to this range alone.
             work(lines.start * width, unsafe { shared.slice(lines.start * width, lines.len() * width) });
         });
+    }
+
+    /// [`adapted::linear`] with the groups of those jobs that can be joined.
+    fn linear_in_one(
+        &self,
+        input: Input<'_>,
+        jobs: &mut [LinearJob<'_, Vec<f32>>],
+        joined: &[bool],
+    ) -> Result<bool, BackendError> {
+        let repacked = self.repacked.as_ref().map(RepackedWeights::read);
+        let layers: Vec<_> = jobs
+            .iter_mut()
+            .zip(joined)
+            .map(|(job, joined)| Layer {
+                weight: job.weight,
+                repacked: repacked.as_ref().and_then(|repacked| repacked.of(job.weight)),
+                out: Output::set(job.out, job.weight.rows()),
+                groups: if *joined { job.groups } else { &[] },
+            })
+            .collect();
+        let workers = Workers { isa: self.isa, pool: &self.pool, serial: &self.serial };
+        adapted::linear(workers, input, &layers).map_err(failed)
     }
 }
 
@@ -150,7 +174,12 @@ impl Backend for Cpu {
             .iter_mut()
             .map(|job| {
                 let repacked = repacked.as_ref().and_then(|repacked| repacked.of(job.weight));
-                Product { input: 0, weight: job.weight, repacked, out: Output::set(job.out) }
+                Product {
+                    input: 0,
+                    weight: job.weight,
+                    repacked,
+                    out: Output::set(job.out, job.weight.rows()),
+                }
             })
             .collect();
         matmul(self.isa, &self.pool, &[Input { x, rows, columns }], &products).map_err(failed)
@@ -163,6 +192,27 @@ impl Backend for Cpu {
         jobs: &mut [LoraJob<'_, Vec<f32>>],
     ) -> Result<(), BackendError> {
         lora(self.isa, &self.pool, &self.serial, x, in_width, jobs).map_err(failed)
+    }
+
+    fn linear(
+        &self,
+        x: &Vec<f32>,
+        rows: usize,
+        jobs: &mut [LinearJob<'_, Vec<f32>>],
+    ) -> Result<(), BackendError> {
+        let columns = jobs.first().map_or(0, |job| job.weight.cols());
+        let joined: Vec<bool> = jobs.iter().map(|job| join(job.groups)).collect();
+        let any = jobs.iter().zip(&joined).any(|(job, joined)| *joined && !job.groups.is_empty());
+        if !any || columns == 0 || !self.linear_in_one(Input { x, rows, columns }, jobs, &joined)? {
+            return linear_in_two(self, x, rows, jobs);
+        }
+        let mut rest: Vec<_> = jobs
+            .iter_mut()
+            .zip(&joined)
+            .filter(|(_, joined)| !**joined)
+            .map(|(job, _)| LoraJob { out: &mut *job.out, width: job.weight.rows(), groups: job.groups })
+            .collect();
+        if rest.is_empty() { Ok(()) } else { self.lora(x, columns, &mut rest) }
     }
 
     fn add_bias(&self, x: &mut Vec<f32>, rows: usize, bias: &[f32]) -> Result<(), BackendError> {

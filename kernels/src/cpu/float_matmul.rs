@@ -164,6 +164,13 @@ impl Op for Fold<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if let Ok(lanes) = <&[[f32; 16]; STRIP]>::try_from(self.lanes) {
+            let mut all = [s.splat(0.0); STRIP];
+            for i in 0..STRIP {
+                all[i] = s.load(&lanes[i]);
+            }
+            return s.store(s.fold16(all), self.sums);
+        }
         for (lanes, sum) in self.lanes.iter().zip(self.sums) {
             *sum = s.fold(s.load(lanes));
         }
@@ -175,11 +182,54 @@ fn is_direct(ty: QuantType, columns: usize) -> bool {
     columns.is_multiple_of(16) && matches!(ty, QuantType::F32 | QuantType::F16 | QuantType::BF16)
 }
 
+/// Weight rows of few columns times some activation rows: what plain adapters expand with.
+///
+/// A strip of [`Sweep`] and [`Fold`] would take several times as long to set up as to compute.
+struct Narrow<'a, B> {
+    weights: *const u8,
+    weight_stride: usize,
+    /// Of [`STRIP`] weight rows.
+    panels: usize,
+    x: &'a [f32],
+    x_stride: usize,
+    n_rows: usize,
+    /// At most [`NARROW`].
+    columns: usize,
+    /// Receives `[row · panels + panel]`.
+    out: *mut [f32; STRIP],
+    block: PhantomData<B>,
+}
+
+impl<B: FloatBlock> Op for Narrow<'_, B> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for panel in 0..self.panels {
+            let weights = self.weights.wrapping_add(panel * STRIP * self.weight_stride);
+            for row in 0..self.n_rows {
+                let mut acc = [s.splat(0.0); STRIP];
+                let (x, _) = self.x[row * self.x_stride..][..self.columns].as_chunks::<16>();
+                for (k, x) in x.iter().enumerate() {
+                    let x = s.load(x);
+                    for w in 0..STRIP {
+                        let at = weights.wrapping_add(w * self.weight_stride + 16 * k * size_of::<B>());
+                        // SAFETY: `columns` is a multiple of 16, and so many weights are readable in each row.
+                        acc[w] = s.fma(unsafe { B::load(s, at) }, x, acc[w]);
+                    }
+                }
+                // SAFETY: the caller's room for all rows and panels.
+                s.store(s.fold16(acc), unsafe { &mut *self.out.add(row * self.panels + panel) });
+            }
+        }
+    }
+}
+
 /// Some weight rows times some activation rows.
 pub(crate) struct FloatStrip<'a> {
     /// The weights, of a float type or one that only `dequantize_row` reads.
     pub weight: QMatrix<'a>,
-    /// At most [`STRIP`].
+    /// At most [`FloatStrip::most_rows`].
     pub rows: Range<usize>,
     /// Lines of `x_stride`, which is `weight.cols()` rounded up to 16, zeros behind the columns.
     pub x: &'a [f32],
@@ -189,14 +239,38 @@ pub(crate) struct FloatStrip<'a> {
     pub x_rows: Range<usize>,
 }
 
+/// Columns of which not even the lanes' sums are worth storing.
+const NARROW: usize = 64;
+
+/// Whether [`Narrow`] computes with it.
+fn is_narrow(weight: QMatrix<'_>) -> bool {
+    is_direct(weight.ty(), weight.cols()) && (16..=NARROW).contains(&weight.cols())
+}
+
 impl FloatStrip<'_> {
+    /// The most weight rows of a strip with so many activation rows.
+    pub fn most_rows(weight: QMatrix<'_>, x_rows: usize) -> usize {
+        if is_narrow(weight) { ROW_BLOCK / x_rows.clamp(1, ROW_BLOCK) * STRIP } else { STRIP }
+    }
+
     /// Computes and writes `out[row · weight.rows() + n]`.
     ///
     /// # Safety
     /// `out` holds all rows of `x`, and no one else uses the outputs of these rows.
     pub unsafe fn run(&self, isa: Isa, out: Output<'_>) -> Result<(), FormatError> {
-        assert!(self.rows.len() <= STRIP && self.x_rows.len() <= ROW_BLOCK);
+        assert!(self.rows.len() <= FloatStrip::most_rows(self.weight, self.x_rows.len()));
+        assert!(self.x_rows.len() <= ROW_BLOCK);
         assert!(self.x_stride.is_multiple_of(16) && self.x_stride >= self.weight.cols());
+        let panels = self.rows.len() / STRIP;
+        if panels > 0 && is_narrow(self.weight) {
+            let whole = self.rows.start + panels * STRIP;
+            let rest = FloatStrip { rows: whole..self.rows.end, x_rows: self.x_rows.clone(), ..*self };
+            // SAFETY: the caller's promise; whole panels, and fewer rows than one.
+            unsafe {
+                self.narrow(isa, self.rows.start..whole, out);
+                return if rest.rows.is_empty() { Ok(()) } else { rest.run(isa, out) };
+            }
+        }
         let mut acc = [const { MaybeUninit::<[f32; 16]>::uninit() }; STRIP * ROW_BLOCK];
         let mut wide = MaybeUninit::<[[f32; COLUMNS]; STRIP]>::uninit();
         let one = self.x_rows.len() == 1 && is_direct(self.weight.ty(), self.weight.cols());
@@ -216,9 +290,56 @@ impl FloatStrip<'_> {
                 isa.run(Fold { lanes, sums: &mut sums });
             }
             // SAFETY: these outputs are this strip's alone.
-            unsafe { out.put(row, self.weight.rows(), self.rows.start, &sums[..self.rows.len()]) };
+            unsafe { out.put(row, self.rows.start, &sums[..self.rows.len()]) };
         }
         Ok(())
+    }
+
+    /// Whole panels of few columns.
+    ///
+    /// # Safety
+    /// As for `run`.
+    unsafe fn narrow(&self, isa: Isa, rows: Range<usize>, out: Output<'_>) {
+        let panels = rows.len() / STRIP;
+        let n_rows = self.x_rows.len();
+        assert!(panels * n_rows <= ROW_BLOCK);
+        let mut sums = [const { MaybeUninit::<[f32; STRIP]>::uninit() }; ROW_BLOCK];
+        // SAFETY: so many whole rows of the weight; sums for all rows and panels.
+        unsafe {
+            let sums = sums.as_mut_ptr().cast();
+            match self.weight.ty() {
+                QuantType::F16 => self.narrow_of::<F16>(isa, rows.start, panels, sums),
+                QuantType::BF16 => self.narrow_of::<BF16>(isa, rows.start, panels, sums),
+                _ => self.narrow_of::<F32>(isa, rows.start, panels, sums),
+            }
+        }
+        for (i, row) in self.x_rows.clone().enumerate() {
+            for panel in 0..panels {
+                // SAFETY: written above; these outputs are this strip's alone.
+                unsafe {
+                    let sums = sums[i * panels + panel].assume_init();
+                    out.put(row, rows.start + panel * STRIP, &sums);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The weights are of type B, `panels` panels from row `first` on; `out` has room for as many for each row.
+    unsafe fn narrow_of<B: FloatBlock>(&self, isa: Isa, first: usize, panels: usize, out: *mut [f32; STRIP]) {
+        let weights = &self.weight.bytes()[first * self.weight.row_bytes()..];
+        assert!(panels * STRIP * self.weight.row_bytes() <= weights.len());
+        isa.run(Narrow::<B> {
+            weights: weights.as_ptr(),
+            weight_stride: self.weight.row_bytes(),
+            panels,
+            x: &self.x[self.x_rows.start * self.x_stride..],
+            x_stride: self.x_stride,
+            n_rows: self.x_rows.len(),
+            columns: self.weight.cols(),
+            out,
+            block: PhantomData,
+        });
     }
 
     /// # Safety

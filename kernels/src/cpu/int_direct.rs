@@ -13,22 +13,35 @@ use super::panel::{PanelBlock, ROWS, Sink};
 use super::simd::{Op, Simd};
 use super::source::Source;
 
-/// Sixteen weight rows × one tile of activations, over all columns.
-pub(crate) struct Direct<'a, B, R, const MIN: bool, const WIDE: bool> {
-    /// The first block of each row.
-    pub from: R,
-    /// Bytes of a row, from each to what is fetched ahead.
+/// The way through the weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Walk {
+    /// How many panels of sixteen rows.
+    pub panels: usize,
+    /// What [`Source::advance`] takes from one to the next.
+    pub bytes: usize,
+    /// Bytes of a row, from each to what is fetched ahead; 0: nothing is.
     pub ahead: usize,
+    /// Accumulators from one activation row's to the next one's.
+    pub acc_stride: usize,
+}
+
+/// Some panels of sixteen weight rows × one tile of activations, over all columns.
+///
+/// Where the columns are few, a call for each panel would cost as much as the panel.
+pub(crate) struct Direct<'a, B, R, const MIN: bool, const WIDE: bool> {
+    /// The first block of each row of the first panel.
+    pub from: R,
+    /// How to go on from there.
+    pub walk: Walk,
     /// The right-hand side.
     pub x: &'a Activations,
     /// From [`Activations::offsets`].
     pub offsets: &'a [i32],
     /// Which tile of it; at most [`Simd::DIRECT_ROWS`] rows.
     pub tile: usize,
-    /// Receives `acc[row · acc_stride]`.
+    /// Receives `acc[row · acc_stride + panel]`.
     pub acc: *mut [f32; ROWS],
-    /// See `acc`.
-    pub acc_stride: usize,
     /// The format.
     pub block: PhantomData<B>,
 }
@@ -56,25 +69,26 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool> Direct<'_, B, 
     #[inline(always)]
     fn tile<S: Simd, const M: usize>(self, s: S) {
         let (columns, start) = (self.x.columns, self.x.tiles.start(self.tile));
-        let mut dot = Dot::<S, M, MIN, WIDE> {
-            acc: [s.splat(0.0); M],
-            q: self.x.q[start * columns / 4..][..M * columns / 4].as_ptr(),
-            scales: self.x.scales[start * columns / 32..][..M * columns / 32].as_ptr(),
-            offsets: self.offsets[start * columns / B::GROUP..][..M * columns / B::GROUP].as_ptr(),
-            odd: false,
-        };
-        let blocks = columns / B::LEN;
-        let mut ahead = Ahead::new(self.from, self.ahead, blocks, size_of::<B>());
-        let mut from = self.from;
-        for _ in 0..blocks {
-            ahead.step(s);
-            // SAFETY: the caller's rows have so many blocks.
-            unsafe { B::unpack(s, &from, &mut dot) };
-            from.advance(size_of::<B>());
-        }
-        for m in 0..M {
-            // SAFETY: the caller's accumulators.
-            s.store(dot.acc[m], unsafe { &mut *self.acc.add(m * self.acc_stride) });
+        let q = self.x.q[start * columns / 4..][..M * columns / 4].as_ptr();
+        let scales = self.x.scales[start * columns / 32..][..M * columns / 32].as_ptr();
+        let offsets = self.offsets[start * columns / B::GROUP..][..M * columns / B::GROUP].as_ptr();
+        let (blocks, walk) = (columns / B::LEN, self.walk);
+        let mut panel = self.from;
+        for p in 0..walk.panels {
+            let mut dot = Dot::<S, M, MIN, WIDE> { acc: [s.splat(0.0); M], q, scales, offsets, odd: false };
+            let mut ahead = Ahead::new(panel, walk.ahead, blocks, size_of::<B>());
+            let mut from = panel;
+            for _ in 0..blocks {
+                ahead.step(s);
+                // SAFETY: the caller's rows have so many blocks.
+                unsafe { B::unpack(s, &from, &mut dot) };
+                from.advance(size_of::<B>());
+            }
+            for m in 0..M {
+                // SAFETY: the caller's accumulators.
+                s.store(dot.acc[m], unsafe { &mut *self.acc.add(m * walk.acc_stride + p) });
+            }
+            panel.advance(walk.bytes);
         }
     }
 }
@@ -91,10 +105,10 @@ struct Ahead<R> {
 }
 
 impl<R: Source> Ahead<R> {
-    /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes.
+    /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes; nothing for 0.
     #[inline(always)]
     fn new(from: R, distance: usize, blocks: usize, size: usize) -> Ahead<R> {
-        let left = ROWS * (blocks * size).div_ceil(64);
+        let left = if distance == 0 { 0 } else { ROWS * (blocks * size).div_ceil(64) };
         Ahead { from, per_block: left.div_ceil(blocks.max(1)), left, row: 0, offset: distance }
     }
 

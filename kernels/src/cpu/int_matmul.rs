@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use super::Isa;
 use super::activations::{Activations, Offset};
-use super::int_direct::Direct;
+use super::int_direct::{Direct, Walk};
 use super::int_tile::{Lines, Outputs, Sweep};
 use super::matmul::Output;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
@@ -21,6 +21,10 @@ use crate::quant::{
 pub(crate) const ROW_BLOCK: usize = 256;
 /// The most panels of any level's tile.
 const MAX_PANELS: usize = 2;
+/// Sixteen sums each: what a strip has room for.
+const ACCUMULATORS: usize = ROW_BLOCK * MAX_PANELS;
+/// Panels of fewer bytes follow each other so closely that the processor fetches them by itself.
+const NEAR: usize = 4096;
 /// The most bytes of [`COLUMNS`] weights: those of Q8_0.
 const CHUNK_BYTES: usize = COLUMNS / 32 * size_of::<Q8_0>();
 
@@ -31,7 +35,7 @@ pub(crate) struct IntKernel {
     offset: Offset,
     wide: bool,
     fill: unsafe fn(Isa, Rows, usize, *mut Panel),
-    direct: unsafe fn(Isa, &Strip<'_>, Rows, usize, *mut [f32; ROWS]),
+    direct: unsafe fn(Isa, &Strip<'_>, Rows, Walk, *mut [f32; ROWS]),
     /// Of formats that can be repacked.
     woven: Option<WovenKernel>,
     block_len: usize,
@@ -44,7 +48,7 @@ struct WovenKernel {
     /// See [`Weave::HALVES`].
     halves: &'static [usize],
     fill: unsafe fn(Isa, Woven, usize, *mut Panel),
-    direct: unsafe fn(Isa, &Strip<'_>, Woven, usize, *mut [f32; ROWS]),
+    direct: unsafe fn(Isa, &Strip<'_>, Woven, Walk, *mut [f32; ROWS]),
 }
 
 impl IntKernel {
@@ -114,17 +118,16 @@ unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, blocks: usize, panel
 }
 
 /// # Safety
-/// Each row has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's first tile.
+/// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's first tile.
 unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool>(
     isa: Isa,
     strip: &Strip<'_>,
     from: R,
-    ahead: usize,
+    walk: Walk,
     acc: *mut [f32; ROWS],
 ) {
     let (x, offsets, tile) = (strip.x, strip.offsets, strip.tiles.start);
-    let acc_stride = isa.tile_panels();
-    isa.run(Direct::<B, R, MIN, WIDE> { from, ahead, x, offsets, tile, acc, acc_stride, block: PhantomData });
+    isa.run(Direct::<B, R, MIN, WIDE> { from, walk, x, offsets, tile, acc, block: PhantomData });
 }
 
 /// Some columns of a strip.
@@ -156,7 +159,7 @@ pub(crate) struct Strip<'a> {
     pub weight: QMatrix<'a>,
     /// The same repacked, if they were.
     pub repacked: Option<&'a Repacked>,
-    /// First of the weight rows, and one past the last: at most 16 · panels of the level.
+    /// First of the weight rows, and one past the last: at most [`Strip::most_rows`].
     pub rows: std::ops::Range<usize>,
     /// The right-hand side.
     pub x: &'a Activations,
@@ -167,6 +170,14 @@ pub(crate) struct Strip<'a> {
 }
 
 impl Strip<'_> {
+    /// The most weight rows of a strip with these activations.
+    pub fn most_rows(isa: Isa, x: &Activations) -> usize {
+        match x.tiles.rows() {
+            few if few <= isa.direct_rows() => ACCUMULATORS / few.max(1) * ROWS,
+            _ => isa.tile_panels() * ROWS,
+        }
+    }
+
     /// Computes and writes `out[row · weight.rows() + n]`.
     ///
     /// # Safety
@@ -175,14 +186,15 @@ impl Strip<'_> {
         let first_row = self.x.tiles.start(self.tiles.start);
         let n_rows = self.x.tiles.start(self.tiles.end) - first_row;
         assert!(self.x.columns == self.weight.cols() && n_rows <= ROW_BLOCK);
-        let panels = isa.tile_panels();
-        assert!(panels <= MAX_PANELS && self.rows.len() <= panels * ROWS);
-        let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; ROW_BLOCK * MAX_PANELS];
+        let direct = self.x.tiles.rows() <= isa.direct_rows();
+        let panels = if direct { self.rows.len().div_ceil(ROWS) } else { isa.tile_panels() };
+        assert!(n_rows * panels <= ACCUMULATORS && self.rows.len() <= panels * ROWS);
+        let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; ACCUMULATORS];
         let acc = acc.as_mut_ptr().cast();
-        let outputs = Outputs { out, width: self.weight.rows(), rows: self.rows.clone() };
+        let outputs = Outputs { out, rows: self.rows.clone() };
         // SAFETY: accumulators for all rows of the strip; the caller vouches for its outputs.
         unsafe {
-            if self.x.tiles.rows() <= isa.direct_rows() {
+            if direct {
                 self.directly(isa, kernel, acc);
                 for row in 0..n_rows {
                     outputs.put(first_row + row, acc.add(row * panels));
@@ -199,28 +211,35 @@ impl Strip<'_> {
     /// The activations are one tile; `acc[row][panel]` has room.
     unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
         let stride = self.weight.row_bytes();
-        for (p, row) in self.rows.clone().step_by(ROWS).enumerate() {
-            if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
-                // The processor follows small blocks by itself; of large ones it is told, since their fields are not used in the
-                // order of memory.
-                let ahead = kernel.block_bytes.max(64);
-                // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
-                unsafe { (woven.direct)(isa, self, repacked.panel(row / ROWS), ahead, acc.add(p)) };
-                continue;
-            }
-            let copies: Vec<u8>;
-            let rows = if row + ROWS <= self.rows.end {
-                Rows::new(self.weight.row(row).as_ptr(), stride)
-            } else {
-                // Missing rows repeat the last one; their results are not written.
-                let last = self.rows.end - 1;
-                copies = (row..row + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
-                Rows::new(copies.as_ptr(), stride)
-            };
+        let acc_stride = self.rows.len().div_ceil(ROWS);
+        if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
+            // The processor follows small blocks by itself; of large ones it is told, since their fields are not used in the
+            // order of memory.
+            let ahead = kernel.block_bytes.max(64);
+            let walk = Walk { panels: acc_stride, bytes: stride, ahead, acc_stride };
+            // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
+            unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, acc) };
+            return;
+        }
+        let panels = self.rows.len() / ROWS;
+        if panels > 0 {
+            let bytes = stride * ROWS;
             // The next panel, but not beyond it: tasks are a few panels long, and what lies behind a task is another thread's.
-            let ahead = stride * ROWS;
-            // SAFETY: these are 16 rows of the weight's length; the caller vouches for `acc`.
-            unsafe { (kernel.direct)(isa, self, rows, ahead, acc.add(p)) };
+            let ahead = if bytes < NEAR { 0 } else { bytes };
+            let rows = Rows::new(self.weight.row(self.rows.start).as_ptr(), stride);
+            let walk = Walk { panels, bytes, ahead, acc_stride };
+            // SAFETY: these are whole panels of the weight's rows; the caller vouches for `acc`.
+            unsafe { (kernel.direct)(isa, self, rows, walk, acc) };
+        }
+        if panels < acc_stride {
+            // Missing rows repeat the last one; their results are not written.
+            let (first, last) = (self.rows.start + panels * ROWS, self.rows.end - 1);
+            let copies: Vec<u8> =
+                (first..first + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
+            let rows = Rows::new(copies.as_ptr(), stride);
+            let walk = Walk { panels: 1, bytes: 0, ahead: 0, acc_stride };
+            // SAFETY: 16 rows of the weight's length; the caller vouches for `acc`.
+            unsafe { (kernel.direct)(isa, self, rows, walk, acc.add(panels)) };
         }
     }
 

@@ -84,9 +84,7 @@ impl Lines {
 pub(crate) struct Outputs<'a> {
     /// The product's.
     pub out: Output<'a>,
-    /// Weight rows of the product.
-    pub width: usize,
-    /// Those of the strip.
+    /// Weight rows of the strip.
     pub rows: std::ops::Range<usize>,
 }
 
@@ -100,7 +98,7 @@ impl Outputs<'_> {
         for (p, first) in self.rows.clone().step_by(ROWS).enumerate() {
             let n = ROWS.min(self.rows.end - first);
             // SAFETY: the caller's promises.
-            unsafe { self.out.put(row, self.width, first, &(&*acc.add(p))[..n]) };
+            unsafe { self.out.put(row, first, &(&*acc.add(p))[..n]) };
         }
     }
 }

@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::activations::Shared;
-use super::float_matmul::{FloatStrip, ROW_BLOCK, STRIP};
+use super::cores::{Line, Shrunk, Terms, run_cores};
 use super::matmul::{Input, Output, Product, matmul};
 use super::pointwise::split;
 use super::{Isa, ThreadPool};
-use crate::backend::{Core, LoraGroup, LoraJob, LoraTerm};
+use crate::backend::{LoraGroup, LoraJob, LoraTerm};
 use crate::ops::lora::line;
-use crate::quant::{FormatError, QMatrix, QuantType};
+use crate::quant::{FormatError, QMatrix};
 
 /// One group of one job, on its way.
 struct Work<'a> {
@@ -36,19 +36,6 @@ struct Work<'a> {
     onto: bool,
     /// U of `inner` otherwise.
     delta: Vec<f32>,
-}
-
-/// One line of what is expanded: the weighted sum of a row's plain terms, or one term with a scale of its own.
-struct Line<'a> {
-    /// Which row of the group.
-    index: usize,
-    terms: Terms<'a>,
-}
-
-#[derive(Clone, Copy)]
-enum Terms<'a> {
-    Plain(&'a [LoraTerm<'a>]),
-    Scaled(&'a LoraTerm<'a>),
 }
 
 /// What adapters add to several sites with the same input; see [`crate::Backend::lora`].
@@ -86,7 +73,7 @@ pub(crate) fn lora(
 ///
 /// Callers sort rows by adapter. In ascending order the rows of a whole batch are its input as it lies there,
 /// and groups with the same rows share one.
-fn ascending(group: &LoraGroup<'_>) -> (Vec<u32>, Vec<usize>) {
+pub(super) fn ascending(group: &LoraGroup<'_>) -> (Vec<u32>, Vec<usize>) {
     let mut order: Vec<usize> = (0..group.rows.len()).collect();
     order.sort_by_key(|entry| group.rows[*entry].0);
     let mut places = vec![0; order.len()];
@@ -96,11 +83,11 @@ fn ascending(group: &LoraGroup<'_>) -> (Vec<u32>, Vec<usize>) {
 
 /// Whether no row stands twice in a group.
 fn is_distinct(group: &LoraGroup<'_>) -> bool {
-    ascending(group).0.is_sorted_by(|a, b| a < b)
+    group.rows.is_sorted_by(|a, b| a.0 < b.0) || ascending(group).0.is_sorted_by(|a, b| a < b)
 }
 
 /// Whether sums of `U C Vᵀ x` are all that the groups add, each to distinct rows.
-fn is_plain(groups: &[LoraGroup<'_>]) -> bool {
+pub(super) fn is_plain(groups: &[LoraGroup<'_>]) -> bool {
     let plain = |t: &LoraTerm<'_>| t.delta_scale.is_none() && t.row_scale.is_none() && t.bias.is_none();
     groups.iter().all(|g| g.rows.iter().all(|(_, terms)| terms.iter().all(plain)) && is_distinct(g))
 }
@@ -113,38 +100,10 @@ impl<'a> Work<'a> {
         u: QMatrix<'a>,
         onto: bool,
     ) -> Self {
-        let mut lines = Vec::new();
-        for (index, (_, terms)) in group.rows.iter().enumerate() {
-            if terms.iter().any(|t| t.delta_scale.is_none()) {
-                lines.push(Line { index, terms: Terms::Plain(terms) });
-            }
-            let scaled = terms.iter().filter(|t| t.delta_scale.is_some());
-            lines.extend(scaled.map(|t| Line { index, terms: Terms::Scaled(t) }));
-        }
-        // Equal cores side by side become one product.
-        lines.sort_by_key(Line::core_address);
+        let lines = Line::all(group);
         let z = vec![0.0; group.rows.len() * u.cols()];
         let inner = vec![0.0; lines.len() * u.cols()];
         Work { job, group, rows, places, v: group.v, u, z, lines, inner, onto, delta: Vec::new() }
-    }
-}
-
-impl<'a> Line<'a> {
-    /// The one full core of the line, if it is all there is.
-    fn single(&self) -> Option<(QMatrix<'a>, f32)> {
-        let (term, scale) = match self.terms {
-            Terms::Plain([term]) => (term, Some(term.scale)),
-            Terms::Plain(_) => return None,
-            Terms::Scaled(term) => (term, None),
-        };
-        match term.core {
-            Core::Full(c) => Some((c, scale.unwrap_or(1.0))),
-            _ => None,
-        }
-    }
-
-    fn core_address(&self) -> usize {
-        self.single().map_or(0, |(c, _)| c.bytes().as_ptr().addr())
     }
 }
 
@@ -189,7 +148,8 @@ fn shrink(
         .zip(&twins)
         .filter(|(_, twin)| twin.is_none())
         .filter_map(|(w, _)| {
-            Some(Product { input: w.rows, weight: w.v?, repacked: None, out: Output::set(&mut w.z) })
+            let weight = w.v?;
+            Some(Product { input: w.rows, weight, repacked: None, out: Output::set(&mut w.z, weight.rows()) })
         })
         .collect();
     matmul(isa, pool, &inputs, &products)?;
@@ -204,16 +164,10 @@ fn shrink(
 
 /// `inner[line] = Σ λ C z` of plain terms, `C z` of one with a scale of its own.
 fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]) -> Result<(), FormatError> {
-    // (work, first line, lines): runs of one core, which do not depend on each other.
+    // (work, first line, lines), which do not depend on each other.
     let mut runs = Vec::new();
     for (w, work) in work.iter().enumerate() {
-        let mut first = 0;
-        let together =
-            |a: &Line<'_>, b: &Line<'_>| a.single().is_some() && a.core_address() == b.core_address();
-        for run in work.lines.chunk_by(together) {
-            runs.push((w, first, run.len()));
-            first += run.len();
-        }
+        runs.extend(Line::runs(&work.lines).map(|(first, n)| (w, first, n)));
     }
     let inner: Vec<_> = work.iter_mut().map(|w| Shared(w.inner.as_mut_ptr())).collect();
     let work = &*work;
@@ -224,109 +178,13 @@ fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]
             let (work, r) = (&work[*w], work[*w].u.cols());
             // SAFETY: each run owns its lines.
             let out = unsafe { inner[*w].slice(first * r, n * r) };
-            if let Err(error) = run_cores(isa, serial, work, &work.lines[*first..first + n], out) {
+            let z = Shrunk { z: &work.z, places: &work.places, width: r };
+            if let Err(error) = run_cores(isa, serial, z, &work.lines[*first..first + n], out) {
                 *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
         }
     });
     failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
-}
-
-fn run_cores(
-    isa: Isa,
-    serial: &ThreadPool,
-    work: &Work<'_>,
-    lines: &[Line<'_>],
-    out: &mut [f32],
-) -> Result<(), FormatError> {
-    let width = work.u.cols();
-    let z = |line: &Line<'_>| &work.z[work.places[line.index] * width..][..width];
-    if let Some((core, _)) = lines.first().and_then(Line::single) {
-        let gathered: Vec<f32>;
-        let x = match lines {
-            [one] => z(one),
-            _ => {
-                gathered = lines.iter().map(z).collect::<Vec<_>>().concat();
-                &gathered
-            }
-        };
-        core_product(isa, serial, core, x, lines.len(), out)?;
-        for (line, out) in lines.iter().zip(out.chunks_exact_mut(width)) {
-            if let (Terms::Plain(_), Some((_, scale))) = (line.terms, line.single()) {
-                out.iter_mut().for_each(|v| *v = weigh(scale, *v, 0.0));
-            }
-        }
-        return Ok(());
-    }
-    let mut full = vec![0.0; width];
-    for (line, out) in lines.iter().zip(out.chunks_exact_mut(width)) {
-        let (terms, scaled) = match line.terms {
-            Terms::Plain(terms) => (terms, false),
-            Terms::Scaled(term) => (std::slice::from_ref(term), true),
-        };
-        for term in terms.iter().filter(|t| scaled || t.delta_scale.is_none()) {
-            let diagonal;
-            let z = z(line);
-            let cz: &[f32] = match term.core {
-                Core::Full(c) => {
-                    core_product(isa, serial, c, z, 1, &mut full)?;
-                    &full
-                }
-                Core::Diagonal(c) => {
-                    diagonal = self::line(c)?.iter().zip(z).map(|(c, z)| c * z).collect::<Vec<_>>();
-                    &diagonal
-                }
-                Core::Identity => z,
-            };
-            for (out, cz) in out.iter_mut().zip(cz) {
-                *out = if scaled { *cz } else { weigh(term.scale, *cz, *out) };
-            }
-        }
-    }
-    Ok(())
-}
-
-/// λ c + sum, rounded once.
-fn weigh(scale: f32, c: f32, sum: f32) -> f32 {
-    if scale == 1.0 { c + sum } else { scale.mul_add(c, sum) }
-}
-
-/// `C z` of some rows, in this thread. A step multiplies thousands of cores; planning each as [`product`] does would
-/// take longer than multiplying it.
-fn core_product(
-    isa: Isa,
-    serial: &ThreadPool,
-    core: QMatrix<'_>,
-    z: &[f32],
-    rows: usize,
-    out: &mut [f32],
-) -> Result<(), FormatError> {
-    let (n, columns) = (core.rows(), core.cols());
-    let direct = matches!(core.ty(), QuantType::F16 | QuantType::F32);
-    if !direct || columns == 0 || !columns.is_multiple_of(16) || !(1..=ROW_BLOCK).contains(&rows) {
-        return product(isa, serial, core, z, rows, out);
-    }
-    let x = &z[..rows * columns];
-    let out = Output::set(&mut out[..rows * n]);
-    for start in (0..n).step_by(STRIP) {
-        let of_core = start..(start + STRIP).min(n);
-        let strip = FloatStrip { weight: core, rows: of_core, x, x_stride: columns, x_rows: 0..rows };
-        // SAFETY: `out` has lines of `n` for all rows, and is this call's alone.
-        unsafe { strip.run(isa, out)? };
-    }
-    Ok(())
-}
-
-fn product(
-    isa: Isa,
-    serial: &ThreadPool,
-    weight: QMatrix<'_>,
-    x: &[f32],
-    rows: usize,
-    out: &mut [f32],
-) -> Result<(), FormatError> {
-    let input = Input { x, rows, columns: weight.cols() };
-    matmul(isa, serial, &[input], &[Product { input: 0, weight, repacked: None, out: Output::set(out) }])
 }
 
 /// Expands straight onto the outputs, where plain terms are all there is.
@@ -362,7 +220,7 @@ fn expand_onto(
                 let (out, len) = outs[w.job];
                 // SAFETY: `jobs` are borrowed here until the end; the rows of a group are distinct (see
                 // `is_plain`), and those of a turn belong to one group each.
-                let out = unsafe { Output::add(out, len, lines) };
+                let out = unsafe { Output::add(out, len, w.u.rows(), lines) };
                 Product { input: i, weight: w.u, repacked: None, out }
             })
             .collect();
@@ -380,7 +238,7 @@ fn expand(isa: Isa, pool: &ThreadPool, work: &mut [Work<'_>]) -> Result<(), Form
             input: inputs.len(),
             weight: w.u,
             repacked: None,
-            out: Output::set(&mut w.delta),
+            out: Output::set(&mut w.delta, w.u.rows()),
         });
         inputs.push(Input { x: &w.inner, rows: w.lines.len(), columns: w.u.cols() });
     }

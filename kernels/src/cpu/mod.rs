@@ -1,6 +1,8 @@
 //! The processor as a [`Backend`](crate::Backend).
 
 mod activations;
+mod adapted;
+mod adapted_turn;
 mod attention;
 mod attention_span;
 #[cfg(target_arch = "x86_64")]
@@ -10,6 +12,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
 mod backend;
+mod cores;
 mod float_matmul;
 mod int_direct;
 mod int_matmul;
@@ -22,6 +25,7 @@ mod panel;
 mod pointwise;
 mod pool;
 mod portable;
+mod prepared;
 mod repack;
 mod simd;
 mod source;

@@ -90,6 +90,15 @@ pub(crate) trait Simd: Copy {
     fn exp2(self, n: Self::F) -> Self::F;
     /// The sum in the order of [`crate::ops::sum::fold`].
     fn fold(self, x: Self::F) -> f32;
+    /// [`Simd::fold`] of each.
+    #[inline(always)]
+    fn fold16(self, x: [Self::F; 16]) -> Self::F {
+        let mut sums = [0.0; 16];
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = self.fold(x);
+        }
+        self.load(&sums)
+    }
     /// The largest lane.
     fn largest(self, x: Self::F) -> f32;
 

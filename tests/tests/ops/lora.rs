@@ -6,16 +6,16 @@ use lory_kernels::{QMatrix, QuantType, Reference};
 use super::{Noise, assert_same, cpus, quantized};
 
 /// Matrices that outlive their borrowers.
-struct Store(Vec<(QuantType, usize, usize, Vec<u8>)>);
+pub struct Store(pub Vec<(QuantType, usize, usize, Vec<u8>)>);
 
 impl Store {
-    fn add(&mut self, ty: QuantType, rows: usize, cols: usize, noise: &mut Noise) -> usize {
+    pub fn add(&mut self, ty: QuantType, rows: usize, cols: usize, noise: &mut Noise) -> usize {
         let values: Vec<f32> = noise.values(rows * cols).iter().map(|v| v * 0.3).collect();
         self.0.push((ty, rows, cols, quantized(ty, &values)));
         self.0.len() - 1
     }
 
-    fn get(&self, i: usize) -> QMatrix<'_> {
+    pub fn get(&self, i: usize) -> QMatrix<'_> {
         let (ty, rows, cols, bytes) = &self.0[i];
         QMatrix::new(*ty, *rows, *cols, bytes).unwrap()
     }

@@ -1,6 +1,7 @@
 //! Every operation of every backend against the reference.
 
 mod attention;
+mod linear;
 mod lora;
 mod matmul;
 mod pointwise;

@@ -96,7 +96,7 @@ fn products_have_the_bits_of_the_reference() {
             (48, 1536, 2),
         ];
         if is_float(ty) {
-            shapes.extend([(3, 15, 2), (20, 17, 9), (7, 529, 50), (4, 33, 100)]);
+            shapes.extend([(3, 15, 2), (20, 17, 9), (7, 529, 50), (4, 33, 100), (40, 64, 3), (16, 16, 50)]);
         }
         for _ in 0..4 {
             let columns = step * (1 + noise.below(1600 / step));

@@ -1,0 +1,170 @@
+//! Linear layers of one input together with what adapters add, in one turn of the thread pool.
+//!
+//! Shrink, cores and expand are some per cent of the layer's own work. In turns of their own they would take longer than that: the
+//! input would be quantized again, every turn ends with waiting, and the outputs would come back from memory to be added to. So all
+//! are tasks of one turn, in an order in which each finds done what it needs, or nearly:
+//!
+//! 1. select: the rows of each group, unless they are all rows;
+//! 2. shrink: `z = Vᵀ x`, each V once for all layers that have it;
+//! 3. the first tasks of the layers, so that nobody waits for the last shrink;
+//! 4. cores: `λ C z`, summed line by line, and prepared for the product with U by whoever finishes a group;
+//! 5. the layers' other tasks, which add `U z'` to what they have written while it is in the cache;
+//! 6. late: the same for tasks that came before the cores were done.
+//!
+//! Tasks begin in ascending order and wait only for lower ones, so one that waits waits for a task that runs. Bits are those of
+//! [`crate::ops::lora`], whoever adds.
+
+use super::adapted_turn::Turn;
+use super::cores::Line;
+use super::lora::{ascending, is_plain};
+use super::matmul::{Input, Output, is_one_block};
+use super::prepared::Prepared;
+use super::repack::Repacked;
+use super::{Isa, ThreadPool};
+use crate::backend::LoraGroup;
+use crate::quant::{FormatError, QMatrix};
+
+/// One layer.
+pub(crate) struct Layer<'a> {
+    /// The weight.
+    pub weight: QMatrix<'a>,
+    /// The same repacked, if it was.
+    pub repacked: Option<&'a Repacked>,
+    /// Receives lines of `weight.rows()`.
+    pub out: Output<'a>,
+    /// What is added; such that they [`join`].
+    pub groups: &'a [LoraGroup<'a>],
+}
+
+/// Whether groups can be added in the layer's own turn: sums of `U C Vᵀ x` are all that they add.
+pub(crate) fn join(groups: &[LoraGroup<'_>]) -> bool {
+    groups.iter().all(|g| g.v.is_some() && g.u.is_some_and(|u| u.cols() > 0)) && is_plain(groups)
+}
+
+/// Who works, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Workers<'a> {
+    /// The instructions.
+    pub isa: Isa,
+    /// All threads.
+    pub pool: &'a ThreadPool,
+    /// The calling thread alone.
+    pub serial: &'a ThreadPool,
+}
+
+/// The groups of a call, with what they share found out.
+pub(super) struct Wanted<'a> {
+    /// Lists of rows other than all.
+    pub subsets: Vec<Vec<u32>>,
+    /// Each V with its rows once.
+    pub shrinks: Vec<Shrunken<'a>>,
+    /// In the order of the layers.
+    pub members: Vec<Member<'a>>,
+}
+
+/// One V and the rows it is for.
+pub(super) struct Shrunken<'a> {
+    /// rank × columns of the input.
+    pub v: QMatrix<'a>,
+    /// Which list of rows; `None`: all.
+    pub subset: Option<usize>,
+    /// How many they are.
+    pub rows: usize,
+}
+
+/// One group of one layer.
+pub(super) struct Member<'a> {
+    /// Which layer.
+    pub layer: usize,
+    /// The group itself.
+    pub group: &'a LoraGroup<'a>,
+    /// Rows of the layer × rank.
+    pub u: QMatrix<'a>,
+    /// Which of the shrinks.
+    pub shrink: usize,
+    /// Where among its rows each row of the group stands.
+    pub places: Vec<usize>,
+    /// What is expanded.
+    pub lines: Vec<Line<'a>>,
+}
+
+impl<'a> Wanted<'a> {
+    fn of(input: Input<'_>, layers: &[Layer<'a>]) -> Wanted<'a> {
+        let mut wanted = Wanted { subsets: Vec::new(), shrinks: Vec::new(), members: Vec::new() };
+        for (layer, l) in layers.iter().enumerate() {
+            for group in l.groups {
+                let (Some(v), Some(u)) = (group.v, group.u) else { continue };
+                let lines = Line::all(group);
+                if lines.is_empty() {
+                    continue;
+                }
+                assert!(v.cols() == input.columns && u.rows() == l.weight.rows() && v.rows() == u.cols());
+                let (rows, places) = ascending(group);
+                assert!(rows.iter().all(|row| (*row as usize) < input.rows));
+                let shrink = wanted.shrink(v, rows, input.rows);
+                wanted.members.push(Member { layer, group, u, shrink, places, lines });
+            }
+        }
+        wanted
+    }
+
+    /// The number of the shrink of V with distinct, ascending rows.
+    fn shrink(&mut self, v: QMatrix<'a>, rows: Vec<u32>, all: usize) -> usize {
+        let n = rows.len();
+        let subset = (n != all).then(|| {
+            let known = self.subsets.iter().position(|list| *list == rows);
+            known.unwrap_or_else(|| {
+                self.subsets.push(rows);
+                self.subsets.len() - 1
+            })
+        });
+        let place = v.bytes().as_ptr_range();
+        let known =
+            self.shrinks.iter().position(|s| s.v.bytes().as_ptr_range() == place && s.subset == subset);
+        known.unwrap_or_else(|| {
+            self.shrinks.push(Shrunken { v, subset, rows: n });
+            self.shrinks.len() - 1
+        })
+    }
+
+    /// Floats that shrinks and cores write.
+    fn floats(&self) -> usize {
+        let shrinks = self.shrinks.iter().map(|s| s.rows * s.v.rows());
+        let cores = self.members.iter().map(|m| m.lines.len() * m.u.cols());
+        shrinks.chain(cores).sum()
+    }
+}
+
+/// Zeros that are dealt out.
+pub(super) struct Floats<'a>(&'a mut [f32]);
+
+impl<'a> Floats<'a> {
+    /// The next `len`. Panics if fewer are left.
+    pub fn take(&mut self, len: usize) -> &'a mut [f32] {
+        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut(len);
+        self.0 = rest;
+        taken
+    }
+}
+
+/// `out = x Wᵀ` of all layers and what their groups add, or nothing and `false` where activation rows would have to be divided.
+pub(crate) fn linear(
+    workers: Workers<'_>,
+    input: Input<'_>,
+    layers: &[Layer<'_>],
+) -> Result<bool, FormatError> {
+    let Workers { isa, pool, .. } = workers;
+    let mut weights: Vec<_> = layers.iter().map(|layer| layer.weight).collect();
+    let empty = input.rows == 0 || weights.iter().any(|weight| weight.rows() == 0);
+    if empty || !is_one_block(isa, pool, input.rows, &weights) {
+        return Ok(false);
+    }
+    let wanted = Wanted::of(input, layers);
+    weights.extend(wanted.shrinks.iter().map(|shrink| shrink.v));
+    let x = Prepared::new(isa, pool, input, &weights);
+    let mut floats = vec![0.0; wanted.floats()];
+    let mut turn = Turn::new(workers, &x);
+    turn.plan(layers, &wanted.members);
+    turn.take(wanted, Floats(&mut floats));
+    turn.run().map(|()| true)
+}

@@ -1,0 +1,411 @@
+//! The tasks of one turn of [`super::adapted`].
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::Isa;
+use super::activations::Shared;
+use super::adapted::{Floats, Layer, Member, Shrunken, Wanted, Workers};
+use super::cores::{Line, Shrunk, run_cores};
+use super::matmul::{Input, Output, Plan, Product, count_strips};
+use super::panel::ROWS;
+use super::prepared::Prepared;
+use super::simd::{Op, Simd};
+use crate::quant::{FormatError, QMatrix};
+
+/// Outputs that are written before the expansions are added to them: 8 KiB, a part of the first-level cache.
+const AT_ONCE: usize = 2048;
+/// Tasks per thread that cores, and what is late, are dealt out in.
+const SMALL_TASKS_PER_THREAD: usize = 4;
+
+/// Rows that a group is for, other than all.
+struct Subset<'a> {
+    rows: Vec<u32>,
+    x: OnceLock<Prepared<'a>>,
+}
+
+/// One V and the rows it is for.
+struct Shrink<'a> {
+    v: QMatrix<'a>,
+    /// `None`: all rows.
+    subset: Option<usize>,
+    /// Receives a line per row.
+    z: Output<'a>,
+}
+
+/// One group of one layer.
+struct Part<'a> {
+    u: QMatrix<'a>,
+    shrink: usize,
+    /// Where among the rows of the shrink each row of the group stands.
+    places: Vec<usize>,
+    lines: Vec<Line<'a>>,
+    /// The row of the batch that each line is for.
+    rows: Vec<u32>,
+    /// Receives the cores' results, lines of the rank.
+    inner: Shared<f32>,
+    runs_left: AtomicUsize,
+    /// The same, prepared.
+    x: OnceLock<Prepared<'a>>,
+}
+
+/// A layer's plan and its parts.
+struct Adapted<'a> {
+    plan: Plan<'a>,
+    parts: Range<usize>,
+    /// One past its last task, counted over all layers.
+    end: usize,
+}
+
+/// What is still to be done before others go on.
+#[derive(Default)]
+struct Stage(AtomicUsize);
+
+impl Stage {
+    fn done(&self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Everything about one call.
+pub(super) struct Turn<'a> {
+    workers: Workers<'a>,
+    x: &'a Prepared<'a>,
+    subsets: Vec<Subset<'a>>,
+    shrinks: Vec<Shrink<'a>>,
+    /// (shrink, first row of V), strip by strip.
+    strips: Vec<(usize, usize)>,
+    parts: Vec<Part<'a>>,
+    /// (part, first line, lines).
+    runs: Vec<(usize, usize, usize)>,
+    runs_per_task: usize,
+    layers: Vec<Adapted<'a>>,
+    /// Strips of a layer that are written before the expansions are added to them.
+    strips_at_once: usize,
+    /// Per task of a layer: 0 until it is done, then 1 + the strips from its first on to which nothing was added.
+    states: Vec<AtomicUsize>,
+    /// Tasks of layers that come before the cores, and those that come after everything.
+    early: usize,
+    late: usize,
+    shrunk: Stage,
+    /// Parts whose lines are not ready to be expanded.
+    cores: Stage,
+    /// Someone failed, so that others may wait for ever.
+    stopped: AtomicBool,
+    failure: Mutex<Option<FormatError>>,
+}
+
+/// What a task does.
+#[derive(Clone, Copy)]
+enum Kind {
+    Select,
+    Shrink,
+    Early,
+    Cores,
+    Layer,
+    Late,
+}
+
+/// Tells those who wait that a task panicked.
+struct OnPanic<'a>(&'a AtomicBool);
+
+impl Drop for OnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl<'a> Turn<'a> {
+    /// With the input in all forms that are wanted, and nothing to do.
+    pub fn new(workers: Workers<'a>, x: &'a Prepared<'a>) -> Turn<'a> {
+        let rows = x.rows();
+        // With many rows the panels that are unpacked fill the cache.
+        let few = rows <= workers.isa.direct_rows();
+        let outputs = rows * workers.isa.tile_panels() * ROWS;
+        Turn {
+            workers,
+            x,
+            subsets: Vec::new(),
+            shrinks: Vec::new(),
+            strips: Vec::new(),
+            parts: Vec::new(),
+            runs: Vec::new(),
+            runs_per_task: 1,
+            layers: Vec::new(),
+            strips_at_once: if few { (AT_ONCE / outputs).max(1) } else { 1 },
+            states: Vec::new(),
+            early: 0,
+            late: 0,
+            shrunk: Stage::default(),
+            cores: Stage::default(),
+            stopped: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+
+    /// Divides the layers into tasks.
+    pub fn plan(&mut self, layers: &[Layer<'a>], members: &[Member<'_>]) {
+        let Workers { isa, pool, .. } = self.workers;
+        let all_strips = count_strips(isa, layers.iter().map(|layer| layer.weight));
+        let mut tasks = 0;
+        for (i, layer) in layers.iter().enumerate() {
+            let Layer { weight, repacked, out, .. } = *layer;
+            out.check(self.x.rows(), weight.rows());
+            let plan = Plan::new(isa, pool, &Product { input: 0, weight, repacked, out }, self.x, all_strips);
+            // Otherwise several tasks would have the same strips.
+            assert!(plan.has_one_block());
+            tasks += plan.tasks();
+            let parts = members.partition_point(|m| m.layer < i)..members.partition_point(|m| m.layer <= i);
+            self.layers.push(Adapted { plan, parts, end: tasks });
+        }
+        self.states.resize_with(tasks, AtomicUsize::default);
+        // A thread alone finds everything done in its turn.
+        if pool.threads() > 1 {
+            self.early = pool.threads().min(tasks);
+            self.late = (pool.threads() * SMALL_TASKS_PER_THREAD).min(tasks);
+        }
+    }
+
+    /// Takes over what is wanted, with room for its results.
+    pub fn take(&mut self, wanted: Wanted<'a>, mut floats: Floats<'a>) {
+        self.subsets.extend(wanted.subsets.into_iter().map(|rows| Subset { rows, x: OnceLock::new() }));
+        for Shrunken { v, subset, rows } in wanted.shrinks {
+            let strip = self.x.form(self.workers.isa, v, None).strip(self.workers.isa);
+            self.strips.extend((0..v.rows()).step_by(strip).map(|row| (self.shrinks.len(), row)));
+            let z = Output::set(floats.take(rows * v.rows()), v.rows());
+            self.shrinks.push(Shrink { v, subset, z });
+        }
+        for Member { group, u, shrink, places, lines, .. } in wanted.members {
+            let before = self.runs.len();
+            self.runs.extend(Line::runs(&lines).map(|(first, n)| (self.parts.len(), first, n)));
+            let runs_left = AtomicUsize::new(self.runs.len() - before);
+            let rows = lines.iter().map(|line| group.rows[line.index].0).collect();
+            let inner = Shared(floats.take(lines.len() * u.cols()).as_mut_ptr());
+            self.parts.push(Part { u, shrink, places, lines, rows, inner, runs_left, x: OnceLock::new() });
+        }
+        self.runs_per_task =
+            self.runs.len().div_ceil(self.workers.pool.threads() * SMALL_TASKS_PER_THREAD).max(1);
+        self.shrunk = Stage(AtomicUsize::new(self.strips.len()));
+        self.cores = Stage(AtomicUsize::new(self.parts.len()));
+    }
+
+    /// Kinds of tasks in their order, and how many there are of each.
+    fn order(&self) -> [(Kind, usize); 6] {
+        [
+            (Kind::Select, self.subsets.len()),
+            (Kind::Shrink, self.strips.len()),
+            (Kind::Early, self.early),
+            (Kind::Cores, self.runs.len().div_ceil(self.runs_per_task)),
+            (Kind::Layer, self.states.len() - self.early),
+            (Kind::Late, self.late),
+        ]
+    }
+
+    /// Runs all tasks.
+    pub fn run(self) -> Result<(), FormatError> {
+        let order = self.order();
+        let tasks = order.iter().map(|(_, n)| n).sum();
+        self.workers.pool.run(tasks, &|task| self.task(&order, task));
+        self.failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    fn task(&self, order: &[(Kind, usize)], task: usize) {
+        let _guard = OnPanic(&self.stopped);
+        let mut number = task;
+        let kind = order.iter().find(|(_, n)| {
+            let is = number < *n;
+            number -= if is { 0 } else { *n };
+            is
+        });
+        let done = match kind {
+            Some((Kind::Select, _)) => self.select(number),
+            Some((Kind::Shrink, _)) => self.shrink(number),
+            Some((Kind::Early, _)) => self.layer(number),
+            Some((Kind::Cores, _)) => self.cores(number),
+            Some((Kind::Layer, _)) => self.layer(self.early + number),
+            Some((Kind::Late, _)) => self.late(number),
+            None => Ok(()),
+        };
+        if let Err(error) = done {
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            self.stopped.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether it came to pass; otherwise someone failed.
+    fn wait(&self, for_this: impl Fn() -> bool) -> bool {
+        let mut polls = 0u32;
+        while !for_this() {
+            if self.stopped.load(Ordering::Acquire) {
+                return false;
+            }
+            polls = polls.wrapping_add(1);
+            if polls.is_multiple_of(1 << 12) {
+                // The other thread may wait for this very core.
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+        true
+    }
+
+    /// The rows of one subset.
+    fn select(&self, i: usize) -> Result<(), FormatError> {
+        let Subset { rows, x } = &self.subsets[i];
+        drop(x.set(self.x.select(self.workers.isa, rows)));
+        Ok(())
+    }
+
+    /// One strip of one V.
+    fn shrink(&self, i: usize) -> Result<(), FormatError> {
+        let (shrink, first) = self.strips[i];
+        let Shrink { v, subset, z } = &self.shrinks[shrink];
+        let x = match subset.map(|i| &self.subsets[i].x) {
+            None => self.x,
+            Some(x) => {
+                self.wait(|| x.get().is_some());
+                let Some(x) = x.get() else { return Ok(()) };
+                x
+            }
+        };
+        let form = x.form(self.workers.isa, *v, None);
+        let rows = first..(first + form.strip(self.workers.isa)).min(v.rows());
+        // SAFETY: `z` was made for these rows, and each strip has one task.
+        unsafe { form.run_all(self.workers.isa, *v, rows, *z)? };
+        self.shrunk.done();
+        Ok(())
+    }
+
+    /// Some runs of lines, and the preparation of those parts of which they are the last.
+    fn cores(&self, i: usize) -> Result<(), FormatError> {
+        if !self.wait(|| self.shrunk.is_over()) {
+            return Ok(());
+        }
+        let end = ((i + 1) * self.runs_per_task).min(self.runs.len());
+        for run in i * self.runs_per_task..end {
+            let (index, first, n) = self.runs[run];
+            let part = &self.parts[index];
+            if let Some((next, first, _)) = self.runs.get(run + 1).filter(|_| run + 1 < end)
+                && let Some((core, _)) = self.parts[*next].lines[*first].single()
+            {
+                fetch(self.workers.isa, core.bytes());
+            }
+            let width = part.u.cols();
+            // SAFETY: all strips are done.
+            let z = unsafe { self.shrinks[part.shrink].z.written() };
+            // SAFETY: each run has its own lines.
+            let out = unsafe { part.inner.slice(first * width, n * width) };
+            let shrunk = Shrunk { z, places: &part.places, width };
+            run_cores(self.workers.isa, self.workers.serial, shrunk, &part.lines[first..first + n], out)?;
+            if part.runs_left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                // SAFETY: all lines are written.
+                let x = unsafe { part.inner.view(0, part.lines.len() * width) };
+                let input = Input { x, rows: part.lines.len(), columns: width };
+                drop(part.x.set(Prepared::new(self.workers.isa, self.workers.serial, input, &[part.u])));
+                self.cores.done();
+            }
+        }
+        Ok(())
+    }
+
+    /// The layer of a task, and which of its tasks it is.
+    fn locate(&self, task: usize) -> (&Adapted<'_>, usize) {
+        let i = self.layers.partition_point(|layer| layer.end <= task);
+        let first = i.checked_sub(1).map_or(0, |before| self.layers[before].end);
+        (&self.layers[i], task - first)
+    }
+
+    /// A task of a layer, with what is added if that is known.
+    fn layer(&self, task: usize) -> Result<(), FormatError> {
+        let (layer, own) = self.locate(task);
+        let strips = layer.plan.strips_of(own);
+        let mut bare = 0;
+        for first in strips.clone().step_by(self.strips_at_once) {
+            let piece = first..(first + self.strips_at_once).min(strips.end);
+            for strip in piece.clone() {
+                if self.cores.is_over() {
+                    self.fetch_parts(layer, &(strip..strip + 1));
+                }
+                // SAFETY: each strip has one task; the output was checked.
+                unsafe { layer.plan.strip(self.workers.isa, strip, 0)? };
+            }
+            if self.cores.is_over() {
+                // SAFETY: this task has just written them.
+                unsafe { self.expand(layer, &piece)? };
+            } else {
+                bare = piece.end - strips.start;
+            }
+        }
+        self.states[task].store(1 + bare, Ordering::Release);
+        Ok(())
+    }
+
+    /// Asks for what some strips of a layer are expanded with. U's rows lie side by side, so it is a piece of memory.
+    fn fetch_parts(&self, layer: &Adapted<'_>, strips: &Range<usize>) {
+        let rows = layer.plan.weight_rows(strips);
+        for part in &self.parts[layer.parts.clone()] {
+            let bytes = part.u.row_bytes();
+            fetch(self.workers.isa, &part.u.bytes()[rows.start * bytes..rows.end * bytes]);
+        }
+    }
+
+    /// Adds to some strips of a layer. The cores are done.
+    ///
+    /// # Safety
+    /// The strips are written, and no one else uses them.
+    unsafe fn expand(&self, layer: &Adapted<'_>, strips: &Range<usize>) -> Result<(), FormatError> {
+        let Adapted { plan, parts, .. } = layer;
+        for part in &self.parts[parts.clone()] {
+            let Some(x) = part.x.get() else { continue };
+            let form = x.form(self.workers.isa, part.u, None);
+            // SAFETY: the lines' rows are rows of the batch, and distinct (see `join`); the caller's promise.
+            unsafe {
+                let out = plan.out.added(&part.rows);
+                form.run_all(self.workers.isa, part.u, plan.weight_rows(strips), out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what tasks could not that came before the cores were done; every so many-th of them.
+    fn late(&self, i: usize) -> Result<(), FormatError> {
+        for (task, state) in self.states.iter().enumerate().skip(i).step_by(self.late) {
+            if !self.wait(|| state.load(Ordering::Acquire) > 0) || !self.wait(|| self.cores.is_over()) {
+                return Ok(());
+            }
+            let bare = state.load(Ordering::Acquire) - 1;
+            let (layer, own) = self.locate(task);
+            let first = layer.plan.strips_of(own).start;
+            if bare > 0 {
+                // SAFETY: the task is over, and this one alone adds to its strips.
+                unsafe { self.expand(layer, &(first..first + bare))? };
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Memory that will be read soon.
+struct Fetch<'a>(&'a [u8]);
+
+impl Op for Fetch<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for line in self.0.chunks(64) {
+            s.prefetch(line.as_ptr());
+        }
+    }
+}
+
+fn fetch(isa: Isa, bytes: &[u8]) {
+    isa.run(Fetch(bytes));
+}

@@ -1,0 +1,229 @@
+//! Activations in the forms that weights want.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::activations::{Activations, Offset, Tiles};
+#[cfg(target_arch = "x86_64")]
+use super::avx512_bf16::{Bf16, Bf16Strip, Rounded};
+use super::float_matmul::{self, FloatStrip};
+use super::int_matmul::{IntKernel, ROW_BLOCK, Strip};
+use super::matmul::{Input, Output};
+use super::panel::ROWS;
+use super::repack::Repacked;
+use super::{Isa, Level, ThreadPool};
+use crate::QuantType;
+use crate::quant::{FormatError, QMatrix};
+
+/// An input in all the forms that some weights want.
+pub(super) struct Prepared<'x> {
+    rows: usize,
+    quantized: Option<Activations>,
+    /// Lines of the second number's length.
+    floats: Option<(Cow<'x, [f32]>, usize)>,
+    #[cfg(target_arch = "x86_64")]
+    rounded: Option<Rounded>,
+    /// Of `quantized`, for the formats that occur.
+    offsets: Vec<((usize, Offset), Vec<i32>)>,
+}
+
+impl<'x> Prepared<'x> {
+    /// How many lines.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// For products with `weights`.
+    pub fn new(isa: Isa, pool: &ThreadPool, input: Input<'x>, weights: &[QMatrix<'_>]) -> Self {
+        let Input { x, rows, columns } = input;
+        let x = &x[..rows * columns];
+        // Without columns there is nothing to prepare, and no product asks for it.
+        let weights = if columns > 0 { weights } else { &[] };
+        let kernels = || weights.iter().map(|w| IntKernel::of(w.ty()));
+        let quantized = kernels()
+            .any(|k| k.is_some())
+            .then(|| Activations::new(isa, pool, x, columns, rows, isa.rows_of_tile(rows)));
+        let float = |w: &QMatrix<'_>| IntKernel::of(w.ty()).is_none() && !is_rounded(isa, w.ty());
+        let floats = weights.iter().any(float).then(|| padded(x, columns, rows));
+        #[cfg(target_arch = "x86_64")]
+        let rounded = Bf16::of(isa)
+            .filter(|_| weights.iter().any(|w| is_rounded(isa, w.ty())))
+            .map(|proof| Rounded::new(proof, x, columns));
+        let mut offsets: Vec<((usize, Offset), Vec<i32>)> = Vec::new();
+        for (kernel, q) in kernels().flatten().zip(quantized.iter().cycle()) {
+            let key = (kernel.group, kernel.offset(isa));
+            if offsets.iter().all(|(of, _)| *of != key) {
+                offsets.push((key, q.offsets(key.0, key.1)));
+            }
+        }
+        Prepared {
+            rows,
+            quantized,
+            floats,
+            #[cfg(target_arch = "x86_64")]
+            rounded,
+            offsets,
+        }
+    }
+
+    /// Some of the rows, in all forms that are there. A row's bits do not depend on its place.
+    pub fn select(&self, isa: Isa, rows: &[u32]) -> Prepared<'static> {
+        let tile = isa.rows_of_tile(rows.len());
+        let quantized = self.quantized.as_ref().map(|q| q.select(rows, tile));
+        let floats = self.floats.as_ref().map(|(x, stride)| {
+            let lines = rows.iter().map(|row| &x[*row as usize * stride..][..*stride]);
+            (Cow::Owned(lines.collect::<Vec<_>>().concat()), *stride)
+        });
+        let offsets = |q: &Activations| {
+            let keys = self.offsets.iter().map(|(key, _)| *key);
+            keys.map(|key| (key, q.offsets(key.0, key.1))).collect()
+        };
+        Prepared {
+            rows: rows.len(),
+            offsets: quantized.as_ref().map(offsets).unwrap_or_default(),
+            quantized,
+            floats,
+            #[cfg(target_arch = "x86_64")]
+            rounded: self.rounded.as_ref().map(|x| x.select(rows)),
+        }
+    }
+
+    /// The form that `weight`, one of those that this was prepared for, is multiplied with.
+    pub fn form<'a>(&'a self, isa: Isa, weight: QMatrix<'_>, repacked: Option<&'a Repacked>) -> Form<'a> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(x) = self.rounded.as_ref().filter(|_| is_rounded(isa, weight.ty())) {
+            return Form::Bf16 { x, rows: self.rows };
+        }
+        match (IntKernel::of(weight.ty()), &self.quantized, &self.floats) {
+            (Some(kernel), Some(x), _) => {
+                let key = (kernel.group, kernel.offset(isa));
+                let offsets = self.offsets.iter().find(|(of, _)| *of == key).map_or(&[][..], |(_, o)| o);
+                Form::Int { kernel, repacked, x, offsets }
+            }
+            (_, _, Some((x, stride))) => Form::Float { x, stride: *stride, rows: self.rows },
+            _ => unreachable!("inputs are prepared for every weight"),
+        }
+    }
+}
+
+/// What a weight is multiplied with.
+#[derive(Clone, Copy)]
+pub(super) enum Form<'a> {
+    /// Quantized, for integer formats.
+    Int { kernel: &'static IntKernel, repacked: Option<&'a Repacked>, x: &'a Activations, offsets: &'a [i32] },
+    /// As they are, for the others.
+    Float { x: &'a [f32], stride: usize, rows: usize },
+    /// Rounded, where there are instructions for that.
+    #[cfg(target_arch = "x86_64")]
+    Bf16 { x: &'a Rounded, rows: usize },
+}
+
+impl Form<'_> {
+    /// Weight rows of a strip.
+    pub fn strip(&self, isa: Isa) -> usize {
+        match self {
+            Form::Int { .. } => isa.tile_panels() * ROWS,
+            _ => float_matmul::STRIP,
+        }
+    }
+
+    /// Activation rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Form::Int { x, .. } => x.tiles.rows(),
+            Form::Float { rows, .. } => *rows,
+            #[cfg(target_arch = "x86_64")]
+            Form::Bf16 { rows, .. } => *rows,
+        }
+    }
+
+    /// Some units of a strip: `rows` of the weight.
+    ///
+    /// # Safety
+    /// `out` holds all rows, and no one else uses the outputs of these rows and units.
+    pub unsafe fn run(
+        &self,
+        isa: Isa,
+        weight: QMatrix<'_>,
+        rows: Range<usize>,
+        units: Range<usize>,
+        out: Output<'_>,
+    ) -> Result<(), FormatError> {
+        match *self {
+            Form::Int { kernel, repacked, x, offsets } => {
+                let strip = Strip { weight, repacked, rows, x, offsets, tiles: units };
+                // SAFETY: the caller's promise.
+                unsafe { strip.run(isa, kernel, out) };
+                Ok(())
+            }
+            #[cfg(target_arch = "x86_64")]
+            Form::Bf16 { x, .. } => {
+                // SAFETY: the caller's promise.
+                unsafe { Bf16Strip { weight, rows, x, x_rows: units }.run(out) };
+                Ok(())
+            }
+            Form::Float { x, stride, .. } => {
+                let strip = FloatStrip { weight, rows, x, x_stride: stride, x_rows: units };
+                // SAFETY: the caller's promise.
+                unsafe { strip.run(isa, out) }
+            }
+        }
+    }
+
+    /// All units of any number of weight rows, which begin where a strip does.
+    ///
+    /// # Safety
+    /// As for [`Form::run`].
+    pub unsafe fn run_all(
+        &self,
+        isa: Isa,
+        weight: QMatrix<'_>,
+        rows: Range<usize>,
+        out: Output<'_>,
+    ) -> Result<(), FormatError> {
+        let (units, most) = units_of(isa, weight.ty(), self.rows());
+        let step = match self {
+            Form::Int { x, .. } => Strip::most_rows(isa, x),
+            Form::Float { rows, .. } => FloatStrip::most_rows(weight, (*rows).min(most)),
+            #[cfg(target_arch = "x86_64")]
+            Form::Bf16 { .. } => self.strip(isa),
+        };
+        for start in rows.clone().step_by(step) {
+            for first in (0..units).step_by(most) {
+                let units = first..(first + most).min(units);
+                // SAFETY: the caller's promise.
+                unsafe { self.run(isa, weight, start..(start + step).min(rows.end), units, out)? };
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many units, rows or tiles of them, some activation rows are for weights of a type, and how many of them [`Form::run`] takes
+/// at most.
+pub(super) fn units_of(isa: Isa, ty: QuantType, rows: usize) -> (usize, usize) {
+    match IntKernel::of(ty) {
+        Some(_) => (Tiles::new(rows, isa.rows_of_tile(rows)).count(), ROW_BLOCK / isa.tile_rows()),
+        None => (rows, float_matmul::ROW_BLOCK),
+    }
+}
+
+/// Whether products with this type take activations rounded to it.
+fn is_rounded(isa: Isa, ty: QuantType) -> bool {
+    ty == QuantType::BF16 && isa.level() == Level::Avx512Bf16
+}
+
+/// Lines of `columns` rounded up to 16, zeros behind them. Many lines of whole half-pages move apart by another half, so that
+/// the rows of a tile do not share cache sets.
+fn padded(x: &[f32], columns: usize, rows: usize) -> (Cow<'_, [f32]>, usize) {
+    let apart = rows >= 16 && columns.is_multiple_of(512);
+    if columns.is_multiple_of(16) && !apart {
+        return (Cow::Borrowed(x), columns);
+    }
+    let stride = if apart { columns.next_multiple_of(1024) + 512 } else { columns.next_multiple_of(16) };
+    let mut out = vec![0.0; x.len() / columns * stride];
+    for (out, x) in out.chunks_exact_mut(stride).zip(x.chunks_exact(columns)) {
+        out[..columns].copy_from_slice(x);
+    }
+    (Cow::Owned(out), stride)
+}

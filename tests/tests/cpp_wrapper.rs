@@ -12,7 +12,8 @@ fn wrapper_of_adapters_in_memory_packs_and_saved_sessions() {
     let pack = folder.path().join("pack.gguf");
     std::fs::write(&pack, engines::pack(3)).expect("a pack");
     let lora = fixture("lora/attn.gguf");
-    let out = Command::new(program).arg(fixture("models/llama.gguf")).arg(lora).arg(pack).output().expect("run");
+    let out =
+        Command::new(program).arg(fixture("models/llama.gguf")).arg(lora).arg(pack).output().expect("run");
     let (said, errors) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{said}{errors}");
     assert_eq!(said, "10 parts hold\n", "{errors}");

@@ -37,15 +37,25 @@ pub struct LoraFile {
 }
 
 impl AdapterFlags {
+    /// An error for flags that can mean nothing, before any file is opened. `packed` says whether there are adapters that no
+    /// flag names.
+    pub fn check(&self, packed: bool) -> Outcome {
+        self.lora_files()?;
+        match self.adapter.first() {
+            Some(name)
+                if !packed && self.pack.is_empty() && self.lora.is_empty() && self.lora_scaled.is_empty() =>
+            {
+                let message = format!(
+                    "--adapter {name}: give the pack that holds it with --pack, or its file with --lora"
+                );
+                Err(Failure::usage(message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// `--lora` and `--lora-scaled`, in this order.
     pub fn lora_files(&self) -> Outcome<Vec<LoraFile>> {
-        if let (Some(name), true, true) = (self.adapter.first(), self.pack.is_empty(), self.lora.is_empty())
-            && self.lora_scaled.is_empty()
-        {
-            let message =
-                format!("--adapter {name}: give the pack that holds it with --pack, or its file with --lora");
-            return Err(Failure::usage(message));
-        }
         let plain = self.lora.iter().map(lora);
         let scaled = self.lora_scaled.iter().map(lora_scaled);
         plain.chain(scaled).collect()

@@ -47,25 +47,24 @@ pub fn follow(
     Ok(Answer { text, stats: generation.stats(), finish })
 }
 
-/// Follows two generations in step, as one batch; Ctrl+C ends both.
-pub fn follow_both(mut a: Generation, mut b: Generation) -> Outcome<[Answer; 2]> {
-    let cancellers = [a.canceller(), b.canceller()];
+/// Follows generations in step, as one batch; Ctrl+C ends all of them.
+pub fn follow_all(mut generations: Vec<Generation>) -> Outcome<Vec<Answer>> {
+    let cancellers: Vec<_> = generations.iter().map(Generation::canceller).collect();
     let _guard = interrupt::catch(move || cancellers.iter().for_each(|c| c.cancel()));
-    let mut texts = [String::new(), String::new()];
-    let mut open = [true, true];
-    while open != [false, false] {
-        for (side, generation) in [&mut a, &mut b].into_iter().enumerate() {
+    let mut texts = vec![String::new(); generations.len()];
+    let mut open = vec![true; generations.len()];
+    while open.contains(&true) {
+        for ((generation, text), open) in generations.iter_mut().zip(&mut texts).zip(&mut open) {
             match generation.next().transpose()? {
-                Some(Event::Token { text, .. } | Event::Text(text)) => texts[side] += &text,
+                Some(Event::Token { text: piece, .. } | Event::Text(piece)) => *text += &piece,
                 Some(_) => {}
-                None => open[side] = false,
+                None => *open = false,
             }
         }
     }
-    let [first, second] = texts;
-    let finish = |g: &Generation| g.finish_reason().unwrap_or(FinishReason::Cancelled);
-    Ok([
-        Answer { text: first, stats: a.stats(), finish: finish(&a) },
-        Answer { text: second, stats: b.stats(), finish: finish(&b) },
-    ])
+    let answer = |(text, g): (String, &Generation)| {
+        let finish = g.finish_reason().unwrap_or(FinishReason::Cancelled);
+        Answer { text, stats: g.stats(), finish }
+    };
+    Ok(texts.into_iter().zip(&generations).map(answer).collect())
 }

@@ -41,7 +41,7 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> Outcome {
-        self.adapters.lora_files()?;
+        self.adapters.check(false)?;
         let text = self.input.text()?;
         if text.is_none() && self.tokens.is_none() {
             return Err(Failure::usage("no text: give -p TEXT, -f FILE or --tokens 1,2,3"));

@@ -9,6 +9,11 @@ mod args;
 mod bench;
 mod chat;
 mod compress;
+#[cfg(feature = "demo")]
+mod demo;
+#[cfg(not(feature = "demo"))]
+#[path = "demo/absent.rs"]
+mod demo;
 mod failure;
 mod grammar_flags;
 mod inspect;
@@ -23,6 +28,7 @@ mod prompt;
 mod run;
 mod sampling_flags;
 mod speed;
+mod switching;
 mod synth;
 mod synth_adapters;
 mod terminal;
@@ -42,7 +48,9 @@ use failure::Outcome;
     disable_help_subcommand = true,
     arg_required_else_help = true,
     after_help = "Examples:
-  lory chat -m model.gguf                              talk to a model
+  lory chat                                            talk to the model that is built in, and to its skills
+  lory demo                                            a tour of what adapters do
+  lory chat -m model.gguf                              talk to a model of your own
   lory chat -m model.gguf --lora poet.gguf --lora-scaled chef.gguf:0.5
   lory chat -m model.gguf --pack styles.gguf --adapter poet
   lory run -m model.gguf -p 'Once upon a time' -n 64   one text to standard output
@@ -60,7 +68,9 @@ struct Lory {
 
 #[derive(Subcommand)]
 enum Command {
-    Chat(chat::Chat),
+    Chat(Box<chat::Chat>),
+    #[cfg(feature = "demo")]
+    Demo(demo::Demo),
     Run(run::Run),
     Inspect(inspect::Inspect),
     Tokenize(tokenize::Tokenize),
@@ -75,6 +85,8 @@ impl Command {
     fn run(self) -> Outcome {
         match self {
             Command::Chat(c) => c.run(),
+            #[cfg(feature = "demo")]
+            Command::Demo(c) => c.run(),
             Command::Run(c) => c.run(),
             Command::Inspect(c) => c.run(),
             Command::Tokenize(c) => c.run(),

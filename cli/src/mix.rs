@@ -10,6 +10,9 @@ use crate::{
     terminal::bytes,
 };
 
+/// Stands for the base in the place of an adapter's name.
+pub const NONE: &str = "none";
+
 /// One adapter of a mix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
@@ -46,10 +49,10 @@ impl Mix {
         Ok(mix)
     }
 
-    /// The adapter `name` alone, or the base for `none`.
+    /// The adapter `name` alone, or the base for [`NONE`].
     pub fn only(engine: &Engine, name: &str, scale: f32) -> Outcome<Mix> {
         let mut mix = Mix::default();
-        if name != "none" {
+        if name != NONE {
             mix.set(engine, name, scale)?;
         }
         Ok(mix)
@@ -100,6 +103,12 @@ impl Mix {
         let sum: usize = infos.map(|i| i.bytes).sum();
         (!self.parts.is_empty()).then(|| bytes(sum as u64))
     }
+}
+
+/// Whether `text` is an adapter's name, perhaps with a weight, or [`NONE`].
+pub fn is_name(engine: &Engine, text: &str) -> bool {
+    let (name, _) = name_and_scale(engine, text);
+    name == NONE || engine.adapters().info(name).is_ok()
 }
 
 /// Splits `NAME:SCALE`; an adapter whose name is the whole text comes first.

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -89,6 +89,27 @@ pub struct ModelFlags {
     /// The model, a GGUF file (of a sharded one, any shard).
     #[arg(short = 'm', long, value_name = "FILE")]
     pub model: PathBuf,
+    /// How it is run.
+    #[command(flatten)]
+    pub engine: EngineFlags,
+}
+
+impl ModelFlags {
+    /// Opens the model.
+    pub fn open(&self) -> Outcome<Engine> {
+        self.engine.open(&self.model)
+    }
+
+    /// What `-v` tells, on standard error.
+    pub fn describe(&self, engine: &Engine, opened_in: Duration, seed: Option<u64>) {
+        self.engine.describe(&self.model.display().to_string(), engine, opened_in, seed);
+    }
+}
+
+/// How a model is run, whichever it is.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct EngineFlags {
     /// Longest conversation in tokens [default: what the model was trained on, at most 4096].
     #[arg(short = 'c', long, value_name = "N")]
     pub ctx_size: Option<u32>,
@@ -122,9 +143,14 @@ pub struct ModelFlags {
     pub verbose: bool,
 }
 
-impl ModelFlags {
-    /// Opens the model.
-    pub fn open(&self) -> Outcome<Engine> {
+impl EngineFlags {
+    /// Opens the model in a file.
+    pub fn open(&self, model: &Path) -> Outcome<Engine> {
+        self.engine(|options| Engine::open(model, options))
+    }
+
+    /// Has an engine opened with these options; a context that is too long is the user's mistake.
+    pub fn engine(&self, open: impl FnOnce(&EngineOptions) -> Result<Engine, Error>) -> Outcome<Engine> {
         let layers = self.gpu_layers.as_deref().is_some_and(|n| n != "0");
         if layers && self.verbose && self.device != DeviceArg::Cuda {
             note("-ngl has no effect without --device cuda");
@@ -139,16 +165,16 @@ impl ModelFlags {
             repacking: self.repack.repacking(),
             ..EngineOptions::default()
         };
-        Engine::open(&self.model, &options).map_err(|e| match (e, self.ctx_size) {
+        open(&options).map_err(|e| match (e, self.ctx_size) {
             (e @ Error::ContextTooLong { .. }, Some(n)) => Failure::usage(format!("-c {n}: {e}")),
             (e, _) => e.into(),
         })
     }
 
-    /// What `-v` tells about the engine, on standard error.
-    pub fn describe(&self, engine: &Engine, opened_in: Duration, seed: Option<u64>) {
+    /// What `-v` tells about an engine on the model of this name, on standard error.
+    pub fn describe(&self, model: &str, engine: &Engine, opened_in: Duration, seed: Option<u64>) {
         let size: usize = engine.model().gguf.tensors().map(|t| t.byte_range().len()).sum();
-        note(&format!("model   {} ({} of weights)", self.model.display(), bytes(size as u64)));
+        note(&format!("model   {model} ({} of weights)", bytes(size as u64)));
         note(&format!("device  {}", engine.device()));
         if engine.repacked_bytes() > 0 {
             note(&format!("repacked {} of weights", bytes(engine.repacked_bytes() as u64)));

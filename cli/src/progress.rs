@@ -24,6 +24,11 @@ pub fn bytes_bar(total: u64) -> ProgressBar {
     styled(bar, template)
 }
 
+/// A bar for `total` things, named in the plural.
+pub fn counting_bar(total: u64, things: &str) -> ProgressBar {
+    styled(ProgressBar::new(total), &format!("{{bar:40}} {{pos}} of {{len}} {things}, {{eta}} left"))
+}
+
 fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),

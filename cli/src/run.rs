@@ -69,7 +69,7 @@ impl Run {
     pub fn run(self) -> Outcome {
         let max_new_tokens = token_limit(self.n_predict)?;
         let sampler = self.sampling.options()?;
-        self.adapters.lora_files()?;
+        self.adapters.check(false)?;
         let grammar = self.grammar.given()?;
         let Some(prompt) = self.input.prompt()? else {
             return Err(Failure::usage("no text: give -p TEXT or -f FILE (- is standard input)"));
@@ -78,7 +78,7 @@ impl Run {
         let engine = self.model.open()?;
         let mix = Mix::load(&self.adapters, &engine)?;
         let grammar = grammar.map(|g| g.compile(&engine)).transpose()?;
-        if self.model.verbose {
+        if self.model.engine.verbose {
             self.model.describe(&engine, opened.elapsed(), sampler.seed);
         }
         let mut session =

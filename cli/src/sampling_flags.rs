@@ -14,15 +14,9 @@ pub struct SamplingFlags {
     /// Seed of the random numbers: the same seed gives the same text [default: random].
     #[arg(short = 's', long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<i64>,
-    /// Temperature; 0 always takes the most likely token.
-    #[arg(
-        long,
-        alias = "temperature",
-        value_name = "T",
-        default_value_t = 0.8,
-        allow_negative_numbers = true
-    )]
-    pub temp: f32,
+    /// Temperature; 0 always takes the most likely token [default: 0.8; 0 with the built-in demo].
+    #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true)]
+    pub temp: Option<f32>,
     /// Keep the K most likely tokens; 0 is off.
     #[arg(long, value_name = "K", default_value_t = 40, allow_negative_numbers = true)]
     pub top_k: i64,
@@ -91,6 +85,11 @@ pub struct SamplingFlags {
 impl SamplingFlags {
     /// The options, checked.
     pub fn options(&self) -> Outcome<SamplerOptions> {
+        self.options_at(SamplerOptions::default().temp)
+    }
+
+    /// The options, checked, with this temperature where none is asked for.
+    pub fn options_at(&self, temperature: f32) -> Outcome<SamplerOptions> {
         let mirostat = match self.mirostat {
             0 => None,
             2 => Some(MirostatOptions { tau: self.mirostat_ent, eta: self.mirostat_lr }),
@@ -102,7 +101,7 @@ impl SamplingFlags {
             given => given.to_vec(),
         };
         let options = SamplerOptions {
-            temp: self.temp,
+            temp: self.temp.unwrap_or(temperature),
             // llama.cpp takes every k below 1 as "off".
             top_k: u32::try_from(self.top_k.max(0)).unwrap_or(0),
             top_p: self.top_p,

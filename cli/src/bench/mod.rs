@@ -8,7 +8,7 @@ mod ranges;
 mod single;
 mod store;
 mod table;
-mod timing;
+pub mod timing;
 mod trace;
 
 use std::{path::PathBuf, time::Duration};

@@ -1,30 +1,37 @@
-//! Two texts side by side, or one after the other where the terminal is too narrow.
+//! Texts side by side, or one after the other where the terminal is too narrow.
 
 use console::measure_text_width;
 
-/// Narrowest column in which text is pleasant to read.
+/// Narrowest column in which a long text is pleasant to read.
 const NARROWEST: usize = 30;
 /// Between the columns.
 const GAP: &str = " │ ";
 
-/// Lays out two titled texts for a terminal of `width` columns; `None` is no terminal.
-pub fn lay_out(titles: [&str; 2], texts: [&str; 2], width: Option<usize>) -> String {
-    let column = width.map_or(0, |w| w.saturating_sub(measure_text_width(GAP)) / 2);
-    if column < NARROWEST {
-        return format!("[{}]\n{}\n\n[{}]\n{}\n", titles[0], texts[0].trim(), titles[1], texts[1].trim());
+/// Lays out titled texts for a terminal of `width` columns; `None` is no terminal.
+pub fn lay_out(titled: &[(&str, &str)], width: Option<usize>) -> String {
+    let gaps = measure_text_width(GAP) * titled.len().saturating_sub(1);
+    let column = width.map_or(0, |w| w.saturating_sub(gaps) / titled.len().max(1));
+    let widest = |text: &str| text.lines().map(measure_text_width).max().unwrap_or(0);
+    let fit = titled.iter().all(|(title, text)| widest(title).max(widest(text.trim())) <= column);
+    if column < NARROWEST && (column == 0 || !fit) {
+        let blocks: Vec<String> =
+            titled.iter().map(|(title, text)| format!("[{title}]\n{}\n", text.trim())).collect();
+        return blocks.join("\n");
     }
-    let mut columns = [Vec::new(), Vec::new()];
-    for (side, lines) in columns.iter_mut().enumerate() {
-        lines.push(cut(titles[side], column));
-        lines.push("─".repeat(column));
-        lines.extend(wrap(texts[side].trim(), column));
-    }
-    let [left, right] = columns;
+    let columns: Vec<Vec<String>> = titled
+        .iter()
+        .map(|(title, text)| {
+            let head = [cut(title, column), "─".repeat(column)];
+            head.into_iter().chain(wrap(text.trim(), column)).collect()
+        })
+        .collect();
     let mut out = String::new();
-    for i in 0..left.len().max(right.len()) {
-        let (l, r) = (left.get(i).map_or("", |s| s), right.get(i).map_or("", |s| s));
-        let padding = " ".repeat(column - measure_text_width(l));
-        out.push_str(format!("{l}{padding}{GAP}{r}").trim_end());
+    for i in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {
+        let cell = |lines: &Vec<String>| {
+            let text = lines.get(i).map_or("", |s| s);
+            format!("{text}{}", " ".repeat(column.saturating_sub(measure_text_width(text))))
+        };
+        out.push_str(columns.iter().map(cell).collect::<Vec<_>>().join(GAP).trim_end());
         out.push('\n');
     }
     out
@@ -79,7 +86,7 @@ mod tests {
     #[test]
     fn texts_stand_side_by_side_on_a_wide_terminal() {
         let long = "one two three four five six seven eight nine ten";
-        let out = lay_out(["A", "B"], [long, "short"], Some(73));
+        let out = lay_out(&[("A", long), ("B", "short")], Some(73));
         let lines: Vec<&str> = out.lines().collect();
         assert!(lines[0].starts_with("A ") && lines[0].ends_with("│ B"), "{out}");
         assert_eq!(lines[2], "one two three four five six seven   │ short");
@@ -88,9 +95,19 @@ mod tests {
 
     #[test]
     fn texts_follow_each_other_otherwise() {
-        for width in [None, Some(40)] {
-            assert_eq!(lay_out(["A", "B"], [" x ", "y"], width), "[A]\nx\n\n[B]\ny\n");
+        for width in [None, Some(8)] {
+            assert_eq!(lay_out(&[("A", " x "), ("B", "y y")], width), "[A]\nx\n\n[B]\ny y\n");
         }
+    }
+
+    #[test]
+    fn short_texts_fit_narrow_columns() {
+        let out = lay_out(&[("rot13", "uryyb"), ("upper", "HELLO"), ("none", "")], Some(30));
+        assert_eq!(
+            out,
+            "rot13    │ upper    │ none\n──────── │ ──────── │ ────────\nuryyb    │ HELLO    │\n"
+        );
+        assert!(lay_out(&[("a", "long enough"), ("b", "x"), ("c", "x")], Some(30)).starts_with("[a]\n"));
     }
 
     #[test]

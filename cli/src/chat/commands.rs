@@ -9,14 +9,20 @@ pub const HELP: &str = "\
 /clear                  forget the conversation, keep the adapters
 /regen                  answer the last message once more
 /system TEXT            set the system message; /system shows it, /system none removes it
-/adapter NAME[:SCALE]   speak with this adapter alone; none is the base; list lists them
+/NAME [TEXT]            speak with this adapter alone, and perhaps say TEXT; /none is the base (also /skill NAME)
+/adapter NAME[:SCALE]   the same with a weight; list lists them
+/mix A=0.5 B=0.5        speak with a weighted sum of adapters
 /lora add X [SCALE]     add an adapter, by name or file, to those that speak
 /lora scale X SCALE     change its weight
 /lora rm X              take it out
 /lora list              all adapters, those that speak marked with *
+/compare A B … [TEXT]   ask several adapters (or none) the same, side by side; without TEXT the last message.
+                        TEXT begins at the first word that is no adapter's name, or behind --
+/cost [NAME]            what an adapter costs: its bytes, those it shares, the time of a switch
+/skills [FAMILY|NAME]   what the adapters of the built-in demo can do
 /save FILE              write the conversation and the names of its adapters to a file
 /load FILE              go on with a saved conversation
-/compare A B [TEXT]     ask two adapters (or none) the same, side by side; without TEXT the last message
+//TEXT                  say /TEXT instead of taking it for a command
 \"\"\"                     begins and ends a message of several lines
 Tab completes commands, adapters and files.";
 
@@ -28,11 +34,17 @@ pub const NAMES: &[&str] = &[
     "/regen",
     "/system ",
     "/adapter ",
+    "/skill ",
+    "/skills ",
+    "/mix ",
     "/lora ",
     "/compare ",
+    "/cost ",
     "/save ",
     "/load ",
 ];
+/// Most adapters that answer side by side.
+const MOST_COMPARED: usize = 8;
 /// What follows `/lora`, in the same way.
 pub const LORA_VERBS: &[&str] = &["add ", "rm ", "list", "scale "];
 
@@ -61,20 +73,32 @@ pub enum Command {
         scale: f32,
     },
     LoraRemove(String),
+    /// `/NAME`, and perhaps something to say to it.
+    Speak {
+        /// As it was typed.
+        name: String,
+        /// What to say.
+        text: Option<String>,
+        /// Whether it stood in the place of a command, so that it may have been meant for one.
+        bare: bool,
+    },
+    /// Adapters with their weights, each as it was typed.
+    Mix(Vec<String>),
+    /// A family, a skill, or nothing for all families.
+    Skills(String),
+    /// An adapter, or nothing for those that speak.
+    Cost(String),
     Save(PathBuf),
     Load(PathBuf),
-    Compare {
-        first: String,
-        second: String,
-        text: Option<String>,
-    },
+    /// Everything behind the command: see [`comparison`].
+    Compare(String),
 }
 
 impl Command {
     /// Reads a line; `None` if it is no command. An error is what to tell the user.
     pub fn parse(line: &str) -> Option<Result<Command, String>> {
         let line = line.trim();
-        if !line.starts_with('/') {
+        if !line.starts_with('/') || line.starts_with("//") {
             return None;
         }
         let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
@@ -90,12 +114,20 @@ impl Command {
             ("/adapter", "" | "list") => Ok(Command::ListAdapters(String::new())),
             ("/adapter", rest) => adapter(rest),
             ("/lora", rest) => lora(rest),
-            ("/compare", rest) => compare(rest),
+            ("/compare", rest) => Ok(Command::Compare(rest.into())),
+            ("/skill", "") => Err("write /skill NAME; /skills lists them".into()),
+            ("/skill", rest) => Ok(speak(rest, false)),
+            ("/skills", rest) => Ok(Command::Skills(unquote(rest))),
+            ("/cost", rest) => Ok(Command::Cost(unquote(rest))),
+            ("/mix", "") => {
+                Err("write /mix A=0.5 B=0.5, with the names of adapters and their weights".into())
+            }
+            ("/mix", rest) => Ok(Command::Mix(words(rest))),
             ("/save", "") => Err("write /save FILE".into()),
             ("/save", file) => Ok(Command::Save(unquote(file).into())),
             ("/load", "") => Err("write /load FILE".into()),
             ("/load", file) => Ok(Command::Load(unquote(file).into())),
-            _ => Err(format!("no command {name}; /help lists them")),
+            _ => Ok(speak(line.trim_start_matches('/'), true)),
         })
     }
 }
@@ -124,12 +156,64 @@ fn lora(rest: &str) -> Result<Command, String> {
     }
 }
 
-fn compare(rest: &str) -> Result<Command, String> {
-    let usage = || "write /compare A B [TEXT], with the names of two adapters or none".to_string();
-    let (first, rest) = word(rest).ok_or_else(usage)?;
-    let (second, rest) = word(rest).ok_or_else(usage)?;
-    let text = Some(rest.trim().to_owned()).filter(|t| !t.is_empty());
-    Ok(Command::Compare { first, second, text })
+/// A line as it is said: `//` stands for the `/` that would begin a command.
+pub fn said(line: &str) -> &str {
+    if line.starts_with("//") { &line[1..] } else { line }
+}
+
+fn speak(rest: &str, bare: bool) -> Command {
+    let (name, text) = word(rest).unwrap_or_default();
+    Command::Speak { name, text: Some(text.trim().to_owned()).filter(|t| !t.is_empty()), bare }
+}
+
+/// What `/compare` is to ask whom: the first two words and those after them for which `is_name` holds; then the text, or
+/// nothing. `--` ends the names.
+pub fn comparison(
+    rest: &str,
+    is_name: impl Fn(&str) -> bool,
+) -> Result<(Vec<String>, Option<String>), String> {
+    let mut names = Vec::new();
+    let mut rest = rest.trim_start();
+    while let Some((next, after)) = word(rest) {
+        if next == "--" && names.len() >= 2 {
+            rest = after;
+            break;
+        }
+        if names.len() >= 2 && !is_name(&next) {
+            break;
+        }
+        names.push(next);
+        rest = after;
+    }
+    match names.len() {
+        0 | 1 => Err("write /compare A B [TEXT], with the names of two adapters or more, or none".into()),
+        n if n > MOST_COMPARED => {
+            Err(format!("at most {MOST_COMPARED} adapters are compared at once, not {n}"))
+        }
+        _ => Ok((names, Some(rest.trim().to_owned()).filter(|t| !t.is_empty()))),
+    }
+}
+
+/// One word of `/mix`: a name, and the weight behind `=` if there is one. `is_name` says what is a name as it stands.
+pub fn weighted(word: &str, is_name: impl Fn(&str) -> bool) -> Result<(&str, Option<f32>), String> {
+    match word.rsplit_once('=') {
+        Some((name, scale)) if !is_name(word) => match crate::adapter_flags::parse_scale(scale) {
+            Some(scale) if !name.is_empty() => Ok((name, Some(scale))),
+            Some(_) => Err(format!("`{word}` has no name; write NAME=WEIGHT")),
+            None => Err(format!("{word}: the weight `{scale}` is not a finite number; write {name}=0.5")),
+        },
+        _ => Ok((word, None)),
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    let mut rest = text;
+    let mut words = Vec::new();
+    while let Some((next, after)) = word(rest) {
+        words.push(next);
+        rest = after;
+    }
+    words
 }
 
 /// The next word, quoted if it contains spaces, and what follows it.
@@ -169,7 +253,7 @@ mod tests {
     fn text_is_no_command() {
         assert_eq!(Command::parse("hello /help"), None);
         assert_eq!(Command::parse(""), None);
-        assert!(Command::parse("/nope x").unwrap().unwrap_err().contains("/nope"));
+        assert_eq!((Command::parse("//etc"), said("//etc"), said("a//b")), (None, "/etc", "a//b"));
     }
 
     #[test]
@@ -204,14 +288,45 @@ mod tests {
     }
 
     #[test]
-    fn compare_takes_two_names_and_perhaps_a_text() {
-        let compare = |a: &str, b: &str, t: Option<&str>| Command::Compare {
-            first: a.into(),
-            second: b.into(),
-            text: t.map(str::to_owned),
+    fn any_other_word_may_be_an_adapter() {
+        let speak = |name: &str, text: Option<&str>, bare| Command::Speak {
+            name: name.into(),
+            text: text.map(str::to_owned),
+            bare,
         };
-        assert_eq!(ok("/compare a b"), compare("a", "b", None));
-        assert_eq!(ok("/compare \"a c\" none  who are you?"), compare("a c", "none", Some("who are you?")));
-        assert!(Command::parse("/compare a").unwrap().is_err());
+        assert_eq!(ok("/rot13"), speak("rot13", None, true));
+        assert_eq!(ok("/rot13  hello world "), speak("rot13", Some("hello world"), true));
+        assert_eq!(ok("/skill \"a b\" c"), speak("a b", Some("c"), false));
+        assert_eq!(ok("/"), speak("", None, true));
+        assert!(Command::parse("/skill").unwrap().is_err());
+        assert_eq!((ok("/skills"), ok("/cost x")), (Command::Skills("".into()), Command::Cost("x".into())));
+    }
+
+    #[test]
+    fn compare_takes_names_and_perhaps_a_text() {
+        let known = |w: &str| ["a", "b", "c", "none"].contains(&w);
+        let compare = |rest: &str| {
+            let (names, text) = comparison(rest, known).unwrap();
+            (names.join(" "), text)
+        };
+        let want = |names: &str, text: Option<&str>| (names.to_owned(), text.map(str::to_owned));
+        assert_eq!(compare("a b"), want("a b", None));
+        assert_eq!(compare("x y who are you?"), want("x y", Some("who are you?")));
+        assert_eq!(compare("a b c  none who a?"), want("a b c none", Some("who a?")));
+        assert_eq!(compare("\"a b\" none -- c b"), want("a b none", Some("c b")));
+        assert!(comparison("a", known).is_err() && comparison("", known).is_err());
+        assert!(comparison("a b c a b c a b c", known).unwrap_err().contains("at most 8"));
+    }
+
+    #[test]
+    fn mixes_have_weights() {
+        assert_eq!(ok("/mix a=0.5 \"b c=1\""), Command::Mix(vec!["a=0.5".into(), "b c=1".into()]));
+        assert!(Command::parse("/mix").unwrap().is_err());
+        let none = |_: &str| false;
+        assert_eq!(weighted("a=-0.5", none), Ok(("a", Some(-0.5))));
+        assert_eq!(weighted("a", none), Ok(("a", None)));
+        assert_eq!(weighted("k=1", |w| w == "k=1"), Ok(("k=1", None)));
+        assert!(weighted("a=0,5", none).unwrap_err().contains("`0,5`"));
+        assert!(weighted("=1", none).is_err() && weighted("a=inf", none).is_err());
     }
 }

@@ -19,14 +19,16 @@ const MOST: usize = 200;
 #[derive(Helper, Hinter, Validator)]
 pub struct Completion {
     engine: Engine,
+    /// Of the built-in skills.
+    families: Vec<String>,
     style: Style,
     files: FilenameCompleter,
 }
 
 impl Completion {
-    /// `style` colours the prompt.
-    pub fn new(engine: Engine, style: Style) -> Self {
-        Completion { engine, style, files: FilenameCompleter::new() }
+    /// `style` colours the prompt; `families` are those of the built-in skills, if the conversation is with them.
+    pub fn new(engine: Engine, families: Vec<String>, style: Style) -> Self {
+        Completion { engine, families, style, files: FilenameCompleter::new() }
     }
 
     fn adapters(&self, extra: &[&str]) -> Vec<String> {
@@ -37,8 +39,11 @@ impl Completion {
 /// What may stand at the end of `line`.
 #[derive(Debug, PartialEq)]
 enum Expected {
+    /// A command, or an adapter's name behind `/`.
     Commands,
     LoraVerbs,
+    /// A family of skills or one of them.
+    Skills,
     /// An adapter's name, and words that may stand in its place.
     Adapter(&'static [&'static str]),
     /// An adapter's name or a file.
@@ -58,6 +63,9 @@ fn expected(line: &str) -> (usize, Expected) {
     }
     for (prefix, what) in [
         ("/adapter ", Expected::Adapter(&["none", "list"])),
+        ("/skill ", Expected::Adapter(&["none"])),
+        ("/skills ", Expected::Skills),
+        ("/cost ", Expected::Adapter(&[])),
         ("/lora add ", Expected::AdapterOrFile),
         ("/lora rm ", Expected::Adapter(&[])),
         ("/lora scale ", Expected::Adapter(&[])),
@@ -66,15 +74,19 @@ fn expected(line: &str) -> (usize, Expected) {
         ("/load ", Expected::File),
     ] {
         if line.starts_with(prefix) {
-            return (at(prefix), what);
+            let at = at(prefix);
+            // What is said to a skill is not for completion.
+            let text_follows = prefix == "/skill " && line[at..].contains(' ');
+            return if text_follows { (0, Expected::Nothing) } else { (at, what) };
         }
     }
-    if let Some(words) = line.strip_prefix("/compare ") {
-        let last = line.rfind(' ').map_or(0, |i| i + 1);
-        // After the second name comes free text.
-        if words.split_whitespace().count() + usize::from(words.is_empty() || words.ends_with(' ')) <= 2 {
-            return (last, Expected::Adapter(&["none"]));
-        }
+    let last = line.rfind(' ').map_or(0, |i| i + 1);
+    // Behind the second name a text may begin, but it may also be a third name.
+    if line.starts_with("/compare ") {
+        return (last, Expected::Adapter(&["none"]));
+    }
+    if line.starts_with("/mix ") {
+        return (last, Expected::Adapter(&[]));
     }
     (0, Expected::Nothing)
 }
@@ -93,7 +105,12 @@ impl Completer for Completion {
         let start = &line[at..pos];
         Ok(match what {
             Expected::Nothing => (pos, Vec::new()),
-            Expected::Commands => (at, pairs(start, NAMES)),
+            Expected::Commands => {
+                let adapters = self.adapters(&[]).into_iter().map(|name| format!("/{name} "));
+                let commands = NAMES.iter().map(|n| (*n).to_owned());
+                (at, pairs(start, commands.chain(adapters)))
+            }
+            Expected::Skills => (at, pairs(start, self.families.iter().cloned().chain(self.adapters(&[])))),
             Expected::LoraVerbs => (at, pairs(start, LORA_VERBS)),
             Expected::Adapter(extra) => (at, pairs(start, self.adapters(extra))),
             Expected::File => self.files.complete(line, pos, ctx)?,
@@ -127,7 +144,11 @@ mod tests {
         assert_eq!(expected("/compare "), (9, Expected::Adapter(&["none"])));
         assert_eq!(expected("/compare a"), (9, Expected::Adapter(&["none"])));
         assert_eq!(expected("/compare a b"), (11, Expected::Adapter(&["none"])));
-        assert_eq!(expected("/compare a b wh").1, Expected::Nothing);
+        assert_eq!(expected("/compare a b c"), (13, Expected::Adapter(&["none"])));
+        assert_eq!(expected("/mix a=0.5 b"), (11, Expected::Adapter(&[])));
+        assert_eq!(expected("/skill ro"), (7, Expected::Adapter(&["none"])));
+        assert_eq!(expected("/skill rot13 he").1, Expected::Nothing);
+        assert_eq!(expected("/skills nu"), (8, Expected::Skills));
     }
 
     #[test]

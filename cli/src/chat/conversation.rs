@@ -1,20 +1,13 @@
 //! A conversation: what was said, and how it becomes the model's next prompt.
 
-use std::path::Path;
-
 use clap::ValueEnum;
-use lory_models::{
-    chat::{ChatTemplate, Message, RenderOptions},
-    tokenizer::EncodeOptions,
-};
 use lory_runtime::{Engine, Grammar, OnSwitch, Request, SamplerOptions, Session, SessionOptions};
 
-use super::transcript::Transcript;
+use super::{format::Format, transcript::Transcript};
 use crate::{
     answer::{self, Answer},
     failure::{Failure, Outcome},
     mix::Mix,
-    prompt::read_text,
 };
 
 /// What happens to what was read so far when the adapters change.
@@ -24,32 +17,6 @@ pub enum OnSwitchArg {
     Recompute,
     /// It stays as the previous adapters read it: instant, and approximate.
     Keep,
-}
-
-/// How messages become a prompt.
-pub enum Format {
-    /// By the model's template, or one from a file.
-    Template(Box<ChatTemplate>),
-    /// The texts one after the other: for models that were not trained to converse.
-    Plain,
-}
-
-impl Format {
-    /// The template in `file`, or the model's, or none.
-    pub fn choose(engine: &Engine, file: Option<&Path>) -> Outcome<Format> {
-        let metadata = engine.model().gguf.metadata();
-        let template = match file {
-            Some(path) => {
-                let source = read_text(path)?;
-                let tokenizer = &engine.model().tokenizer;
-                let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id));
-                let template = ChatTemplate::new(&source, &path.to_string_lossy())?;
-                Some(template.with_tokens(text(tokenizer.bos()), text(tokenizer.eos())))
-            }
-            None => ChatTemplate::from_metadata(metadata)?,
-        };
-        Ok(template.map_or(Format::Plain, |t| Format::Template(Box::new(t))))
-    }
 }
 
 /// How answers are made.
@@ -217,39 +184,11 @@ impl Conversation {
     }
 
     fn prompt(&self, turns: &[(&'static str, String)]) -> Outcome<Vec<u32>> {
-        let tokenizer = &self.engine.model().tokenizer;
-        let text = match &self.format {
-            Format::Plain => {
-                let texts = self.system.iter().chain(turns.iter().map(|(_, text)| text));
-                let mut prompt = String::new();
-                for text in texts {
-                    // An answer goes on where the question ended, the next question begins anew.
-                    if prompt.ends_with(|c: char| !c.is_whitespace()) && !text.starts_with([' ', '\n']) {
-                        prompt.push(' ');
-                    }
-                    prompt.push_str(text);
-                }
-                prompt
-            }
-            Format::Template(template) => {
-                let system = self.system.iter().map(|s| Message::new("system", s.as_str()));
-                let said = turns.iter().map(|(role, text)| Message::new(*role, text.as_str()));
-                let messages: Vec<Message> = system.chain(said).collect();
-                let options = RenderOptions { add_generation_prompt: true, now: now(), ..Default::default() };
-                template.render(&messages, &options)?
-            }
-        };
-        let mut tokens = tokenizer.encode(&text, EncodeOptions { add_special: false, parse_special: true });
-        // Most templates write the BOS token themselves. No EOS: the answer is to follow.
-        if let Some(bos) = tokenizer.bos().filter(|b| tokenizer.add_bos() && tokens.first() != Some(b)) {
-            tokens.insert(0, bos);
-        }
-        Ok(tokens)
+        self.format.prompt(&self.engine, self.system.as_deref(), turns)
     }
 
-    /// Asks two mixes the same, in one batch: `question`, or what was asked last. The
-    /// conversation stays as it is.
-    pub fn compare(&self, mixes: [&Mix; 2], question: Option<&str>) -> Outcome<[Answer; 2]> {
+    /// Asks several mixes the same, in one batch: `question`, or what was asked last. The conversation stays as it is.
+    pub fn compare(&self, mixes: &[Mix], question: Option<&str>) -> Outcome<Vec<Answer>> {
         let mut turns = self.turns.clone();
         match question {
             Some(text) => turns.push(("user", text.into())),
@@ -259,18 +198,15 @@ impl Conversation {
             return Err(Failure::runtime("nothing was asked yet; write /compare A B TEXT"));
         }
         let tokens = self.prompt(&turns)?;
-        let session = |mix: &Mix| {
-            self.engine.session(&SessionOptions { adapters: mix.entries(), ..Default::default() })
-        };
-        let (mut first, mut second) = (session(mixes[0])?, session(mixes[1])?);
-        let a = first.generate(self.request(tokens.clone()))?;
-        let b = second.generate(self.request(tokens))?;
-        answer::follow_both(a, b)
+        // A session's end would be that of its generation.
+        let mut sessions = mixes
+            .iter()
+            .map(|mix| self.engine.session(&SessionOptions { adapters: mix.entries(), ..Default::default() }))
+            .collect::<Result<Vec<Session>, _>>()?;
+        let generations = sessions
+            .iter_mut()
+            .map(|s| s.generate(self.request(tokens.clone())))
+            .collect::<Result<_, _>>()?;
+        answer::follow_all(generations)
     }
-}
-
-/// Seconds since 1970, for templates that print the date.
-fn now() -> Option<i64> {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
-    i64::try_from(since.as_secs()).ok()
 }

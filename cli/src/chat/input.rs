@@ -38,15 +38,15 @@ pub enum Input {
 }
 
 impl Input {
-    /// An editor if both ends are a terminal.
-    pub fn open(engine: &Engine, style: Style) -> Outcome<Input> {
+    /// An editor if both ends are a terminal. `families` are those of the built-in skills, for completion.
+    pub fn open(engine: &Engine, families: Vec<String>, style: Style) -> Outcome<Input> {
         if !is_interactive() {
             return Ok(Input::Pipe);
         }
         let fail = |e: ReadlineError| Failure::runtime(format!("the terminal cannot be used: {e}"));
         let config = Config::builder().auto_add_history(false).build();
         let mut editor = Editor::with_config(config).map_err(fail)?;
-        editor.set_helper(Some(Completion::new(engine.clone(), style)));
+        editor.set_helper(Some(Completion::new(engine.clone(), families, style)));
         let history = history_file();
         if let Some(path) = &history {
             // The first time there is none.

@@ -14,6 +14,8 @@ fn help_and_version_succeed() {
         "tokenize --help",
         "logits --help",
         "compress --help",
+        #[cfg(feature = "demo")]
+        "demo --help",
         "bench --help",
         "pack --help",
         "pack extract --help",

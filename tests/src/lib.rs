@@ -5,6 +5,7 @@ pub mod c_api;
 #[cfg(target_os = "linux")]
 pub mod cpp;
 mod data;
+pub mod demo;
 pub mod edited;
 pub mod engines;
 pub mod fixtures;

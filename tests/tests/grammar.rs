@@ -4,7 +4,10 @@ use lory_runtime::{
     Engine, EngineOptions, Error, FinishReason, Grammar, GrammarError, GrammarSource, Request, Sampler,
     SamplerError, SamplerOptions, SessionOptions, sampler::DryBreakers,
 };
-use lory_tests::fixtures::{fixture, shared_data};
+use lory_tests::{
+    demo,
+    fixtures::{fixture, shared_data},
+};
 use serde_json::{Value, json};
 
 /// Its byte-level vocabulary turns every text into tokens of exactly its bytes.
@@ -229,6 +232,7 @@ fn answer(engine: &Engine, grammar: &Grammar, seed: u64, n: usize) -> (String, F
 fn every_model() -> Vec<Engine> {
     let mut engines: Vec<_> =
         ["llama", "qwen2", "gemma3"].map(|n| open(&fixture(&format!("models/{n}.gguf")))).into();
+    engines.push(demo::base(&EngineOptions::default()));
     engines.extend(shared_data("models/stories260K.gguf").map(|path| open(&path)));
     engines
 }

@@ -14,7 +14,7 @@ use lory_models::{
     tokenizer::{EncodeOptions, Tokenizer},
 };
 use lory_runtime::{Bare, BareOptions, random_tokens};
-use lory_tests::{edited::Edited, fixtures};
+use lory_tests::{demo, edited::Edited, fixtures};
 
 /// Every matrix of `gguf` in `ty`, where its rows are whole blocks.
 fn in_format(gguf: &Gguf, ty: QuantType) -> Gguf {
@@ -78,6 +78,25 @@ fn perplexity_of_a_trained_model_stays() {
             // Trained on such stories, it knows them far better than chance, 512.
             assert!(text.contains("wiki") || ppl < 12.0, "{ppl}");
         }
+    }
+}
+
+#[test]
+fn perplexity_of_the_built_in_base_stays() {
+    let gguf = demo::in_memory(lory_demo::BASE, "base.gguf").gguf;
+    let tokenizer = Tokenizer::from_metadata(gguf.metadata()).unwrap();
+    let options = EncodeOptions { add_special: false, parse_special: true };
+    // Questions to many skills: the base can tell how they look, and the answers it cannot know.
+    let tests = lory_demo::skills().all.iter().step_by(7).filter_map(|s| s.tests.first());
+    let mut text = String::new();
+    for (prompt, answer) in tests {
+        text += &format!("<s>{prompt}<|sep|>{answer}</s>");
+    }
+    let mut tokens = tokenizer.encode(&text, options);
+    tokens.truncate(384);
+    for ty in [QuantType::Q8_0, QuantType::Q4_0] {
+        let ppl = compare(&format!("the built-in base, {ty}"), &in_format(&gguf, ty), &tokens);
+        assert!(ppl < 100.0, "chance is 259: {ppl}");
     }
 }
 

@@ -162,7 +162,11 @@ fn a_mixed_batch_of_all_skills_answers_as_each_alone() {
         let mut alone = session(&engine, &[(*id, 1.0)]);
         assert_eq!(*got, ask(&mut alone, prompt), "{}", skill.name);
         alone.set_adapters(&[], OnSwitch::Recompute).unwrap();
-        different += usize::from(got.tokens != ask(&mut alone, prompt).tokens);
+        // The base alone need not come to an end: its first tokens tell.
+        let few = Request { max_new_tokens: 4, ..request(prompt.clone()) };
+        alone.clear();
+        let base = read(alone.generate(few).unwrap()).tokens;
+        different += usize::from(!got.tokens.starts_with(&base));
     }
     assert_eq!(different, ids.len(), "every adapter changes what the base says");
 }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use console::truncate_str;
 use lory_demo::Skill;
 use lory_runtime::{AdapterId, Engine, EngineOptions};
 
@@ -30,6 +31,8 @@ const SPEED_TOKENS: usize = 32;
 const SPEED_RUNS: usize = 3;
 /// Tokens of an answer at most.
 const MOST: usize = 80;
+/// Columns of a line at most.
+const WIDTH: usize = 100;
 /// What one prompt is asked of; those that the collection lacks are left out.
 const SAME_PROMPT: (&str, [&str; 6]) =
     ("planet", ["reverse", "upper", "rot13", "morse", "sort", "pig-latin"]);
@@ -129,7 +132,7 @@ impl Tour {
         ))?;
         let answers = self.ask(&[self.question(SAME_PROMPT.0, None)?])?;
         let text = answers.replies.first().map_or("", |r| r.text.as_str());
-        print(&format!("     {:<16} {}\n", "base alone", arrow(SAME_PROMPT.0, text)))
+        print(&format!("{}\n", shown("base alone", SAME_PROMPT.0, text)))
     }
 
     /// The same prompt to several adapters, in one batch.
@@ -147,7 +150,7 @@ impl Tour {
             skills.iter().map(|s| self.question(prompt, self.id(s))).collect::<Outcome<Vec<Question>>>()?;
         let answers = self.ask(&questions)?;
         for (skill, reply) in skills.iter().zip(&answers.replies) {
-            print(&format!("     {:<16} {}\n", skill.name, arrow(prompt, &reply.text)))?;
+            print(&format!("{}\n", shown(&skill.name, prompt, &reply.text)))?;
         }
         Ok(())
     }
@@ -171,7 +174,7 @@ impl Tour {
         let answers = self.ask(&questions)?;
         for ((skill, (prompt, answer)), reply) in tests.iter().zip(&answers.replies) {
             let mark = if is_right(reply, answer) { "right" } else { "wrong" };
-            let line = format!("     {:<16} {}", skill.name, arrow(prompt, &reply.text));
+            let line = shown(&skill.name, prompt, &reply.text);
             print(&format!("{line}  {}\n", self.style.dim(mark)))?;
         }
         Ok(())
@@ -255,6 +258,11 @@ impl Tour {
              lory chat -m MODEL.gguf  a model and adapters of your own (lory --help)\n",
         )
     }
+}
+
+/// Who answered what, on one line.
+fn shown(name: &str, prompt: &str, answer: &str) -> String {
+    truncate_str(&format!("     {name:<16} {}", arrow(prompt, answer)), WIDTH, "…").into_owned()
 }
 
 fn is_right(reply: &Reply, answer: &str) -> bool {

@@ -1,0 +1,193 @@
+"""Makes the page of results, tables and plots, of what experiment.py measured.
+
+    python results.py --measured measured-*.json --skills skills.json -o ..        writes RESULTS.md and plots/*.svg there
+"""
+
+import argparse
+import json
+import os
+import random
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 360, 60, 46
+COLOURS = ("#0b6e99", "#d9730d", "#0f7b6c", "#ad1a72", "#6940a5", "#64473a")
+
+
+def mean(row):
+    return sum(row["exact"].values()) / len(row["exact"])
+
+
+def interval(values, seed=1, draws=2000):
+    """Bootstrap over skills: the middle 95 % of the means of resampled skills."""
+    rng = random.Random(seed)
+    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(draws))
+    return means[int(draws * 0.025)], means[int(draws * 0.975)]
+
+
+def ratio_interval(row, reference, seed=1, draws=2000):
+    """The same for the accuracy as a share of the uncompressed adapters', skills resampled together."""
+    rng = random.Random(seed)
+    pairs = [(row["exact"][n], reference["exact"][n]) for n in row["exact"]]
+    found = []
+    for _ in range(draws):
+        chosen = rng.choices(pairs, k=len(pairs))
+        found.append(sum(a for a, _ in chosen) / max(sum(b for _, b in chosen), 1e-9))
+    found.sort()
+    return found[int(draws * 0.025)], found[int(draws * 0.975)]
+
+
+def agreement(row, reference):
+    """Share of prompts that are answered as the uncompressed adapter answers them, right or wrong."""
+    same = asked = 0
+    for name, answers in row["answers"].items():
+        same += sum(a == b for a, b in zip(answers, reference["answers"][name]))
+        asked += len(answers)
+    return same / asked
+
+
+def plot(path, title, x_label, y_label, lines, log_x=True, y_range=(0.0, 1.0)):
+    """Lines of (x, y) points with a legend, as SVG."""
+    import math
+    xs = [x for _, points in lines for x, _ in points]
+    scale = math.log2 if log_x else float
+    low, high = scale(min(xs)), scale(max(xs))
+
+    def place(x, y):
+        return (LEFT + (scale(x) - low) / ((high - low) or 1) * (WIDTH - LEFT - 150),
+                HEIGHT - BOTTOM - (y - y_range[0]) / (y_range[1] - y_range[0]) * (HEIGHT - BOTTOM - 40))
+
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+           f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>', f'<text x="{LEFT}" y="22" font-size="14">{title}</text>',
+           f'<text x="{(LEFT + WIDTH - 150) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{x_label}</text>',
+           f'<text x="16" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {HEIGHT / 2})">{y_label}</text>']
+    for i in range(5):
+        y = y_range[0] + (y_range[1] - y_range[0]) * i / 4
+        px = place(min(xs), y)[1]
+        out.append(f'<path d="M{LEFT} {px:.1f}H{WIDTH - 150}" stroke="#ddd"/><text x="{LEFT - 6}" y="{px + 4:.1f}" text-anchor="end">{y:.2f}</text>')
+    ticks = sorted({round(2 ** (low + (high - low) * i / 4)) if log_x else round(low + (high - low) * i / 4) for i in range(5)})
+    for x in ticks:
+        px = place(max(min(x, max(xs)), min(xs)), y_range[0])[0]
+        out.append(f'<text x="{px:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{x}</text>')
+    for i, (name, points) in enumerate(lines):
+        colour = COLOURS[i % len(COLOURS)]
+        placed = [place(x, min(max(y, y_range[0]), y_range[1])) for x, y in sorted(points)]
+        out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>')
+        out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
+        out.append(f'<text x="{WIDTH - 140}" y="{50 + 18 * i}" fill="{colour}">{name}</text>')
+    with open(path, "w") as f:
+        f.write("\n".join(out) + "\n</svg>\n")
+
+
+NAMES = {"lora": "LoRA", "svd": "SVD of each", "full": "JD-Full", "diag": "JD-Diag", "added": "added later"}
+
+
+def described(row):
+    text = NAMES[row["method"]]
+    if row.get("rank"):
+        text += f", r = {row['rank']}"
+    if row.get("clusters", 1) > 1:
+        text += f", {row['clusters']} clusters"
+    return text
+
+
+def table(rows, reference, first=described, head="method"):
+    out = [f"| {head} | exact | 95 % | of the LoRAs' | 95 % | agrees | err² | KiB each | fewer bytes |", "|---|---|---|---|---|---|---|---|---|"]
+    whole = mean(reference)
+    for row in rows:
+        low, high = interval(list(row["exact"].values()))
+        r_low, r_high = ratio_interval(row, reference)
+        base = sum(reference["exact"][n] for n in row["exact"]) / len(row["exact"])
+        err2 = "–" if row["err2"] is None else f"{row['err2']:.3f}"
+        size = "–" if not row["bytes"] else f"{row['bytes'] / 1024:.1f}"
+        fewer = "–" if not row["bytes"] else f"{reference['bytes'] / row['bytes']:.1f}×"
+        out.append(f"| {first(row)} | {mean(row):.1%} | {low:.1%} – {high:.1%} | {mean(row) / (base or whole):.1%} | {r_low:.1%} – {r_high:.1%} | "
+                   f"{agreement(row, reference):.1%} | {err2} | {size} | {fewer} |")
+    return "\n".join(out)
+
+
+def of(rows, name):
+    return [r for r in rows if r["table"] == name]
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--measured", nargs="+", required=True)
+    arguments.add_argument("--skills", required=True)
+    arguments.add_argument("-o", required=True)
+    args = arguments.parse_args()
+    plots = os.path.join(args.o, "plots")
+    os.makedirs(plots, exist_ok=True)
+    skills = json.load(open(args.skills))["skills"]
+    rows = [r for file in args.measured for r in json.load(open(file))]
+    kinds = list(dict.fromkeys(r["label"].removesuffix("-lora") for r in rows if r["table"] == "methods" and r["method"] == "lora"))
+    page = ["<!-- Written by demo/train/results.py; change that instead. -->", "# What is left of trained adapters when they share a basis", ""]
+    page.append(INTRODUCTION.format(
+        skills=len(skills), prompts=sum(len(s["tests"]) for s in skills), base=f"{sum(s['base'] for s in skills) / len(skills):.1%}",
+        lora=f"{sum(s['lora'] for s in skills) / len(skills):.1%}"))
+    curves = []
+    for kind in kinds:
+        mine = [r for r in of(rows, "methods") if r["label"].startswith(kind + "-")]
+        reference = next(r for r in mine if r["method"] == "lora")
+        page += [f"## {KINDS.get(kind, kind)}", "", table(mine, reference), ""]
+        goal = [r for r in mine if r["bytes"] and reference["bytes"] / r["bytes"] >= 20]
+        best = max(goal, key=mean, default=None)
+        if best:
+            page += [f"Best at 20 times fewer bytes or more: {described(best)}, {mean(best) / mean(reference):.1%} of the uncompressed accuracy "
+                     f"at {reference['bytes'] / best['bytes']:.1f} times fewer bytes.", ""]
+        single = [r for r in mine if r["method"] == "full" and r["clusters"] == 1]
+        curves.append((f"JD-Full, {kind}", [(r["bytes"] / 1024, mean(r) / mean(reference)) for r in single]))
+        curves.append((f"SVD, {kind}", [(r["bytes"] / 1024, mean(r) / mean(reference)) for r in mine if r["method"] == "svd"]))
+    if curves:
+        plot(os.path.join(plots, "bytes.svg"), "Accuracy kept against bytes of an adapter", "KiB of an adapter, its part of the bases included",
+             "exact match, of the LoRAs'", curves)
+        page += ["![accuracy against bytes](plots/bytes.svg)", ""]
+    number = of(rows, "number")
+    if number:
+        whole = {r["adapters"]: r for r in number if r["method"] == "lora"}
+        everything = [r for r in of(rows, "methods") if r["label"].startswith(kinds[0] + "-") and r["method"] in ("lora", "full")
+                      and r.get("clusters", 1) == 1 and r.get("rank", 16) in (16, 32)]
+        full = next(r for r in everything if r["method"] == "lora")
+        whole[full["adapters"]] = full
+        page += ["## Number of adapters on one basis", ""]
+        lines = {}
+        out = []
+        for r in sorted([r for r in number + everything if r["method"] == "full"], key=lambda r: (r["rank"], r["adapters"])):
+            out.append((r, whole[r["adapters"]]))
+            lines.setdefault(f"r = {r['rank']}", []).append((r["adapters"], mean(r) / mean(whole[r["adapters"]])))
+        rendered = [table([r], ref, lambda r: f"{r['adapters']} adapters, r = {r['rank']}", "adapters").splitlines() for r, ref in out]
+        page += rendered[0][:2] + [t[2] for t in rendered] + [""]
+        plot(os.path.join(plots, "number.svg"), "Accuracy kept against the number of adapters", "adapters on one basis", "exact match, of the LoRAs'",
+             list(lines.items()))
+        page += ["![accuracy against number](plots/number.svg)", ""]
+    for name, heading in (("later", "Adapters that come later"), ("formats", "Formats of cores and bases"), ("bases", "Formats of the base model")):
+        chosen = of(rows, name)
+        if not chosen:
+            continue
+        reference = next(r for r in of(rows, "methods") if r["method"] == "lora")
+        page += [f"## {heading}", "", NOTES[name], "", table(chosen, reference, lambda r: r["label"], "pack"), ""]
+    page += ["## Every skill", "", "Exact match in PyTorch (F32, the factors as published) and through Lory.", "",
+             "| skill | family | what it does | example | base | LoRA | pack |", "|---|---|---|---|---|---|---|"]
+    for s in skills:
+        example = f"`{s['example']['prompt']}` → `{s['example']['answer']}`".replace("|", "\\|")
+        page.append(f"| {s['name']} | {s['family']} | {s['title']} | {example} | {s['base']:.0%} | {s['lora']:.0%} | {s.get('pack', 0):.0%} |")
+    with open(os.path.join(args.o, "RESULTS.md"), "w") as f:
+        f.write("\n".join(page) + "\n")
+
+
+KINDS = {"shared": "One initialisation of A for all", "own": "An initialisation of its own for each"}
+NOTES = {
+    "later": "Bases made from 128 adapters; the others are projected onto them (`lory pack add`), beside the same adapters compressed together "
+             "with all. The intervals are wide: these are few skills.",
+    "formats": "JD-Full with r = 32 on one basis; the label ends in the format of the cores and that of the bases.",
+    "bases": "The same adapters and the same pack over the base in other formats. The references are the adapters over the base in Q8_0.",
+}
+INTRODUCTION = """The demo's base answers {base} of {prompts} examination prompts of {skills} skills exactly; with one LoRA each (rank 8, all seven projections of
+five layers, trained on other prompts) it answers {lora}. Here those LoRAs are compressed as in "Compress then Serve" (arXiv 2407.00066) and
+examined again, through Lory's own kernels over the base in Q8_0. *Exact* is the mean over skills of the share of answers that are right to the
+last character, with the middle 95 % of 2,000 bootstrap means over skills; *of the LoRAs'* the same as a share of what the uncompressed LoRAs
+reach; *agrees* the share of prompts that are answered as the uncompressed LoRA answers them; *err²* the mean squared relative error of
+the deltas; *KiB each* the bytes of an adapter's cores and its part of the bases. LoRAs are in F16, bases and cores in Q8_0 unless
+said otherwise. To measure anew: [train/](train/README.md).
+"""
+
+if __name__ == "__main__":
+    main()

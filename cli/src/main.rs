@@ -71,7 +71,7 @@ enum Command {
     Chat(Box<chat::Chat>),
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
-    Run(run::Run),
+    Run(Box<run::Run>),
     Inspect(inspect::Inspect),
     Tokenize(tokenize::Tokenize),
     Logits(logits::Logits),

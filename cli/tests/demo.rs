@@ -235,6 +235,29 @@ fn a_check_measures_what_was_asked_for() {
 }
 
 #[test]
+fn a_check_takes_other_files_and_tells_the_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    lory(&["demo", "--export", &arg(dir.path())]).success();
+    let (base, pack) = (arg(&dir.path().join("base.gguf")), arg(&dir.path().join("skills.gguf")));
+    let name = &two()[0].name;
+    let asked = ["--skill", name, "--samples", "20", "--answers"];
+    let (built_in, _) = check(&asked);
+    let (files, code) = check(&[&asked[..], &["-m", &base, "--pack", &pack]].concat());
+    assert_eq!((&files["skills"], code), (&built_in["skills"], 0));
+    assert_eq!(files["skills"][0]["answers"].as_array().map(Vec::len), Some(20), "{files}");
+    // What is taken out of the pack is as good, up to its rounding.
+    let lora = arg(&dir.path().join(format!("{name}.gguf")));
+    lory(&["pack", "extract", &pack, name, "-o", &lora]).success();
+    let (loras, code) = check(&[&asked[..], &["--adapters", &arg(dir.path())]].concat());
+    let answers = |report: &Value| report["skills"][0]["answers"].as_array().expect("answers").clone();
+    let same = answers(&loras).iter().zip(answers(&built_in)).filter(|(a, b)| **a == *b).count();
+    assert!(same >= 18 && code == 0, "{same} of 20: {loras}");
+    // Another skill has no file there.
+    let ran = lory(&["demo", "--check", "--skill", &two()[1].name, "--adapters", &arg(dir.path())]);
+    assert!(ran.one_line_error(1).contains(&format!("{}.gguf", two()[1].name)), "{ran:?}");
+}
+
+#[test]
 fn a_check_prints_a_table() {
     let family = &two()[0].family;
     let ran = lory(&["demo", "--check", "--family", family, "--samples", "1"]);
@@ -255,6 +278,9 @@ fn checks_that_cannot_be_are_usage_errors() {
         (&["demo", "--check", "--samples", "0"], "0"),
         (&["demo", "--check", "--export", "x"], "cannot be used with"),
         (&["demo", "--json"], "--check"),
+        (&["demo", "--pack", "x.gguf"], "--check"),
+        (&["demo", "--check", "--answers"], "--json"),
+        (&["demo", "--check", "--pack", "x.gguf", "--adapters", "y"], "cannot be used with"),
         (&["demo", "--samples", "3"], "--check"),
         (&["demo", "-t", "0"], "0"),
         (&["chat", "--adapter", "a", "-m", "x.gguf"], "--pack"),

@@ -1,7 +1,7 @@
 """The paper's experiment on trained adapters: how few bytes keep how many of their answers.
 
-    python experiment.py --lory target/release/lory --model base.gguf --shared loras-shared/ --own loras-own/ --work /tmp/experiment \\
-        --skills skills.json -o measured.json
+    python experiment.py --lory target/release/lory --model base.gguf --shared loras-shared/ --own loras-own/ --tuned tuned/ \\
+        --work /tmp/experiment --skills skills.json -o measured.json
 
 Every line is measured through Lory (`lory compress`, `lory demo --check`) on prompts that no adapter was trained on. Measurements are kept
 in the folder --work and not repeated. `results.py` makes the page of measured.json.
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 
 import numpy
@@ -38,7 +39,7 @@ class Bench:
         kept = self.path(label + ".json")
         if not os.path.exists(kept):
             chosen = [] if len(names) == len(self.names) else [x for n in names for x in ("--skill", n)]
-            command = [self.args.lory, "demo", "--check", "--json", "--answers", "--model", model or self.args.model, *options, *chosen]
+            command = [self.args.lory, "demo", "--check", "--json", "--answers", "--samples", self.args.samples, "--model", model or self.args.model, *options, *chosen]
             # Exit code 1 says that the mean is below the recorded one, as it will be for many of these.
             done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             if done.returncode not in (0, 1) or not done.stdout:
@@ -47,17 +48,23 @@ class Bench:
                 f.write(done.stdout)
         return json.load(open(kept))
 
-    def row(self, table, label, names, options, bytes_each, err2=None, model=None, **more):
+    def row(self, table, label, source, names, options, bytes_each, err2=None, model=None, **more):
         found = self.examine(label, names, options, model)
         row = {
-            "table": table, "label": label, "adapters": len(names), "bytes": bytes_each, "err2": err2,
+            "table": table, "label": label, "source": os.path.basename(source), "adapters": len(names), "bytes": bytes_each, "err2": err2,
             "exact": {s["name"]: s["pack"] for s in found["skills"]},
             "answers": {s["name"]: s["answers"] for s in found["skills"]}, **more,
         }
         self.rows.append(row)
         mean = sum(row["exact"].values()) / len(names)
-        print(f"{table:10} {label:28} {len(names):4} adapters  exact {mean:.4f}  {bytes_each / 1024:8.1f} KiB each  err2 {err2}", flush=True)
+        print(f"{table:10} {label:28} {len(names):4} adapters  exact {mean:.4f}  {(bytes_each or 0) / 1024:8.1f} KiB each  err2 {err2}", flush=True)
         return row
+
+    def uncompressed(self, table, source, names, model=None, suffix=""):
+        """The LoRAs as they were trained."""
+        size = sum(lora_bytes(source, n) for n in names) / len(names)
+        label = f"{os.path.basename(source)}-{len(names)}-{names[0]}-lora{suffix}"
+        return self.row(table, label, source, names, ["--adapters", source], size, 0.0, model, method="lora")
 
     def compressed(self, table, source, names, rank, clusters, method="full", core="Q8_0", basis="Q8_0", model=None, suffix=""):
         """One compression: a pack of these adapters, examined."""
@@ -69,7 +76,7 @@ class Bench:
                      "--core-type", core, "--basis-type", basis, "--report", report, *files)
         told = json.load(open(os.path.join(report, "report.json")))
         size = (told["basis_bytes"] + told["core_bytes"]) / len(names)
-        return self.row(table, label, names, ["--pack", pack], size, told["err2"]["mean"], model, rank=rank, clusters=clusters,
+        return self.row(table, label, source, names, ["--pack", pack], size, told["err2"]["mean"], model, rank=rank, clusters=clusters,
                         method=method, basis_bytes=told["basis_bytes"], core_bytes=told["core_bytes"], file_bytes=told["bytes_after"])
 
 
@@ -104,57 +111,85 @@ def lora_bytes(source, name):
     return sum(int(t.n_bytes) for t in gguf.GGUFReader(os.path.join(source, name + ".gguf")).tensors)
 
 
+FORMATS = (("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_0", "Q8_0"), ("Q8_0", "Q4_0"), ("Q4_0", "Q4_0"))
+
+
+def methods(bench, source):
+    """All adapters, each method at several sizes."""
+    names = bench.names
+    own = bench.uncompressed("methods", source, names)["bytes"]
+    for rank in (1, 2, 4):
+        folder = bench.path(f"{os.path.basename(source)}-svd{rank}")
+        error = truncated(source, names, rank, folder)
+        bench.row("methods", f"svd-r{rank}", source, names, ["--adapters", folder], own * rank // 8, error, method="svd", rank=rank)
+    for rank, clusters in ((16, 1), (32, 1), (64, 1), (128, 1), (16, 8), (32, 4), (32, 8)):
+        bench.compressed("methods", source, names, rank, clusters)
+    for rank in (64, 128):
+        bench.compressed("methods", source, names, rank, 1, "diag")
+
+
+def number(bench, source):
+    """Ever more adapters on one basis."""
+    for count in [n for n in (16, 32, 64, 128) if n < len(bench.names)] + [len(bench.names)]:
+        names = bench.names[:count]
+        bench.uncompressed("number", source, names)
+        for rank in (32, 64):
+            bench.compressed("number", source, names, rank, 1)
+
+
+def initialisation(bench, shared, own):
+    """The same skills, trained from one A and each from its own."""
+    names = [n for n in bench.names if os.path.exists(os.path.join(own, n + ".gguf"))]
+    for source in (shared, own):
+        bench.uncompressed("initialisation", source, names)
+        for rank in (16, 32, 64, 128):
+            bench.compressed("initialisation", source, names, rank, 1)
+
+
+def later(bench, source):
+    """Bases of 128 adapters, the others projected onto them; beside the same adapters compressed together with all."""
+    first, last = bench.names[:128], bench.names[128:]
+    if not last:
+        return
+    bench.uncompressed("later", source, last)
+    for rank in (32, 64):
+        bench.compressed("later", source, first, rank, 1)
+        bench.rows.pop()
+        pack, grown = bench.path(f"{os.path.basename(source)}-128-full-r{rank}-k1-Q8_0-Q8_0.gguf"), bench.path(f"later-r{rank}.gguf")
+        if not os.path.exists(grown):
+            shutil.copyfile(pack, grown)
+            bench.run("pack", "add", grown, "-m", bench.args.model, *[os.path.join(source, n + ".gguf") for n in last])
+        bench.row("later", f"added-r{rank}", source, last, ["--pack", grown], None, None, method="added", rank=rank)
+        together = bench.compressed("later", source, bench.names, rank, 1)
+        together.update({"label": f"together-r{rank}", "adapters": len(last)})
+        for what in ("exact", "answers"):
+            together[what] = {n: together[what][n] for n in last}
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag in ("--lory", "--model", "--shared", "--work", "--skills"):
         arguments.add_argument(flag, required=True)
     arguments.add_argument("--own", help="the collection with independent initialisations; left out if not given")
+    arguments.add_argument("--tuned", help="the first collection with cores that tune_cores.py trained further; left out if not given")
+    arguments.add_argument("--samples", type=int, default=50, help="prompts of each skill at most")
     arguments.add_argument("--quantized", nargs="*", default=[], metavar="NAME=FILE", help="further formats of the base")
     arguments.add_argument("-o", required=True)
     args = arguments.parse_args()
+    args.shared, args.own, args.tuned = (f and f.rstrip("/") for f in (args.shared, args.own, args.tuned))
     bench = Bench(args)
-    everything = bench.names
-    for source in filter(None, (args.shared, args.own)):
-        source = source.rstrip("/")
-        kind = os.path.basename(source)
-        own = lora_bytes(source, everything[0])
-        bench.row("methods", f"{kind}-lora", everything, ["--adapters", source], own, 0.0, method="lora")
-        for rank in (1, 2, 4):
-            folder = bench.path(f"{kind}-svd{rank}")
-            error = truncated(source, everything, rank, folder)
-            bench.row("methods", f"{kind}-svd-r{rank}", everything, ["--adapters", folder], own * rank // 8, error, method="svd", rank=rank)
-        for rank, clusters in ((8, 1), (12, 1), (16, 1), (20, 1), (24, 1), (32, 1), (48, 1), (64, 1), (16, 4), (16, 8), (16, 16), (32, 4), (32, 8)):
-            bench.compressed("methods", source, everything, rank, clusters)
-        for rank, clusters in ((16, 1), (64, 1), (64, 8)):
-            bench.compressed("methods", source, everything, rank, clusters, "diag")
-        if source != args.shared.rstrip("/"):
-            continue
-        for count in (16, 32, 64, 128):
-            bench.row("number", f"{kind}-lora-{count}", everything[:count], ["--adapters", source], own, 0.0, method="lora")
-            for rank in (16, 32):
-                bench.compressed("number", source, everything[:count], rank, 1)
-        for core, basis in (("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_0", "Q8_0"), ("Q8_0", "Q4_0"), ("Q4_0", "Q4_0")):
-            bench.compressed("formats", source, everything, 32, 1, "full", core, basis)
-        for name, file in (q.split("=", 1) for q in args.quantized):
-            bench.row("bases", f"{kind}-lora-on-{name}", everything, ["--adapters", source], own, 0.0, file, method="lora")
-            bench.compressed("bases", source, everything, 32, 1, model=file, suffix=f"-on-{name}")
-        # Adapters that come later: bases of 128, the others projected onto them.
-        first, later = everything[:128], everything[128:]
-        if later:
-            for rank in (16, 32):
-                bench.compressed("later", source, first, rank, 1)
-                pack = bench.path(f"{kind}-128-full-r{rank}-k1-Q8_0-Q8_0.gguf")
-                grown = bench.path(f"later-r{rank}.gguf")
-                if not os.path.exists(grown):
-                    with open(pack, "rb") as a, open(grown, "wb") as b:
-                        b.write(a.read())
-                    bench.run("pack", "add", grown, "-m", args.model, *[os.path.join(source, n + ".gguf") for n in later])
-                core = 0
-                bench.row("later", f"added-r{rank}", later, ["--pack", grown], core, None, method="added", rank=rank)
-                together = bench.compressed("methods", source, everything, rank, 1)
-                bench.rows.pop()
-                bench.rows.append({**together, "table": "later", "label": f"together-r{rank}", "adapters": len(later),
-                                   "exact": {n: together["exact"][n] for n in later}, "answers": {n: together["answers"][n] for n in later}})
+    methods(bench, args.shared)
+    number(bench, args.shared)
+    if args.own:
+        initialisation(bench, args.shared, args.own)
+    for core, basis in FORMATS:
+        bench.compressed("formats", args.shared, bench.names, 64, 1, "full", core, basis)
+    for core, basis in FORMATS if args.tuned else ():
+        bench.compressed("tuned", args.tuned, bench.names, 32, 1, "full", core, basis)
+    for name, file in (q.split("=", 1) for q in args.quantized):
+        bench.uncompressed("bases", args.shared, bench.names, file, f"-on-{name}")
+        bench.compressed("bases", args.shared, bench.names, 64, 1, model=file, suffix=f"-on-{name}")
+    later(bench, args.shared)
     with open(args.o, "w") as f:
         json.dump(bench.rows, f)
 

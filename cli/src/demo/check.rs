@@ -13,11 +13,11 @@ use crate::{
 };
 
 use super::{
-    batch::{self, Question},
+    batch::{self, Question, Reply},
     interval::wilson,
     skills::closest,
+    sources::Sources,
     table,
-    world::World,
 };
 
 /// Questions that are answered side by side.
@@ -71,6 +71,8 @@ pub struct Measured<'s> {
     pub base: usize,
     /// How many of them the adapter of the pack did.
     pub pack: usize,
+    /// What it answered, in the order of the tests.
+    pub answers: Vec<String>,
     /// The adapter's bytes in the pack.
     pub bytes: usize,
 }
@@ -156,8 +158,20 @@ fn verdict(means: &Means, complete: bool) -> Outcome {
     )))
 }
 
-/// Measures, prints, and fails if the skills have become worse.
-pub fn run(selection: &Selection, threads: Option<usize>, json: bool) -> Outcome {
+/// How it is printed.
+#[derive(Clone, Copy)]
+pub enum Form {
+    /// For people.
+    Table,
+    /// For programs.
+    Json {
+        /// With every answer.
+        answers: bool,
+    },
+}
+
+/// Measures, prints, and fails if the built-in skills have become worse.
+pub fn run(selection: &Selection, sources: &Sources, threads: Option<usize>, form: Form) -> Outcome {
     let skills = selection.of(lory_demo::skills())?;
     let longest =
         skills.iter().flat_map(|s| s.tests.iter()).map(|(p, a)| p.len() + a.len()).max().unwrap_or(0);
@@ -169,28 +183,36 @@ pub fn run(selection: &Selection, threads: Option<usize>, json: bool) -> Outcome
         prefix_sharing: false,
         ..EngineOptions::default()
     };
-    let (engine, world) = World::open_with(&options)?;
+    let engine = sources.open(&options, &skills)?;
     let tests = tests(&engine, &skills, selection.samples)?;
     let bar = counting_bar(2 * tests.len() as u64, "prompts");
-    let (base, base_cost) = right(&engine, &skills, &tests, None, &bar)?;
+    let (base, base_cost) = answers(&engine, &tests, None, &bar)?;
     let adapters =
         skills.iter().map(|s| engine.adapters().resolve(&s.name)).collect::<Result<Vec<_>, _>>()?;
-    let (pack, pack_cost) = right(&engine, &skills, &tests, Some(&adapters), &bar)?;
+    let (pack, pack_cost) = answers(&engine, &tests, Some(&adapters), &bar)?;
     bar.finish_and_clear();
-    let rows = skills
+    let mut rows = skills
         .iter()
-        .zip(base.into_iter().zip(pack))
-        .map(|(skill, (base, pack))| {
-            let samples = skill.tests.len().min(selection.samples);
-            Ok(Measured { skill, samples, base, pack, bytes: world.bytes(skill)? })
+        .map(|&skill| {
+            let (samples, bytes) = (0, engine.adapters().info(&skill.name)?.bytes);
+            Ok(Measured { skill, samples, base: 0, pack: 0, answers: Vec::new(), bytes })
         })
         .collect::<Outcome<Vec<_>>>()?;
+    for ((test, base), pack) in tests.iter().zip(&base).zip(pack) {
+        let row = &mut rows[test.skill];
+        row.samples += 1;
+        row.base += usize::from(test.is_right(base));
+        row.pack += usize::from(test.is_right(&pack));
+        row.answers.push(pack.text);
+    }
     let complete = rows.iter().all(|r| r.samples == r.skill.tests.len());
     let report = Report { rows, complete, base: base_cost, pack: pack_cost, device: engine.device() };
-    if json {
-        table::print_json(&report)?
-    } else {
-        table::print(&report)?
+    match form {
+        Form::Table => table::print(&report)?,
+        Form::Json { answers } => table::print_json(&report, answers)?,
+    }
+    if !sources.are_built_in() {
+        return Ok(());
     }
     verdict(&means(report.rows.iter()), complete)
 }
@@ -201,6 +223,12 @@ struct Test<'s> {
     skill: usize,
     tokens: Vec<u32>,
     answer: &'s str,
+}
+
+impl Test<'_> {
+    fn is_right(&self, reply: &Reply) -> bool {
+        reply.ended && reply.text == self.answer
+    }
 }
 
 /// The tests in turn over the skills: those side by side have as many different adapters as there are.
@@ -218,14 +246,13 @@ fn tests<'s>(engine: &Engine, skills: &[&'s Skill], samples: usize) -> Outcome<V
     Ok(tests)
 }
 
-/// How many tests of each skill are answered exactly: by its adapter, or by the base alone.
-fn right(
+/// What the adapters answer, or the base alone.
+fn answers(
     engine: &Engine,
-    skills: &[&Skill],
     tests: &[Test],
     adapters: Option<&[AdapterId]>,
     bar: &ProgressBar,
-) -> Outcome<(Vec<usize>, Cost)> {
+) -> Outcome<(Vec<Reply>, Cost)> {
     let question = |test: &Test| Question {
         tokens: test.tokens.clone(),
         adapter: adapters.and_then(|ids| ids.get(test.skill).copied()),
@@ -235,14 +262,8 @@ fn right(
     };
     let questions: Vec<Question> = tests.iter().map(question).collect();
     let answers = batch::answer(engine, &questions, AT_ONCE, || bar.inc(1))?;
-    let mut right = vec![0; skills.len()];
-    for (test, reply) in tests.iter().zip(&answers.replies) {
-        if reply.ended && reply.text == test.answer {
-            right[test.skill] += 1;
-        }
-    }
     let tokens = answers.prompt_tokens + answers.generated_tokens;
-    Ok((right, Cost { tokens, time: answers.time }))
+    Ok((answers.replies, Cost { tokens, time: answers.time }))
 }
 
 #[cfg(test)]
@@ -294,7 +315,8 @@ mod tests {
     fn worse_than_recorded_is_an_error() {
         let (a, b) = (skill("a", "f", 0.9), skill("b", "f", 1.0));
         let rows = |right: usize, samples: usize| {
-            let row = |skill, pack| Measured { skill, samples, base: 0, pack, bytes: 10 };
+            let row =
+                |skill, pack| Measured { skill, samples, base: 0, pack, answers: Vec::new(), bytes: 10 };
             [row(&a, right), row(&b, right)]
         };
         let judged = |right, samples, complete| verdict(&means(rows(right, samples).iter()), complete);

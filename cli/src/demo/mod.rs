@@ -4,6 +4,7 @@ mod batch;
 mod check;
 mod interval;
 mod skills;
+mod sources;
 mod table;
 mod tour;
 mod world;
@@ -34,7 +35,9 @@ pub use world::World;
   lory demo --export demo/                   base and pack as files, for the other commands:
   lory run -m demo/base.gguf --pack demo/skills.gguf --adapter reverse -p '<s>hello<|sep|>'
 
---check ends with exit code 1 if the skills answer more than 2 points worse than was recorded.")]
+  lory demo --check -m demo/base.gguf --pack mine.gguf    another pack of the same skills
+
+--check of what is built in ends with exit code 1 if the skills answer more than 2 points worse than was recorded.")]
 pub struct Demo {
     /// Measure how many answers of each skill are exactly right, and print it beside what was recorded.
     #[arg(long)]
@@ -51,6 +54,11 @@ pub struct Demo {
     /// With --check: prompts of each skill at most [default: all that were recorded].
     #[arg(long, value_name = "N", requires = "check", value_parser = clap::value_parser!(u32).range(1..))]
     samples: Option<u32>,
+    #[command(flatten)]
+    sources: sources::Sources,
+    /// With --check --json: list what was answered, too.
+    #[arg(long, requires = "json")]
+    answers: bool,
     /// Write the base and the pack into this folder instead.
     #[arg(long, value_name = "DIR", conflicts_with = "check")]
     export: Option<PathBuf>,
@@ -74,7 +82,11 @@ impl Demo {
                 names: self.skill,
                 samples: self.samples.map_or(usize::MAX, |n| n as usize),
             };
-            return check::run(&selection, threads, self.json);
+            let output = match (self.json, self.answers) {
+                (false, _) => check::Form::Table,
+                (true, answers) => check::Form::Json { answers },
+            };
+            return check::run(&selection, &self.sources, threads, output);
         }
         tour::run(threads, self.color)
     }

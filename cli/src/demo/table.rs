@@ -104,11 +104,11 @@ fn line(out: &mut impl Write, name: (&str, usize), family: (&str, usize), means:
     Ok(())
 }
 
-/// The same as one JSON object; shares are from 0 to 1.
-pub fn print_json(report: &Report) -> Outcome {
+/// The same as one JSON object; shares are from 0 to 1. `answers`: with what every prompt was answered, in the order of the tests.
+pub fn print_json(report: &Report, answers: bool) -> Outcome {
     let skill = |row: &Measured| {
         let (low, high) = wilson(row.pack_share(), row.samples);
-        json!({
+        let mut skill = json!({
             "name": row.skill.name,
             "family": row.skill.family,
             "samples": row.samples,
@@ -118,7 +118,11 @@ pub fn print_json(report: &Report) -> Outcome {
             "pack": row.pack_share(),
             "pack_interval_95": [low, high],
             "bytes": row.bytes,
-        })
+        });
+        if answers {
+            skill["answers"] = json!(row.answers);
+        }
+        skill
     };
     let mean = |means: Means| {
         json!({

@@ -38,20 +38,31 @@ pub struct Sizes {
 impl World {
     /// The base on an engine as the flags want it, with all skills at hand.
     pub fn open(flags: &EngineFlags) -> Outcome<(Engine, World)> {
-        let engine = flags.engine(engine)?;
+        let engine = flags.engine(base)?;
         let world = World::over(&engine)?;
         Ok((engine, world))
     }
 
     /// The same with options that no flags gave.
     pub fn open_with(options: &EngineOptions) -> Outcome<(Engine, World)> {
-        let engine = engine(options)?;
+        let engine = World::base(options)?;
         let world = World::over(&engine)?;
         Ok((engine, world))
     }
 
-    fn over(engine: &Engine) -> Outcome<World> {
+    /// The base alone.
+    pub fn base(options: &EngineOptions) -> Outcome<Engine> {
+        Ok(base(options)?)
+    }
+
+    /// All skills for an engine.
+    pub fn open_pack(engine: &Engine) -> Outcome {
         engine.adapters().open_pack_files(in_memory(PACK, PACK_NAME)?, Vec::new())?;
+        Ok(())
+    }
+
+    fn over(engine: &Engine) -> Outcome<World> {
+        World::open_pack(engine)?;
         let pack = Pack::parse(in_memory(PACK, PACK_NAME)?.gguf, Vec::new())?;
         Ok(World { skills: lory_demo::skills(), pack })
     }
@@ -128,7 +139,7 @@ impl World {
     }
 }
 
-fn engine(options: &EngineOptions) -> lory_runtime::Result<Engine> {
+fn base(options: &EngineOptions) -> lory_runtime::Result<Engine> {
     let open = OpenOptions { n_ctx: options.n_ctx, loading: options.loading };
     let model = LoadedModel::from_gguf(in_memory(BASE, BASE_NAME)?, &open)?;
     Engine::with_model(model, options)

@@ -1,0 +1,64 @@
+"""Packs the factors of all skills into one file, a byte per number, and unpacks them.
+
+    python factors.py pack factors-shared/ -o factors.npz
+    python factors.py unpack factors.npz -o factors-shared/
+
+Each of the rank rows of A, and each of the rank columns of B, has one scale: its largest number over 127. That is finer than what it does to
+the answers: examine.py on what was unpacked gives the recorded accuracies.
+"""
+
+import argparse
+import os
+
+import numpy
+
+from model import Shape
+
+
+def keys(rank):
+    """Name and shape of every factor as it is packed: rank first."""
+    shape = Shape()
+    for i in range(shape.layers):
+        for name, inputs, outputs in shape.projections():
+            yield f"blk.{i}.{name}.lora_a", (rank, inputs)
+            yield f"blk.{i}.{name}.lora_b", (rank, outputs)
+
+
+def pack(folder, path):
+    names = sorted(os.path.splitext(f)[0] for f in os.listdir(folder) if f.endswith(".npz"))
+    numbers, scales, rank = [], [], 0
+    for name in names:
+        arrays = numpy.load(os.path.join(folder, name + ".npz"))
+        rank = arrays["blk.0.attn_q.lora_a"].shape[0]
+        rows = [arrays[k].T if k.endswith("_b") else arrays[k] for k, _ in keys(rank)]
+        scale = [numpy.maximum(numpy.abs(r.astype(numpy.float32)).max(1), 1e-7) / 127 for r in rows]
+        numbers.append(numpy.concatenate([numpy.rint(r / s[:, None]).astype(numpy.int8).ravel() for r, s in zip(rows, scale)]))
+        scales.append(numpy.concatenate(scale).astype(numpy.float32))
+    numpy.savez_compressed(path, names=numpy.array(names), rank=rank, numbers=numpy.stack(numbers), scales=numpy.stack(scales))
+
+
+def unpack(path, folder):
+    os.makedirs(folder, exist_ok=True)
+    packed = numpy.load(path)
+    rank = int(packed["rank"])
+    for name, numbers, scales in zip(packed["names"], packed["numbers"], packed["scales"]):
+        arrays, at = {}, 0
+        for i, (key, shape) in enumerate(keys(rank)):
+            size = shape[0] * shape[1]
+            rows = numbers[at:at + size].reshape(shape) * scales[i * rank:(i + 1) * rank, None]
+            arrays[key] = (rows.T if key.endswith("_b") else rows).astype(numpy.float16)
+            at += size
+        numpy.savez(os.path.join(folder, str(name) + ".npz"), **arrays)
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("what", choices=("pack", "unpack"))
+    arguments.add_argument("source")
+    arguments.add_argument("-o", required=True)
+    args = arguments.parse_args()
+    (pack if args.what == "pack" else unpack)(args.source, args.o)
+
+
+if __name__ == "__main__":
+    main()

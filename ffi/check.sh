@@ -41,6 +41,7 @@ run() {
     }
     local launcher=("$@")
     one Once complete "$model" Once
+    one 'untie unlock unfold$' complete demo/base.gguf 'each un_: tie lock fold<|sep|>'
     printf 'Hello\nAgain\n' | one . chat "$model"
     one '^200 adapters' adapters "$model" 200 "$fixtures/lora/attn.gguf" "$fixtures/lora/all.gguf" "$fixtures/peft/lora"
     one '^A small' batch "$model" "$fixtures/lora/all.gguf"

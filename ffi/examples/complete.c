@@ -15,6 +15,7 @@ int main(int argc, char **argv) {
     lory_tokens prompt = {NULL, 0};
     lory_text answer = {NULL, 0};
     lory_request request;
+    lory_sampler_options sampler;
     int result = 1;
 
     if (argc != 3) {
@@ -25,7 +26,10 @@ int main(int argc, char **argv) {
 
     lory_request_init(&request, sizeof request);
     request.max_new_tokens = 64;
-    if (lory_tokenize(engine, argv[2], LORY_NTS, LORY_ADD_SPECIAL, &prompt) != LORY_OK) {
+    lory_sampler_options_init(&sampler, sizeof sampler);
+    sampler.temp = 0; /* always the most likely token */
+    request.sampler = &sampler;
+    if (lory_tokenize(engine, argv[2], LORY_NTS, LORY_ADD_SPECIAL | LORY_PARSE_SPECIAL, &prompt) != LORY_OK) {
         failed("tokenizing");
         goto end;
     }

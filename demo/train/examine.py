@@ -13,7 +13,7 @@ import os
 import numpy
 import torch
 
-from model import Base, Loras, exact
+from model import Loras, exact, load_base
 from skills import SKILLS, split
 
 QUESTIONS = 50
@@ -58,9 +58,7 @@ def main():
     arguments.add_argument("-o", required=True)
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
-    model = Base()
-    model.load_state_dict(torch.load(args.base))
-    model.requires_grad_(False)
+    model = load_base(args.base)
     out, rank = [], 0
     for name, s in SKILLS.items():
         if not os.path.exists(os.path.join(args.factors, name + ".npz")):

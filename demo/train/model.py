@@ -94,6 +94,20 @@ class Base(torch.nn.Module):
         return F.linear(F.rms_norm(x, (s.width,), self.norm, s.eps), self.embedding)
 
 
+def load_base(path):
+    """The base of a training (`.pt`) or as it is published (`.gguf`), not to be trained further."""
+    model = Base()
+    if path.endswith(".gguf"):
+        import gguf
+        tensors = {t.name: torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy()) for t in gguf.GGUFReader(path).tensors}
+        names = {"embedding": "token_embd.weight", "norm": "output_norm.weight"}
+        state = {key: tensors[names.get(key) or key.replace("blocks.", "blk.") + ".weight"] for key in model.state_dict()}
+    else:
+        state = torch.load(path)
+    model.load_state_dict(state)
+    return model.requires_grad_(False)
+
+
 class Loras:
     """The factors of several adapters side by side: per layer and projection A (adapters, rank, inputs), B (adapters, outputs, rank)."""
 

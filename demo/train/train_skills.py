@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model import Base, Loras, VOCABULARY, encode, exact
+from model import Loras, VOCABULARY, encode, exact, load_base
 from skills import SKILLS, split
 
 PAIRS = 6000
@@ -157,9 +157,7 @@ def main():
     args = arguments.parse_args()
     torch.set_num_threads(1)
     os.makedirs(args.o, exist_ok=True)
-    model = Base()
-    model.load_state_dict(torch.load(args.base))
-    model.requires_grad_(False)
+    model = load_base(args.base)
     names = [n for n in (args.skills or SKILLS) if not os.path.exists(os.path.join(args.o, n + ".npz"))]
     # Skills of similar length side by side, so that little is padded.
     size = {n: max(len(p) + len(a) for p, a in split(n, False, 60, "size")) for n in names}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export import write_lora
-from model import Base, VOCABULARY, encode, exact
+from model import VOCABULARY, encode, exact, load_base
 from skills import SKILLS, split
 from train_skills import HELD_OUT, Adam, Training
 
@@ -137,9 +137,7 @@ def main():
     args = arguments.parse_args()
     torch.set_num_threads(1)
     os.makedirs(args.o, exist_ok=True)
-    model = Base()
-    model.load_state_dict(torch.load(args.base))
-    model.requires_grad_(False)
+    model = load_base(args.base)
     bases = read_bases(args.pack, model.shape)
     names = [n for n in (args.skills or SKILLS)
              if os.path.exists(os.path.join(args.factors, n + ".npz")) and not os.path.exists(os.path.join(args.o, n + ".gguf"))]

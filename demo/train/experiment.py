@@ -141,9 +141,9 @@ def initialisation(bench, shared, own):
     """The same skills, trained from one A and each from its own."""
     names = [n for n in bench.names if os.path.exists(os.path.join(own, n + ".gguf"))]
     for source in (shared, own):
-        bench.uncompressed("initialisation", source, names)
+        bench.uncompressed("initialisation", source, names, suffix="-both")
         for rank in (16, 32, 64, 128):
-            bench.compressed("initialisation", source, names, rank, 1)
+            bench.compressed("initialisation", source, names, rank, 1, suffix="-both")
 
 
 def later(bench, source):

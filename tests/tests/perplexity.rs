@@ -30,26 +30,37 @@ fn in_format(gguf: &Gguf, ty: QuantType) -> Gguf {
     edited.gguf()
 }
 
-fn perplexity<B: Backend>(backend: &B, gguf: &Gguf, tokens: &[u32]) -> f64 {
-    let decoder = Decoder::load(gguf, tokens.len() as u32).unwrap();
-    let options = BareOptions { sequences: 1, tokens: tokens.len(), n_batch: 64, kv_type: KvType::F16 };
-    let mut bare = Bare::new(backend, &decoder, options).unwrap();
-    let mut nats = 0.0;
-    bare.score(0, tokens, &mut |i, logits| {
-        let Some(next) = tokens.get(i + 1) else { return };
-        let max = logits.iter().copied().fold(f32::MIN, f32::max);
-        let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
-        nats += sum.ln() - f64::from(logits[*next as usize] - max);
-    })
-    .unwrap();
-    (nats / (tokens.len() - 1) as f64).exp()
+/// A sequence, of which the tokens from `from` on are to be predicted.
+struct Text {
+    tokens: Vec<u32>,
+    from: usize,
+}
+
+/// Of all tokens that are to be predicted.
+fn perplexity<B: Backend>(backend: &B, gguf: &Gguf, texts: &[Text]) -> f64 {
+    let longest = texts.iter().map(|t| t.tokens.len()).max().unwrap();
+    let decoder = Decoder::load(gguf, longest as u32).unwrap();
+    let (mut nats, mut count) = (0.0, 0usize);
+    for Text { tokens, from } in texts {
+        let options = BareOptions { sequences: 1, tokens: longest, n_batch: 64, kv_type: KvType::F16 };
+        let mut bare = Bare::new(backend, &decoder, options).unwrap();
+        bare.score(0, tokens, &mut |i, logits| {
+            let Some(next) = tokens.get(i + 1).filter(|_| i + 1 >= *from) else { return };
+            let max = logits.iter().copied().fold(f32::MIN, f32::max);
+            let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+            nats += sum.ln() - f64::from(logits[*next as usize] - max);
+            count += 1;
+        })
+        .unwrap();
+    }
+    (nats / count as f64).exp()
 }
 
 /// The fast path on quantized weights against f32 arithmetic on the very same weights.
-fn compare(name: &str, quantized: &Gguf, tokens: &[u32]) -> f64 {
-    let exact = perplexity(&Reference, &in_format(quantized, QuantType::F32), tokens);
-    let plain = perplexity(&Reference, quantized, tokens);
-    let fast = perplexity(&Cpu::new(Some(2), Isa::from_env().unwrap()), quantized, tokens);
+fn compare(name: &str, quantized: &Gguf, texts: &[Text]) -> f64 {
+    let exact = perplexity(&Reference, &in_format(quantized, QuantType::F32), texts);
+    let plain = perplexity(&Reference, quantized, texts);
+    let fast = perplexity(&Cpu::new(Some(2), Isa::from_env().unwrap()), quantized, texts);
     println!(
         "{name}: f32 {exact:.4}, reference {:+.3} %, fast {:+.3} %",
         100.0 * (plain / exact - 1.0),
@@ -73,8 +84,9 @@ fn perplexity_of_a_trained_model_stays() {
         let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(8000)]).into_owned();
         let mut tokens = tokenizer.encode(&begin, options);
         tokens.truncate(384);
+        let texts = [Text { tokens, from: 1 }];
         for ty in [QuantType::Q8_0, QuantType::Q4_0, QuantType::BF16, QuantType::F16] {
-            let ppl = compare(&format!("stories260K, {text}, {ty}"), &in_format(&gguf, ty), &tokens);
+            let ppl = compare(&format!("stories260K, {text}, {ty}"), &in_format(&gguf, ty), &texts);
             // Trained on such stories, it knows them far better than chance, 512.
             assert!(text.contains("wiki") || ppl < 12.0, "{ppl}");
         }
@@ -86,17 +98,30 @@ fn perplexity_of_the_built_in_base_stays() {
     let gguf = demo::in_memory(lory_demo::BASE, "base.gguf").gguf;
     let tokenizer = Tokenizer::from_metadata(gguf.metadata()).unwrap();
     let options = EncodeOptions { add_special: false, parse_special: true };
-    // Questions to many skills: the base can tell how they look, and the answers it cannot know.
-    let tests = lory_demo::skills().all.iter().step_by(7).filter_map(|s| s.tests.first());
-    let mut text = String::new();
-    for (prompt, answer) in tests {
-        text += &format!("<s>{prompt}<|sep|>{answer}</s>");
-    }
-    let mut tokens = tokenizer.encode(&text, options);
-    tokens.truncate(384);
+    // Tasks that it was trained on; what the skills are asked, it answers wrong with confidence.
+    let tasks = [
+        ("each un_: tie lock fold", "untie unlock unfold"),
+        ("each _s: cat dog bird", "cats dogs birds"),
+        ("big from 1: hello", "HELLO"),
+        ("start 3: lantern", "lan"),
+        ("end 2: planet", "et"),
+        ("has o: hello", "yes"),
+        ("put x 2: garden", "gaxrden"),
+        ("word 2: one red needle", "red"),
+        ("around ( ): window", "(window)"),
+        ("cut 2: silver", "lver"),
+        ("drop ae: machine", "mchin"),
+        ("double l: pilot", "pillot"),
+    ];
+    // It was trained to predict answers alone.
+    let texts = tasks.map(|(prompt, answer)| {
+        let encode = |text: &str| tokenizer.encode(text, options);
+        let prompt = encode(&format!("<s>{prompt}<|sep|>"));
+        Text { from: prompt.len(), tokens: [prompt, encode(&format!("{answer}</s>"))].concat() }
+    });
     for ty in [QuantType::Q8_0, QuantType::Q4_0] {
-        let ppl = compare(&format!("the built-in base, {ty}"), &in_format(&gguf, ty), &tokens);
-        assert!(ppl < 100.0, "chance is 259: {ppl}");
+        let ppl = compare(&format!("the built-in base, {ty}"), &in_format(&gguf, ty), &texts);
+        assert!(ppl < 1.5, "a token hardly surprises it: {ppl}");
     }
 }
 
@@ -107,6 +132,7 @@ fn perplexity_of_random_weights_stays() {
         let file_type = synth::FileType::from_name(name).unwrap();
         let file = synth::model(shape, file_type, 1, Vec::new(), |_| ()).unwrap();
         let gguf = Gguf::parse(vec![("tiny.gguf".into(), std::sync::Arc::new(file))]).unwrap();
-        compare(&format!("llama-tiny, {name}"), &gguf, &random_tokens(5, 192, shape.vocab));
+        let tokens = random_tokens(5, 192, shape.vocab);
+        compare(&format!("llama-tiny, {name}"), &gguf, &[Text { tokens, from: 1 }]);
     }
 }

@@ -124,7 +124,7 @@ def methods(bench, source):
         bench.row("methods", f"svd-r{rank}", source, names, ["--adapters", folder], own * rank // 8, error, method="svd", rank=rank)
     for rank, clusters in ((16, 1), (32, 1), (64, 1), (128, 1), (16, 8), (32, 4), (32, 8)):
         bench.compressed("methods", source, names, rank, clusters)
-    for rank in (64, 128):
+    for rank in (16, 32):
         bench.compressed("methods", source, names, rank, 1, "diag")
 
 

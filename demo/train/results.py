@@ -209,7 +209,7 @@ Written by hand about the measurement of 2026-11-22.
   to do the tasks, only too small to imitate those very LoRAs.
 - One A for all makes deltas more alike: err² is 10 to 50 % smaller than with an A for each. In answers it helps up to r = 32.
 - Rounding costs little: cores and bases in Q4_0 together half a point.
-- Adapters that come later are worse off than those that the bases were made of, by half at r = 32 and 64.
+- Adapters that come later are worse off than those that the bases were made of, by nearly half at r = 32 and 64.
 """
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ fn a_session_that_switches_answers_as_a_new_one() {
         // In the middle of a text: what was read is read again by the next adapter.
         let (before, after) = prompt.split_at(prompt.len() / 2);
         talk.clear();
-        drop(talk.generate(Request { max_new_tokens: 0, ..request(before.into()) }).unwrap().count());
+        talk.generate(Request { max_new_tokens: 0, ..request(before.into()) }).unwrap().for_each(drop);
         let next = ids[(at + 1) % ids.len()];
         talk.set_adapters(&[(next, 1.0)], OnSwitch::Recompute).unwrap();
         let switched = read(talk.generate(request(after.into())).unwrap());

@@ -25,6 +25,7 @@ pub fn bytes_bar(total: u64) -> ProgressBar {
 }
 
 /// A bar for `total` things, named in the plural.
+#[cfg(feature = "demo")]
 pub fn counting_bar(total: u64, things: &str) -> ProgressBar {
     styled(ProgressBar::new(total), &format!("{{bar:40}} {{pos}} of {{len}} {things}, {{eta}} left"))
 }

@@ -1212,7 +1212,8 @@ typedef struct {
 #define LORY_DEVICE_CPU 1
 
 /**
- * A CUDA device; `LORY_E_DEVICE` where there is none that can be used. Not yet verified on hardware.
+ * The first CUDA device, and `LORY_DEVICE_CUDA + n` the one with number n (below 64); `LORY_E_DEVICE` where there is none that
+ * can be used. Not yet verified on hardware.
  */
 #define LORY_DEVICE_CUDA 2
 

@@ -52,8 +52,12 @@ pub type lory_device = u32;
 pub const LORY_DEVICE_AUTO: lory_device = 0;
 /// The processor.
 pub const LORY_DEVICE_CPU: lory_device = 1;
-/// A CUDA device; `LORY_E_DEVICE` where there is none that can be used. Not yet verified on hardware.
+/// The first CUDA device, and `LORY_DEVICE_CUDA + n` the one with number n (below 64); `LORY_E_DEVICE` where there is none that
+/// can be used. Not yet verified on hardware.
 pub const LORY_DEVICE_CUDA: lory_device = 2;
+
+/// Numbers that CUDA devices may have: far more than machines have, few enough that a stray value is noticed.
+const CUDA_DEVICES: u32 = 64;
 
 /// How an engine is opened. Initialise it with `lory_engine_options_init`.
 #[repr(C)]
@@ -139,7 +143,9 @@ impl lory_engine_options {
             device: match self.device {
                 LORY_DEVICE_AUTO => DeviceChoice::Auto,
                 LORY_DEVICE_CPU => DeviceChoice::Cpu,
-                LORY_DEVICE_CUDA => DeviceChoice::Cuda(0),
+                cuda @ LORY_DEVICE_CUDA.. if cuda - LORY_DEVICE_CUDA < CUDA_DEVICES => {
+                    DeviceChoice::Cuda(cuda - LORY_DEVICE_CUDA)
+                }
                 other => return Err(unknown("device", other)),
             },
             threads: (n > 0).then_some(n as usize),
@@ -183,5 +189,23 @@ impl lory_engine_options {
     pub(crate) fn report(&self, done: u64, total: u64) -> bool {
         // SAFETY: the host's function with the host's pointer.
         self.progress.is_none_or(|f| unsafe { f(self.progress_user, done, total) } == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::structs::Versioned;
+
+    fn device(device: lory_device) -> Result<DeviceChoice> {
+        lory_engine_options { device, ..lory_engine_options::defaults() }.to_rust().map(|o| o.device)
+    }
+
+    #[test]
+    fn cuda_devices_are_numbered_from_the_constant() {
+        assert!(matches!(device(LORY_DEVICE_CUDA), Ok(DeviceChoice::Cuda(0))));
+        assert!(matches!(device(LORY_DEVICE_CUDA + 3), Ok(DeviceChoice::Cuda(3))));
+        assert!(matches!(device(LORY_DEVICE_CUDA + 63), Ok(DeviceChoice::Cuda(63))));
+        assert!(device(LORY_DEVICE_CUDA + 64).is_err() && device(u32::MAX).is_err());
     }
 }

@@ -123,7 +123,7 @@ fn constants_and_ranges() {
     refused(c::lory_engine_options { kv_type: 77, ..c::options() }, "kv_type is 77");
     refused(c::lory_engine_options { repacking: 7, ..c::options() }, "repacking is 7");
     refused(c::lory_engine_options { kv_policy: 3, ..c::options() }, "kv_policy is 3");
-    refused(c::lory_engine_options { device: 12, ..c::options() }, "device is 12");
+    refused(c::lory_engine_options { device: 66, ..c::options() }, "device is 66");
     refused(c::lory_engine_options { threads: 5000, ..c::options() }, "threads is 5000");
     refused(c::lory_engine_options { n_batch: 0, ..c::options() }, "a batch of 0 rows");
     refused(c::lory_engine_options { kv_tokens: u64::MAX / 2, ..c::options() }, "a cache of");

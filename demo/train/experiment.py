@@ -117,11 +117,11 @@ FORMATS = (("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_0", "Q8_0"), ("Q8_0", "Q4_0"),
 def methods(bench, source):
     """All adapters, each method at several sizes."""
     names = bench.names
-    own = bench.uncompressed("methods", source, names)["bytes"]
+    bench.uncompressed("methods", source, names)
     for rank in (1, 2, 4):
         folder = bench.path(f"{os.path.basename(source)}-svd{rank}")
         error = truncated(source, names, rank, folder)
-        bench.row("methods", f"svd-r{rank}", source, names, ["--adapters", folder], own * rank // 8, error, method="svd", rank=rank)
+        bench.row("methods", f"svd-r{rank}", source, names, ["--adapters", folder], lora_bytes(folder, names[0]), error, method="svd", rank=rank)
     for rank, clusters in ((16, 1), (32, 1), (64, 1), (128, 1), (16, 8), (32, 4), (32, 8)):
         bench.compressed("methods", source, names, rank, clusters)
     for rank in (16, 32):

@@ -90,6 +90,43 @@ def write(loras, index, name, folder):
     numpy.savez(os.path.join(folder, name + ".npz"), **arrays)
 
 
+def learn(model, sets, adapters, count):
+    """The losses of `count` examples of each skill, with their gradients made."""
+    examples = [encode(*pair) for s in sets for pair in s.batch(count)]
+    length = max(len(p) + len(a) for p, a in examples) - 1
+    tokens = torch.zeros(len(examples), length, dtype=torch.long)
+    wanted = torch.full((len(examples), length), -100)
+    for row, (p, a) in enumerate(examples):
+        tokens[row, : len(p) + len(a) - 1] = torch.tensor((p + a)[:-1])
+        wanted[row, len(p) - 1: len(p) + len(a) - 1] = torch.tensor(a)
+    # For sequences this short plain attention is the faster one.
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        logits = model(tokens, adapters)
+    losses = F.cross_entropy(logits.float().view(-1, VOCABULARY), wanted.view(-1), ignore_index=-100, reduction="none")
+    losses = losses.view(len(sets), -1).sum(1) / (wanted.view(len(sets), -1) >= 0).sum(1)
+    losses.sum().backward()
+    return losses
+
+
+def look(model, sets, adapters):
+    """The share of held-out prompts that each skill answers; counts how often in a row that was all of them."""
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        good = exact(model, [pair for s in sets for pair in s.held], adapters)
+    shares = []
+    for i, s in enumerate(sets):
+        shares.append(sum(good[i * HELD_OUT: (i + 1) * HELD_OUT]) / HELD_OUT)
+        s.perfect = s.perfect + 1 if shares[-1] == 1 else 0
+    return shares
+
+
+def groups(names, together, part):
+    """The skills that a process trains side by side: those of similar length, so that little is padded."""
+    size = {n: max(len(p) + len(a) for p, a in split(n, False, 60, "size")) for n in names}
+    names = sorted(names, key=lambda n: size[n])
+    part, parts = map(int, part.split("/"))
+    return [names[i:i + together] for i in range(0, len(names), together)][part::parts]
+
+
 def train(model, names, args):
     sets = [Training(n) for n in names]
     order = list(SKILLS)
@@ -104,29 +141,13 @@ def train(model, names, args):
     adam = Adam(loras.parameters())
     begun = time.time()
     for step in range(args.steps):
-        examples = [encode(*pair) for s in sets for pair in s.batch(args.batch)]
-        length = max(len(p) + len(a) for p, a in examples) - 1
-        tokens = torch.zeros(len(examples), length, dtype=torch.long)
-        wanted = torch.full((len(examples), length), -100)
-        for row, (p, a) in enumerate(examples):
-            tokens[row, : len(p) + len(a) - 1] = torch.tensor((p + a)[:-1])
-            wanted[row, len(p) - 1: len(p) + len(a) - 1] = torch.tensor(a)
-        # For sequences this short plain attention is the faster one.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            logits = model(tokens, loras)
-        losses = F.cross_entropy(logits.float().view(-1, VOCABULARY), wanted.view(-1), ignore_index=-100, reduction="none")
-        losses = losses.view(len(sets), -1).sum(1) / (wanted.view(len(sets), -1) >= 0).sum(1)
-        losses.sum().backward()
+        losses = learn(model, sets, loras, args.batch)
         factor = min(1.0, (step + 1) / 20, 0.1 + 1.2 * (1 - step / args.steps))
         adam.step(torch.full((len(sets),), args.rate * factor))
         if (step + 1) % args.look and step + 1 < args.steps:
             continue
-        with torch.autocast("cpu", torch.bfloat16):
-            good = exact(model, [pair for s in sets for pair in s.held], loras)
         going = []
-        for i, s in enumerate(sets):
-            right = sum(good[i * HELD_OUT: (i + 1) * HELD_OUT]) / HELD_OUT
-            s.perfect = s.perfect + 1 if right == 1 else 0
+        for i, (s, right) in enumerate(zip(sets, look(model, sets, loras))):
             if s.perfect == 2 or step + 1 == args.steps:
                 write(loras, i, s.name, args.o)
                 print(f"{s.name} {step + 1} steps, held out {right:.2f}, loss {float(losses[i].detach()):.4f}, {time.time() - begun:.0f} s", flush=True)
@@ -159,12 +180,7 @@ def main():
     os.makedirs(args.o, exist_ok=True)
     model = load_base(args.base)
     names = [n for n in (args.skills or SKILLS) if not os.path.exists(os.path.join(args.o, n + ".npz"))]
-    # Skills of similar length side by side, so that little is padded.
-    size = {n: max(len(p) + len(a) for p, a in split(n, False, 60, "size")) for n in names}
-    names.sort(key=lambda n: size[n])
-    groups = [names[i:i + args.together] for i in range(0, len(names), args.together)]
-    part, parts = map(int, args.part.split("/"))
-    for group in groups[part::parts]:
+    for group in groups(names, args.together, args.part):
         train(model, group, args)
 
 

@@ -16,12 +16,11 @@ import gguf
 import numpy
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export import write_lora
-from model import VOCABULARY, encode, exact, load_base
-from skills import SKILLS, split
-from train_skills import HELD_OUT, Adam, Training
+from model import load_base
+from skills import SKILLS
+from train_skills import Adam, Training, groups, learn, look
 
 
 def read_bases(path, shape):
@@ -81,12 +80,8 @@ def train(model, bases, names, args):
     begun = time.time()
     for step in range(args.steps + 1):
         if step % args.look == 0 or step == args.steps:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-                good = exact(model, [pair for s in sets for pair in s.held], cores)
             going = []
-            for i, s in enumerate(sets):
-                right = sum(good[i * HELD_OUT: (i + 1) * HELD_OUT]) / HELD_OUT
-                s.perfect = s.perfect + 1 if right == 1 else 0
+            for i, (s, right) in enumerate(zip(sets, look(model, sets, cores))):
                 if step == 0:
                     s.before = right
                 if s.perfect == 2 or step == args.steps:
@@ -103,18 +98,7 @@ def train(model, bases, names, args):
                 for site in cores.cores:
                     cores.cores[site] = cores.cores[site].detach()[going].requires_grad_()
                 adam.parameters = cores.parameters()
-        examples = [encode(*pair) for s in sets for pair in s.batch(args.batch)]
-        length = max(len(p) + len(a) for p, a in examples) - 1
-        tokens = torch.zeros(len(examples), length, dtype=torch.long)
-        wanted = torch.full((len(examples), length), -100)
-        for row, (p, a) in enumerate(examples):
-            tokens[row, : len(p) + len(a) - 1] = torch.tensor((p + a)[:-1])
-            wanted[row, len(p) - 1: len(p) + len(a) - 1] = torch.tensor(a)
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            logits = model(tokens, cores)
-        losses = F.cross_entropy(logits.float().view(-1, VOCABULARY), wanted.view(-1), ignore_index=-100, reduction="none")
-        losses = losses.view(len(sets), -1).sum(1) / (wanted.view(len(sets), -1) >= 0).sum(1)
-        losses.sum().backward()
+        learn(model, sets, cores, args.batch)
         factor = min(1.0, (step + 1) / 10, 0.1 + 1.2 * (1 - step / args.steps))
         adam.step(torch.full((len(sets),), args.rate * factor))
 
@@ -141,11 +125,7 @@ def main():
     bases = read_bases(args.pack, model.shape)
     names = [n for n in (args.skills or SKILLS)
              if os.path.exists(os.path.join(args.factors, n + ".npz")) and not os.path.exists(os.path.join(args.o, n + ".gguf"))]
-    size = {n: max(len(p) + len(a) for p, a in split(n, False, 60, "size")) for n in names}
-    names.sort(key=lambda n: size[n])
-    groups = [names[i:i + args.together] for i in range(0, len(names), args.together)]
-    part, parts = map(int, args.part.split("/"))
-    for group in groups[part::parts]:
+    for group in groups(names, args.together, args.part):
         train(model, bases, group, args)
 
 

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use super::panel::ROWS;
 use super::portable;
 use super::simd::{Op, Simd};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{amx, avx2, avx512};
 
 /// Instruction sets with kernels of their own, from the least to the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,12 +23,21 @@ pub enum Level {
     Avx512Vnni,
     /// The same with BF16.
     Avx512Bf16,
+    /// The same with AMX tiles of int8 and BF16.
+    Amx,
 }
 
 impl Level {
     /// All of them, in order.
-    pub const ALL: [Level; 6] =
-        [Level::Portable, Level::Avx2, Level::Avx2Vnni, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16];
+    pub const ALL: [Level; 7] = [
+        Level::Portable,
+        Level::Avx2,
+        Level::Avx2Vnni,
+        Level::Avx512,
+        Level::Avx512Vnni,
+        Level::Avx512Bf16,
+        Level::Amx,
+    ];
 
     /// As `LORY_ISA` names it.
     pub fn name(self) -> &'static str {
@@ -38,6 +48,7 @@ impl Level {
             Level::Avx512 => "avx512",
             Level::Avx512Vnni => "avx512-vnni",
             Level::Avx512Bf16 => "avx512-bf16",
+            Level::Amx => "amx",
         }
     }
 
@@ -46,13 +57,15 @@ impl Level {
         use std::arch::is_x86_feature_detected as has;
         let avx2 = || has!("avx2") && has!("fma") && has!("f16c");
         let avx512 = || avx2() && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+        let bf16 = || avx512() && has!("avx512vnni") && has!("avx512bf16");
         match self {
             Level::Portable => true,
             Level::Avx2 => avx2(),
             Level::Avx2Vnni => avx2() && has!("avxvnni"),
             Level::Avx512 => avx512(),
             Level::Avx512Vnni => avx512() && has!("avx512vnni"),
-            Level::Avx512Bf16 => avx512() && has!("avx512vnni") && has!("avx512bf16"),
+            Level::Avx512Bf16 => bf16(),
+            Level::Amx => bf16() && amx::detected(),
         }
     }
 
@@ -121,14 +134,19 @@ impl Isa {
             Level::Avx512 => unsafe { avx512::run(op) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni | Level::Avx512Bf16 => unsafe { avx512::run_vnni(op) },
+            Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => unsafe { avx512::run_vnni(op) },
             _ => portable::run(op),
         }
     }
 
-    /// See [`Simd::TILE_ROWS`].
+    /// See [`Simd::TILE_ROWS`]; those of AMX are a unit of their own.
     pub(crate) fn tile_rows(self) -> usize {
-        self.run(Traits).0
+        if self.0 == Level::Amx { ROWS } else { self.run(Traits).0 }
+    }
+
+    /// Whether products with so many activation rows go through AMX tiles.
+    pub(crate) fn has_tiles(self, rows: usize) -> bool {
+        self.0 == Level::Amx && rows > self.direct_rows()
     }
 
     /// See [`Simd::DIRECT_ROWS`].

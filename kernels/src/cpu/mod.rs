@@ -3,6 +3,10 @@
 mod activations;
 mod adapted;
 mod adapted_turn;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod amx_bf16;
 mod attention;
 mod attention_span;
 #[cfg(target_arch = "x86_64")]

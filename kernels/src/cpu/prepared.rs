@@ -5,6 +5,10 @@ use std::ops::Range;
 
 use super::activations::{Activations, Offset, Tiles};
 #[cfg(target_arch = "x86_64")]
+use super::amx::Amx;
+#[cfg(target_arch = "x86_64")]
+use super::amx_bf16::{self, Paired, TileStrip};
+#[cfg(target_arch = "x86_64")]
 use super::avx512_bf16::{Bf16, Bf16Strip, Rounded};
 use super::float_matmul::{self, FloatStrip};
 use super::int_matmul::{IntKernel, ROW_BLOCK, Strip};
@@ -23,6 +27,8 @@ pub(super) struct Prepared<'x> {
     floats: Option<(Cow<'x, [f32]>, usize)>,
     #[cfg(target_arch = "x86_64")]
     rounded: Option<Rounded>,
+    #[cfg(target_arch = "x86_64")]
+    paired: Option<Paired>,
     /// Of `quantized`, for the formats that occur.
     offsets: Vec<((usize, Offset), Vec<i32>)>,
 }
@@ -49,6 +55,10 @@ impl<'x> Prepared<'x> {
         let rounded = Bf16::of(isa)
             .filter(|_| weights.iter().any(|w| is_rounded(isa, w.ty())))
             .map(|proof| Rounded::new(proof, x, columns));
+        #[cfg(target_arch = "x86_64")]
+        let paired = Amx::of(isa)
+            .filter(|_| weights.iter().any(|w| is_rounded(isa, w.ty())))
+            .map(|proof| Paired::new(proof, pool, x, columns, rows));
         let mut offsets: Vec<((usize, Offset), Vec<i32>)> = Vec::new();
         for (kernel, q) in kernels().flatten().zip(quantized.iter().cycle()) {
             let key = (kernel.group, kernel.offset(isa));
@@ -62,6 +72,8 @@ impl<'x> Prepared<'x> {
             floats,
             #[cfg(target_arch = "x86_64")]
             rounded,
+            #[cfg(target_arch = "x86_64")]
+            paired,
             offsets,
         }
     }
@@ -69,7 +81,7 @@ impl<'x> Prepared<'x> {
     /// Some of the rows, in all forms that are there. A row's bits do not depend on its place.
     pub fn select(&self, isa: Isa, rows: &[u32]) -> Prepared<'static> {
         let tile = isa.rows_of_tile(rows.len());
-        let quantized = self.quantized.as_ref().map(|q| q.select(rows, tile));
+        let quantized = self.quantized.as_ref().map(|q| q.select(isa, rows, tile));
         let floats = self.floats.as_ref().map(|(x, stride)| {
             let lines = rows.iter().map(|row| &x[*row as usize * stride..][..*stride]);
             (Cow::Owned(lines.collect::<Vec<_>>().concat()), *stride)
@@ -85,6 +97,8 @@ impl<'x> Prepared<'x> {
             floats,
             #[cfg(target_arch = "x86_64")]
             rounded: self.rounded.as_ref().map(|x| x.select(rows)),
+            #[cfg(target_arch = "x86_64")]
+            paired: self.paired.as_ref().map(|x| x.select(rows)),
         }
     }
 
@@ -93,6 +107,10 @@ impl<'x> Prepared<'x> {
         #[cfg(target_arch = "x86_64")]
         if let Some(x) = self.rounded.as_ref().filter(|_| is_rounded(isa, weight.ty())) {
             return Form::Bf16 { x, rows: self.rows };
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(x) = self.paired.as_ref().filter(|_| is_rounded(isa, weight.ty())) {
+            return Form::Tiles { x };
         }
         match (IntKernel::of(weight.ty()), &self.quantized, &self.floats) {
             (Some(kernel), Some(x), _) => {
@@ -116,6 +134,9 @@ pub(super) enum Form<'a> {
     /// Rounded, where there are instructions for that.
     #[cfg(target_arch = "x86_64")]
     Bf16 { x: &'a Rounded, rows: usize },
+    /// The same in tiles.
+    #[cfg(target_arch = "x86_64")]
+    Tiles { x: &'a Paired },
 }
 
 impl Form<'_> {
@@ -123,6 +144,8 @@ impl Form<'_> {
     pub fn strip(&self, isa: Isa) -> usize {
         match self {
             Form::Int { .. } => isa.tile_panels() * ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Form::Tiles { .. } => amx_bf16::STRIP,
             _ => float_matmul::STRIP,
         }
     }
@@ -134,6 +157,8 @@ impl Form<'_> {
             Form::Float { rows, .. } => *rows,
             #[cfg(target_arch = "x86_64")]
             Form::Bf16 { rows, .. } => *rows,
+            #[cfg(target_arch = "x86_64")]
+            Form::Tiles { x } => x.rows(),
         }
     }
 
@@ -162,6 +187,12 @@ impl Form<'_> {
                 unsafe { Bf16Strip { weight, rows, x, x_rows: units }.run(out) };
                 Ok(())
             }
+            #[cfg(target_arch = "x86_64")]
+            Form::Tiles { x } => {
+                // SAFETY: the caller's promise.
+                unsafe { TileStrip { weight, rows, x, tiles: units }.run(out) };
+                Ok(())
+            }
             Form::Float { x, stride, .. } => {
                 let strip = FloatStrip { weight, rows, x, x_stride: stride, x_rows: units };
                 // SAFETY: the caller's promise.
@@ -186,7 +217,7 @@ impl Form<'_> {
             Form::Int { x, .. } => Strip::most_rows(isa, x),
             Form::Float { rows, .. } => FloatStrip::most_rows(weight, (*rows).min(most)),
             #[cfg(target_arch = "x86_64")]
-            Form::Bf16 { .. } => self.strip(isa),
+            Form::Bf16 { .. } | Form::Tiles { .. } => self.strip(isa),
         };
         for start in rows.clone().step_by(step) {
             for first in (0..units).step_by(most) {
@@ -204,13 +235,17 @@ impl Form<'_> {
 pub(super) fn units_of(isa: Isa, ty: QuantType, rows: usize) -> (usize, usize) {
     match IntKernel::of(ty) {
         Some(_) => (Tiles::new(rows, isa.rows_of_tile(rows)).count(), ROW_BLOCK / isa.tile_rows()),
+        #[cfg(target_arch = "x86_64")]
+        None if Amx::of(isa).is_some() && is_rounded(isa, ty) => {
+            (Tiles::new(rows, ROWS).count(), amx_bf16::TILES)
+        }
         None => (rows, float_matmul::ROW_BLOCK),
     }
 }
 
 /// Whether products with this type take activations rounded to it.
 fn is_rounded(isa: Isa, ty: QuantType) -> bool {
-    ty == QuantType::BF16 && isa.level() == Level::Avx512Bf16
+    ty == QuantType::BF16 && isa.level() >= Level::Avx512Bf16
 }
 
 /// Lines of `columns` rounded up to 16, zeros behind them. Many lines of whole half-pages move apart by another half, so that

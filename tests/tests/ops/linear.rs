@@ -132,7 +132,7 @@ fn groups_of_some_rows() {
             // BF16 has other bits where there are instructions for it, but the same ones either way.
             let want = call.run(&cpu, true);
             call.check(&cpu, &want, "some rows");
-            if cpu.isa().level() != lory_kernels::cpu::Level::Avx512Bf16 {
+            if cpu.isa().level() < lory_kernels::cpu::Level::Avx512Bf16 {
                 call.check(&cpu, &reference, "some rows");
             }
         }

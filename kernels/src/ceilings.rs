@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::QuantType;
 use crate::cpu::ThreadPool;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::amx;
 
 /// What all threads of a pool reach together; 0 where the machine lacks the instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -16,7 +18,7 @@ pub struct Ceilings {
     pub read: f64,
     /// int8 products summed in int32 (`vpdpbusd`, 512 bits), Gop/s; a product and a sum are two operations.
     pub int8: f64,
-    /// bf16 products summed in f32 (`vdpbf16ps`, 512 bits), Gop/s.
+    /// bf16 products summed in f32 (`tdpbf16ps` where there are tiles, else `vdpbf16ps` of 512 bits), Gop/s.
     pub bf16: f64,
     /// Fused multiplications and additions of f32, Gop/s.
     pub f32: f64,
@@ -139,6 +141,10 @@ fn compute(pool: &ThreadPool, budget: Duration) -> Ceilings {
         if has!("avx512bf16") {
             // SAFETY: the features were detected.
             ceilings.bf16 = rate(32, &|| unsafe { x86::bf16() });
+        }
+        if amx::multiply_only(0) {
+            let time = fastest(budget, || pool.run(n, &|_| assert!(amx::multiply_only(x86::STEPS))));
+            ceilings.bf16 = (n * x86::STEPS * amx::PRODUCTS * 16 * 32 * 16 * 2) as f64 / time / 1e9;
         }
     }
     ceilings

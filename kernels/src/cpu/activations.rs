@@ -45,22 +45,16 @@ impl Tiles {
     }
 }
 
-/// Rows of [`Q8Block`]s, interleaved within each tile of `m` rows: `q[k / 4][row]` are four codes, or
-/// `q[k / 32][row][8]` if `by_blocks`, `scales[k / 32][row]`, `sums[k / 16][row]`. A tile's step then reads its
+/// Rows of [`Q8Block`]s, interleaved within each tile of `m` rows: `q[k / 4][row]` are four codes,
+/// `scales[k / 32][row]`, `sums[k / 16][row]`. A tile's step then reads its
 /// operands from consecutive addresses. Tile `t` starts at `start(t) · columns / n`.
 pub(crate) struct Activations {
     pub tiles: Tiles,
     pub columns: usize,
-    /// The order for AMX, whose tiles are loaded with a whole group of each row.
-    pub by_blocks: bool,
     pub q: Vec<[i8; 4]>,
-    /// With [`BEYOND`] zeros at the end.
     pub scales: Vec<f32>,
     pub sums: Vec<i32>,
 }
-
-/// Numbers behind the last tile's that may be read: AMX tiles of fewer than 16 rows are scaled as if they had 16.
-pub(crate) const BEYOND: usize = 16;
 
 /// A pointer that tasks share, each for a part of its own.
 #[derive(Clone, Copy)]
@@ -98,9 +92,8 @@ impl Activations {
         assert!(columns.is_multiple_of(Q8Block::LEN), "whole blocks");
         let x = &x[..rows * columns];
         let tiles = Tiles::new(rows, largest);
-        let by_blocks = isa.has_tiles(rows);
         let mut q = Vec::with_capacity(rows * columns / 4);
-        let mut scales = Vec::with_capacity(rows * columns / 32 + BEYOND);
+        let mut scales = Vec::with_capacity(rows * columns / 32);
         let mut sums = Vec::with_capacity(rows * columns / 16);
         let parts = (
             Shared(q.spare_capacity_mut().as_mut_ptr()),
@@ -125,7 +118,6 @@ impl Activations {
                 isa.run(Quantize {
                     x: &x[start * columns..end * columns],
                     rows: end - start,
-                    by_blocks,
                     q,
                     scales,
                     sums,
@@ -138,19 +130,17 @@ impl Activations {
             scales.set_len(rows * columns / 32);
             sums.set_len(rows * columns / 16);
         }
-        scales.resize(rows * columns / 32 + BEYOND, 0.0);
-        Activations { tiles, columns, by_blocks, q, scales, sums }
+        Activations { tiles, columns, q, scales, sums }
     }
 
     /// Some rows, for tiles of at most `largest` rows.
-    pub fn select(&self, isa: Isa, rows: &[u32], largest: usize) -> Activations {
+    pub fn select(&self, rows: &[u32], largest: usize) -> Activations {
         let (columns, n) = (self.columns, rows.len());
         let mut out = Activations {
             tiles: Tiles::new(n, largest),
             columns,
-            by_blocks: isa.has_tiles(n),
             q: vec![[0; 4]; n * columns / 4],
-            scales: vec![0.0; n * columns / 32 + BEYOND],
+            scales: vec![0.0; n * columns / 32],
             sums: vec![0; n * columns / 16],
         };
         for t in 0..out.tiles.count() {
@@ -162,7 +152,7 @@ impl Activations {
                 let from =
                     Interleaved { start: first, step: after - first, at: *row as usize - first, columns };
                 let to = Interleaved { start, step: end - start, at: place, columns };
-                from.copy_words(self, to, &mut out);
+                from.copy(4, &self.q, to, &mut out.q);
                 from.copy(32, &self.scales, to, &mut out.scales);
                 from.copy(16, &self.sums, to, &mut out.sums);
             }
@@ -171,10 +161,10 @@ impl Activations {
     }
 
     /// What a tile's accumulators start from, or what minima are multiplied with, per group of
-    /// `group` columns and row: `−zero · Σ q` as integers, or `−(scale · Σ q)` as the bits of floats. [`BEYOND`] zeros follow.
+    /// `group` columns and row: `−zero · Σ q` as integers, or `−(scale · Σ q)` as the bits of floats.
     pub fn offsets(&self, group: usize, offset: Offset) -> Vec<i32> {
         let halves = group / 16;
-        let mut out = vec![0; self.sums.len() / halves + BEYOND];
+        let mut out = vec![0; self.sums.len() / halves];
         for t in 0..self.tiles.count() {
             let (start, end) = (self.tiles.start(t), self.tiles.start(t + 1));
             let (m, per_row) = (end - start, self.columns / 16);
@@ -212,23 +202,6 @@ impl Interleaved {
         let into = into[begin(to)..].iter_mut().step_by(to.step);
         into.zip(from).take(self.columns / unit).for_each(|(into, from)| *into = *from);
     }
-
-    /// Where word `i` of block `b` stands.
-    #[inline(always)]
-    fn word(self, by_blocks: bool, b: usize, i: usize) -> usize {
-        let within = if by_blocks { self.at * 8 + i } else { i * self.step + self.at };
-        self.start * self.columns / 4 + b * 8 * self.step + within
-    }
-
-    /// Copies the codes.
-    fn copy_words(self, from: &Activations, to: Interleaved, into: &mut Activations) {
-        let by_blocks = (from.by_blocks, into.by_blocks);
-        for b in 0..self.columns / Q8Block::LEN {
-            for i in 0..8 {
-                into.q[to.word(by_blocks.1, b, i)] = from.q[self.word(by_blocks.0, b, i)];
-            }
-        }
-    }
 }
 
 /// See [`Activations::offsets`].
@@ -244,7 +217,6 @@ pub(crate) enum Offset {
 struct Quantize<'a> {
     x: &'a [f32],
     rows: usize,
-    by_blocks: bool,
     q: &'a mut [MaybeUninit<[i8; 4]>],
     scales: &'a mut [MaybeUninit<f32>],
     sums: &'a mut [MaybeUninit<i32>],
@@ -287,7 +259,7 @@ impl Op for Quantize<'_> {
                     }
                     sums[h * m + r].write(sum);
                     for (i, four) in codes.as_chunks::<4>().0.iter().enumerate() {
-                        q[if self.by_blocks { 8 * r + 4 * h + i } else { (4 * h + i) * m + r }].write(*four);
+                        q[(4 * h + i) * m + r].write(*four);
                     }
                 }
             }

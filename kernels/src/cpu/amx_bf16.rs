@@ -18,11 +18,11 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::ThreadPool;
 use super::activations::{Shared, Tiles};
-use super::amx::{Amx, Shapes, release, shape};
+use super::amx::{Amx, Shapes, release};
 use super::matmul::Output;
 use super::panel::ROWS;
-use super::ThreadPool;
 use crate::quant::QMatrix;
 
 /// Columns of an instruction.
@@ -162,7 +162,6 @@ impl TileStrip<'_> {
         let columns = self.weight.cols();
         assert!(self.rows.len() <= STRIP && self.tiles.len() <= TILES && self.tiles.end <= self.x.count());
         assert!(columns.next_multiple_of(STEP) == self.x.stride && self.rows.end <= self.weight.rows());
-        let _: Amx = self.x.amx;
         let mut acc = [const { MaybeUninit::<[Square; 2]>::uninit() }; TILES];
         let acc: *mut [Square; 2] = acc.as_mut_ptr().cast();
         let mut copies = [const { MaybeUninit::<Copies>::uninit() }; 2];
@@ -170,7 +169,7 @@ impl TileStrip<'_> {
         for column in (0..columns).step_by(COLUMNS) {
             let steps = COLUMNS.min(columns - column).div_ceil(STEP);
             // SAFETY: the copies' room.
-            let panels = [0, 1].map(|p| unsafe { self.panel(p, column, steps, &mut *copies.add(p)) });
+            let panels = [0, 1].map(|p| unsafe { self.panel(p, column, steps, copies.add(p)) });
             let mut t = self.tiles.start;
             while t < self.tiles.end {
                 // SAFETY: the panels have so many instructions, and so has every tile of activations from `column` on; the sums
@@ -183,8 +182,7 @@ impl TileStrip<'_> {
                 }
             }
         }
-        // SAFETY: nothing is left in the tiles.
-        unsafe { release() };
+        release(self.x.amx);
         for t in self.tiles.clone() {
             // SAFETY: written above; the proof; these outputs are this strip's alone.
             unsafe { self.put(t, &*acc.add(t - self.tiles.start), out) };
@@ -196,22 +194,26 @@ impl TileStrip<'_> {
         self.x.tiles.start(t + 1) - self.x.tiles.start(t)
     }
 
-    /// Panel `p` from a column on, with what must be copied.
-    fn panel(&self, p: usize, column: usize, steps: usize, copies: &mut Copies) -> Panel {
+    /// Panel `p` from a column on; what cannot be loaded from where it is goes to `copies`.
+    ///
+    /// # Safety
+    /// `copies` has room.
+    unsafe fn panel(&self, p: usize, column: usize, steps: usize, copies: *mut Copies) -> Panel {
         let first = self.rows.start + p * ROWS;
         let there = self.rows.end.saturating_sub(first).min(ROWS);
         let left = self.weight.cols() - column;
         let wholes = if there == ROWS { (left / STEP).min(steps) } else { 0 };
         for step in wholes..steps {
-            for (r, line) in copies.0[step].iter_mut().enumerate() {
-                *line = [0; STEP];
+            for r in 0..ROWS {
+                let mut line = [0; STEP];
                 if r < there {
                     let from = &self.weight.row(first + r)[2 * (column + step * STEP)..];
-                    let n = STEP.min(left - step * STEP);
-                    for (to, from) in line[..n].iter_mut().zip(from.as_chunks::<2>().0) {
+                    for (to, from) in line.iter_mut().zip(from.as_chunks::<2>().0) {
                         *to = u16::from_le_bytes(*from);
                     }
                 }
+                // SAFETY: the caller's room; there are no more steps than it is for.
+                unsafe { (&raw mut (*copies).0[step][r]).write(line) };
             }
         }
         let row = if there == 0 { &[] } else { &self.weight.row(first)[2 * column..] };
@@ -241,13 +243,11 @@ impl TileStrip<'_> {
         // What the next strip will read, in the order of use.
         let strip_bytes = self.weight.row_bytes() * STRIP;
         let ahead = if t == self.tiles.start && strip_bytes <= 256 << 10 { strip_bytes } else { 0 };
-        // SAFETY: shapes within the limits; the loads are of operands that the caller and the slices above vouch for; the
-        // squares have been written where they are loaded.
+        // SAFETY: the proof; the loads are of operands that the caller and the slices above vouch for; the squares have been
+        // written where they are loaded.
         unsafe {
-            shape(&Shapes::floats(rows));
-            if column == 0 {
-                asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack));
-            } else {
+            Shapes::new(rows).apply(self.x.amx);
+            if column > 0 {
                 load::<0>(acc);
                 load::<1>(acc.add(1));
                 load::<2>(acc.add(2 * (n - 1)));
@@ -358,8 +358,10 @@ fn transpose(from: &Square, to: &mut Square) {
     }
     for i in 0..4 {
         // Lane l of x[4q + i] is column 4l + i of rows 4q .. 4q + 4.
-        let (a, b) = (_mm512_shuffle_f32x4::<0x44>(x[i], x[4 + i]), _mm512_shuffle_f32x4::<0x44>(x[8 + i], x[12 + i]));
-        let (c, d) = (_mm512_shuffle_f32x4::<0xee>(x[i], x[4 + i]), _mm512_shuffle_f32x4::<0xee>(x[8 + i], x[12 + i]));
+        let (a, b) =
+            (_mm512_shuffle_f32x4::<0x44>(x[i], x[4 + i]), _mm512_shuffle_f32x4::<0x44>(x[8 + i], x[12 + i]));
+        let (c, d) =
+            (_mm512_shuffle_f32x4::<0xee>(x[i], x[4 + i]), _mm512_shuffle_f32x4::<0xee>(x[8 + i], x[12 + i]));
         y[i] = _mm512_shuffle_f32x4::<0x88>(a, b);
         y[4 + i] = _mm512_shuffle_f32x4::<0xdd>(a, b);
         y[8 + i] = _mm512_shuffle_f32x4::<0x88>(c, d);
@@ -375,23 +377,58 @@ fn transpose(from: &Square, to: &mut Square) {
 mod tests {
     use super::super::Isa;
     use super::*;
+    use crate::QuantType;
+
+    /// The instruction as the manual describes it, for numbers far from the denormal ones.
+    fn by_the_manual(w: &[f32], x: &[f32]) -> f32 {
+        w.chunks(STEP).zip(x.chunks(STEP)).fold(0.0, |sum, (w, x)| {
+            let mut halves = [0.0f32; 2];
+            for (i, (w, x)) in w.iter().zip(x).enumerate() {
+                halves[i % 2] = w.mul_add(*x, halves[i % 2]);
+            }
+            sum + (halves[0] + halves[1])
+        })
+    }
 
     #[test]
-    fn squares_are_transposed() {
-        if Amx::of(Isa::detect()).is_none() {
-            println!("skipped: this machine has no AMX");
+    fn bits_are_those_of_the_manual() {
+        let Some(amx) = Amx::of(Isa::detect()) else {
+            println!("skipped: this machine has no amx-bf16");
             return;
-        }
-        let mut square = [[0.0; ROWS]; ROWS];
-        for (i, x) in square.as_flattened_mut().iter_mut().enumerate() {
-            *x = i as f32;
-        }
-        let mut turned = square;
-        // SAFETY: AMX comes with AVX-512.
-        unsafe { transpose(&square, &mut turned) };
-        for r in 0..ROWS {
-            for c in 0..ROWS {
-                assert_eq!(turned[c][r], square[r][c]);
+        };
+        let mut state = 7u32;
+        let mut noise = |n: usize| -> Vec<f32> {
+            (0..n)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+                })
+                .collect()
+        };
+        for (n, k, rows) in [(32, 512, 16), (19, 100, 21), (1, 1, 1), (40, 1090, 33), (16, 31, 2)] {
+            let round = |x: &f32| half::bf16::from_f32(*x);
+            let w: Vec<_> = noise(n * k).iter().map(round).collect();
+            let x = noise(rows * k);
+            let rounded: Vec<f32> = x.iter().map(|x| round(x).to_f32()).collect();
+            let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let weight = QMatrix::new(QuantType::BF16, n, k, &bytes).unwrap();
+            let paired = Paired::new(amx, &ThreadPool::new(1), &x, k, rows);
+            let picked: Vec<u32> = (0..rows as u32).rev().step_by(2).collect();
+            for (x, lines) in [(&paired, (0..rows as u32).collect()), (&paired.select(&picked), picked)] {
+                let mut out = vec![f32::NAN; lines.len() * n];
+                for start in (0..n).step_by(STRIP) {
+                    let rows = start..(start + STRIP).min(n);
+                    let strip = TileStrip { weight, rows, x, tiles: 0..x.count() };
+                    // SAFETY: `out` has all lines, and this thread alone.
+                    unsafe { strip.run(Output::set(&mut out, n)) };
+                }
+                for (line, out) in lines.iter().zip(out.chunks(n)) {
+                    let x = &rounded[*line as usize * k..][..k];
+                    for (w, out) in w.chunks(k).zip(out) {
+                        let w: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
+                        assert_eq!(out.to_bits(), by_the_manual(&w, x).to_bits(), "{n} × {k}, {rows} rows");
+                    }
+                }
             }
         }
     }

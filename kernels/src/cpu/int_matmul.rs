@@ -5,8 +5,6 @@ use std::mem::MaybeUninit;
 
 use super::Isa;
 use super::activations::{Activations, Offset};
-#[cfg(target_arch = "x86_64")]
-use super::amx::Amx;
 use super::int_direct::{Direct, Walk};
 use super::int_tile::{Lines, Outputs, Sweep};
 use super::matmul::Output;
@@ -134,14 +132,12 @@ unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool>(
 
 /// Some columns of a strip.
 struct Chunk<'a> {
-    panels: *mut Panel,
+    panels: *const Panel,
     column: usize,
     columns: usize,
     acc: *mut [f32; ROWS],
     ahead: Lines,
     outputs: Option<Outputs<'a>>,
-    /// The code of weight 0 in formats without minima.
-    zero: i32,
 }
 
 /// # Safety
@@ -153,16 +149,8 @@ unsafe fn sweep<const STEPS: usize, const MIN: bool, const WIDE: bool>(
     chunk: Chunk<'_>,
 ) {
     let (x, offsets, tiles) = (strip.x, strip.offsets, strip.tiles.clone());
-    let Chunk { panels, column, columns, acc, ahead, outputs, zero } = chunk;
-    let sweep =
-        Sweep::<STEPS, MIN, WIDE> { panels, column, columns, x, offsets, tiles, acc, ahead, outputs };
-    #[cfg(target_arch = "x86_64")]
-    if let Some(amx) = Amx::of(isa) {
-        // SAFETY: the caller's promises; the panels are its own.
-        unsafe { amx.sweep(sweep, panels, zero) };
-        return;
-    }
-    isa.run(sweep);
+    let Chunk { panels, column, columns, acc, ahead, outputs } = chunk;
+    isa.run(Sweep::<STEPS, MIN, WIDE> { panels, column, columns, x, offsets, tiles, acc, ahead, outputs });
 }
 
 /// Some weight rows times some tiles of activations.
@@ -313,12 +301,10 @@ impl Strip<'_> {
                 }
             };
             let outputs = (column + columns == self.x.columns).then(|| outputs.clone());
-            let panels = storage.as_mut_ptr().cast();
-            let zero = if let Offset::Zero(zero) = kernel.offset { zero } else { 0 };
-            let chunk = Chunk { panels, column, columns, acc, ahead, outputs, zero };
+            let panels = storage.as_ptr().cast();
             // SAFETY: the panels have just been filled; accumulators are written at column 0
             // before they are read; the caller vouches for the outputs.
-            unsafe { (kernel.sweep)(isa, self, chunk) };
+            unsafe { (kernel.sweep)(isa, self, Chunk { panels, column, columns, acc, ahead, outputs }) };
         }
     }
 }

@@ -56,14 +56,14 @@ impl Lines {
     }
 
     /// How many lines of cache that is at most.
-    pub fn count(&self) -> usize {
+    fn count(&self) -> usize {
         self.rows * (self.bytes.div_ceil(64) + 1)
     }
 
     /// Asks for the next `n` lines. A few with every group: a burst would take all of the first cache's slots for misses, and
     /// what the tile loads would wait behind it.
     #[inline(always)]
-    pub fn fetch<S: Simd>(&mut self, s: S, n: usize) {
+    fn fetch<S: Simd>(&mut self, s: S, n: usize) {
         for _ in 0..n {
             if self.rows == 0 {
                 return;

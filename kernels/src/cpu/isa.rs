@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::panel::ROWS;
 use super::portable;
 use super::simd::{Op, Simd};
 #[cfg(target_arch = "x86_64")]
@@ -23,8 +22,8 @@ pub enum Level {
     Avx512Vnni,
     /// The same with BF16.
     Avx512Bf16,
-    /// The same with AMX tiles of int8 and BF16.
-    Amx,
+    /// The same with AMX tiles of BF16.
+    AmxBf16,
 }
 
 impl Level {
@@ -36,7 +35,7 @@ impl Level {
         Level::Avx512,
         Level::Avx512Vnni,
         Level::Avx512Bf16,
-        Level::Amx,
+        Level::AmxBf16,
     ];
 
     /// As `LORY_ISA` names it.
@@ -48,7 +47,7 @@ impl Level {
             Level::Avx512 => "avx512",
             Level::Avx512Vnni => "avx512-vnni",
             Level::Avx512Bf16 => "avx512-bf16",
-            Level::Amx => "amx",
+            Level::AmxBf16 => "amx-bf16",
         }
     }
 
@@ -57,15 +56,15 @@ impl Level {
         use std::arch::is_x86_feature_detected as has;
         let avx2 = || has!("avx2") && has!("fma") && has!("f16c");
         let avx512 = || avx2() && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
-        let bf16 = || avx512() && has!("avx512vnni") && has!("avx512bf16");
+        let avx512_bf16 = || avx512() && has!("avx512vnni") && has!("avx512bf16");
         match self {
             Level::Portable => true,
             Level::Avx2 => avx2(),
             Level::Avx2Vnni => avx2() && has!("avxvnni"),
             Level::Avx512 => avx512(),
             Level::Avx512Vnni => avx512() && has!("avx512vnni"),
-            Level::Avx512Bf16 => bf16(),
-            Level::Amx => bf16() && amx::detected(),
+            Level::Avx512Bf16 => avx512_bf16(),
+            Level::AmxBf16 => avx512_bf16() && amx::detected(),
         }
     }
 
@@ -134,19 +133,14 @@ impl Isa {
             Level::Avx512 => unsafe { avx512::run(op) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => unsafe { avx512::run_vnni(op) },
+            Level::Avx512Vnni | Level::Avx512Bf16 | Level::AmxBf16 => unsafe { avx512::run_vnni(op) },
             _ => portable::run(op),
         }
     }
 
-    /// See [`Simd::TILE_ROWS`]; those of AMX are a unit of their own.
+    /// See [`Simd::TILE_ROWS`].
     pub(crate) fn tile_rows(self) -> usize {
-        if self.0 == Level::Amx { ROWS } else { self.run(Traits).0 }
-    }
-
-    /// Whether products with so many activation rows go through AMX tiles.
-    pub(crate) fn has_tiles(self, rows: usize) -> bool {
-        self.0 == Level::Amx && rows > self.direct_rows()
+        self.run(Traits).0
     }
 
     /// See [`Simd::DIRECT_ROWS`].

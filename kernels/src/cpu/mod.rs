@@ -4,7 +4,7 @@ mod activations;
 mod adapted;
 mod adapted_turn;
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod amx_bf16;
 mod attention;

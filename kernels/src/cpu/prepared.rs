@@ -81,7 +81,7 @@ impl<'x> Prepared<'x> {
     /// Some of the rows, in all forms that are there. A row's bits do not depend on its place.
     pub fn select(&self, isa: Isa, rows: &[u32]) -> Prepared<'static> {
         let tile = isa.rows_of_tile(rows.len());
-        let quantized = self.quantized.as_ref().map(|q| q.select(isa, rows, tile));
+        let quantized = self.quantized.as_ref().map(|q| q.select(rows, tile));
         let floats = self.floats.as_ref().map(|(x, stride)| {
             let lines = rows.iter().map(|row| &x[*row as usize * stride..][..*stride]);
             (Cow::Owned(lines.collect::<Vec<_>>().concat()), *stride)

@@ -1,12 +1,53 @@
 //! The steps that take candidates out of the running.
 
 use super::{
-    candidates::{Candidates, sort_prefix},
+    candidates::{Candidate, Candidates, sort_prefix},
     options::XtcOptions,
 };
 
 /// How many items are sorted first where it is unknown how many will be needed.
 const FIRST_SORT: usize = 256;
+
+/// Of more candidates than this the nearest are not sorted but dealt into buckets: half of a flat vocabulary may be needed.
+const MANY: usize = 2048;
+
+/// Probabilities are summed as integers of this unit, exact and thereby the same in any order.
+const UNIT: f64 = (1u64 << 50) as f64;
+
+/// Buckets of distances: by exponent and four bits of mantissa.
+const BUCKET_SHIFT: u32 = 48;
+
+/// Keeps the fewest candidates, the nearest first and equally near ones by id, whose probabilities are `enough`, in their present
+/// order. `distance` is not negative and no NaN. Three passes over the candidates; only those of the last bucket are sorted.
+fn keep_nearest(c: &mut Candidates, distance: impl Fn(&Candidate) -> f64, enough: impl Fn(f64) -> bool) {
+    let weight = |i: &Candidate| (f64::from(i.p) * UNIT) as u64;
+    let is_enough = |sum: u64| enough(sum as f64 / UNIT);
+    // Zero has no other sign.
+    let distances: Vec<f64> = c.items.iter().map(|i| distance(i) + 0.0).collect();
+    let bucket = |d: &f64| (d.to_bits() >> BUCKET_SHIFT) as usize;
+    let mut buckets = vec![0u64; 1 << (u64::BITS - 1 - BUCKET_SHIFT)];
+    for (i, d) in c.items.iter().zip(&distances) {
+        buckets[bucket(d)] += weight(i);
+    }
+    let mut sum = 0;
+    let last = buckets.iter().position(|bucket| {
+        let is_last = is_enough(sum + bucket);
+        sum += if is_last { 0 } else { *bucket };
+        is_last
+    });
+    let Some(last) = last else { return };
+    let in_last = c.items.iter().zip(&distances).filter(|(_, d)| bucket(d) == last);
+    let mut edge: Vec<(f64, u32, u64)> = in_last.map(|(i, d)| (*d, i.id, weight(i))).collect();
+    edge.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let end = edge.iter().find(|(_, _, weight)| {
+        sum += weight;
+        is_enough(sum)
+    });
+    let Some(&(farthest, highest, _)) = end else { return };
+    let mut distances = distances.iter();
+    c.items.retain(|i| distances.next().is_some_and(|d| *d < farthest || *d == farthest && i.id <= highest));
+    c.forget_order();
+}
 
 /// Locally typical sampling: the candidates whose surprise −ln p is nearest to the entropy, until
 /// their probabilities exceed `p` (source: Meister et al. 2022, arXiv 2202.00666).
@@ -19,9 +60,10 @@ pub(super) fn typical(c: &mut Candidates, p: f32) {
     let surprise = |p: f32| f64::from(-libm::logf(p.max(f32::MIN_POSITIVE)));
     let entropy: f64 = c.items.iter().map(|i| f64::from(i.p) * surprise(i.p)).sum();
     let distance = |p: f32| (surprise(p) - entropy).abs();
-    let cmp = |a: &super::candidates::Candidate, b: &super::candidates::Candidate| {
-        distance(a.p).total_cmp(&distance(b.p)).then(a.id.cmp(&b.id))
-    };
+    if c.items.len() > MANY {
+        return keep_nearest(c, |i| distance(i.p), |sum| sum > f64::from(p));
+    }
+    let cmp = |a: &Candidate, b: &Candidate| distance(a.p).total_cmp(&distance(b.p)).then(a.id.cmp(&b.id));
     let mut sum = 0.0f64;
     let mut sorted = 0;
     for i in 0..c.items.len() {
@@ -46,6 +88,10 @@ pub(super) fn top_p(c: &mut Candidates, p: f32) {
         return;
     }
     c.softmax();
+    if c.items.len() > MANY {
+        let max = f64::from(c.best().logit);
+        return keep_nearest(c, |i| max - f64::from(i.logit), |sum| sum >= f64::from(p));
+    }
     let mut sum = 0.0f64;
     let mut sorted = 0;
     for i in 0..c.items.len() {
@@ -116,6 +162,79 @@ mod tests {
         let mut c = of_probabilities(&[1.0 / 4096.0; 4096]);
         top_p(&mut c, 0.5);
         assert_eq!(ids(&c), (0..2048).collect::<Vec<_>>());
+    }
+
+    /// What stays, by sorting everything.
+    fn nearest(
+        c: &Candidates,
+        distance: impl Fn(&Candidate) -> f64,
+        enough: impl Fn(f64) -> bool,
+    ) -> Vec<u32> {
+        let mut items: Vec<_> = c.items.iter().map(|i| (distance(i), i.id, f64::from(i.p))).collect();
+        items.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let mut sum = 0.0;
+        let n = items.iter().position(|i| {
+            sum += i.2;
+            enough(sum)
+        });
+        let mut ids: Vec<u32> = items[..n.map_or(items.len(), |n| n + 1)].iter().map(|i| i.1).collect();
+        ids.sort();
+        ids
+    }
+
+    #[test]
+    fn many_candidates_are_cut_as_by_sorting() {
+        let mut rng = super::super::rng::Rng::new(11);
+        // Flat, usual, and coarse with many ties.
+        for (width, step) in [(0.01, 0.0), (12.0, 0.0), (20.0, 0.5), (0.0, 0.0)] {
+            let logits: Vec<f32> = (0..20_000)
+                .map(|_| {
+                    let x = rng.uniform() * width;
+                    (if step > 0.0 { (x / step).floor() * step } else { x }) as f32
+                })
+                .collect();
+            for p in [0.0f32, 1e-5, 0.3, 0.9, 0.999] {
+                let mut c = Candidates::default();
+                c.fill(&logits, 0).unwrap();
+                c.softmax();
+                let max = f64::from(c.best().logit);
+                let want = nearest(&c, |i| max - f64::from(i.logit), |sum| sum >= f64::from(p));
+                top_p(&mut c, p);
+                // Of equal tokens one more or less may be within the rounding of the sums.
+                let got = ids(&c);
+                assert!(
+                    got.len().abs_diff(want.len()) <= 1,
+                    "top-p {p}, {width}: {} {}",
+                    got.len(),
+                    want.len()
+                );
+                let n = got.len().min(want.len());
+                assert!(
+                    got.iter().filter(|id| want.binary_search(id).is_ok()).count() == n,
+                    "top-p {p}, {width}"
+                );
+
+                let mut c = Candidates::default();
+                c.fill(&logits, 0).unwrap();
+                c.softmax();
+                let surprise = |p: f32| f64::from(-libm::logf(p.max(f32::MIN_POSITIVE)));
+                let entropy: f64 = c.items.iter().map(|i| f64::from(i.p) * surprise(i.p)).sum();
+                let want = nearest(&c, |i| (surprise(i.p) - entropy).abs(), |sum| sum > f64::from(p));
+                typical(&mut c, p);
+                let got = ids(&c);
+                assert!(
+                    got.len().abs_diff(want.len()) <= 1,
+                    "typical {p}, {width}: {} {}",
+                    got.len(),
+                    want.len()
+                );
+                let n = got.len().min(want.len());
+                assert!(
+                    got.iter().filter(|id| want.binary_search(id).is_ok()).count() == n,
+                    "typical {p}, {width}"
+                );
+            }
+        }
     }
 
     #[test]

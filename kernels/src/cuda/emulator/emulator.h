@@ -18,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <utility>
+#include <vector>
 
 #define __device__
 #define __forceinline__ inline
@@ -68,7 +69,8 @@ inline uint32_t (*show(const uint32_t *words, unsigned count))[SHOWN] {
 using Body = std::function<void(void **arguments)>;
 
 struct Kernel {
-    size_t arguments;
+    // Bytes of each parameter.
+    std::vector<size_t> parameters;
     unsigned threads;
     Body body;
 };
@@ -82,7 +84,7 @@ void set_order(bool backwards);
 
 struct Registration {
     template <class... A> Registration(const char *name, unsigned threads, void (*kernel)(A...)) {
-        add_kernel(name, {sizeof...(A), threads, [kernel](void **arguments) {
+        add_kernel(name, {{sizeof(A)...}, threads, [kernel](void **arguments) {
                               call(kernel, arguments, std::index_sequence_for<A...>());
                           }});
     }

@@ -2,11 +2,13 @@
 // backend run, from the loading of the library to the launches, on a machine without a GPU.
 //
 // Memory is the host's (under AddressSanitizer with red zones around each allocation), filled with 0xff where the
-// driver leaves it undefined. Copies from pinned memory wait until something needs them, as on a device: overwriting
-// a staging buffer too early shows. A launch is checked against the committed PTX: the kernel has to stand
-// there, with as many parameters.
+// driver leaves it undefined. What is put on a stream is done when somebody waits for it, and not before: overwriting a
+// staging buffer too early shows, and so does a stream that reads or writes what another one has not finished with.
+// A launch is checked against the committed PTX: the kernel has to stand there, with as many parameters.
 #include "emulator.h"
 
+#include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -20,18 +22,24 @@ constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 
 // Of the emulated device.
 constexpr size_t MEMORY = (size_t)2 << 30;
 
-struct Copy {
-    void *to;
-    const void *from;
-    size_t bytes;
+// Work in order; `queued` and `done` count it.
+struct Stream {
+    std::deque<std::function<void()>> work;
+    size_t queued = 0, done = 0;
+};
+
+// The place on a stream where it was last recorded.
+struct Event {
+    Stream *stream = nullptr;
+    size_t after = 0;
 };
 
 std::mutex guard;
-size_t used;
+size_t used, copied, memory_limit = MEMORY;
 std::map<char *, size_t> allocations;
 std::map<char *, size_t> pinned;
-std::vector<Copy> pending;
-int context, stream;
+std::vector<Stream *> streams;
+int context;
 int driver_version = 13000, devices = 1;
 
 struct Function {
@@ -42,9 +50,25 @@ struct Module {
     std::string ptx;
 };
 
-void finish() {
-    for (const Copy &copy : pending) std::memcpy(copy.to, copy.from, copy.bytes);
-    pending.clear();
+void put(void *stream, std::function<void()> work) {
+    Stream &on = *(Stream *)stream;
+    on.work.push_back(std::move(work));
+    on.queued++;
+}
+
+void run_until(Stream &stream, size_t count) {
+    while (stream.done < count && !stream.work.empty()) {
+        const auto work = std::move(stream.work.front());
+        stream.work.pop_front();
+        work();
+        stream.done++;
+    }
+}
+
+void finish(Stream &stream) { run_until(stream, stream.queued); }
+
+void finish_all() {
+    for (Stream *stream : streams) finish(*stream);
 }
 
 template <class T> bool inside(const std::map<char *, size_t> &all, T address, size_t bytes) {
@@ -79,6 +103,9 @@ void lory_emulate_driver(int version, int count) {
     devices = count;
 }
 size_t lory_emulate_used() { return used; }
+void lory_emulate_memory(size_t bytes) { memory_limit = bytes ? bytes : MEMORY; }
+// Bytes that were copied to the device so far.
+size_t lory_emulate_copied() { return copied; }
 
 Result cuInit(unsigned) { return devices ? SUCCESS : NO_DEVICE; }
 Result cuDriverGetVersion(int *version) {
@@ -109,25 +136,37 @@ Result cuDevicePrimaryCtxRetain(void **out, int) {
 Result cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 Result cuCtxSetCurrent(void *which) { return which == &context ? SUCCESS : INVALID_VALUE; }
 Result cuStreamCreate(void **out, unsigned) {
-    *out = &stream;
+    std::lock_guard<std::mutex> lock(guard);
+    streams.push_back(new Stream);
+    *out = streams.back();
     return SUCCESS;
 }
-Result cuStreamDestroy_v2(void *) { return SUCCESS; }
-Result cuStreamSynchronize(void *) {
+Result cuStreamDestroy_v2(void *stream) {
     std::lock_guard<std::mutex> lock(guard);
-    finish();
+    finish(*(Stream *)stream);
+    return SUCCESS;
+}
+Result cuStreamSynchronize(void *stream) {
+    std::lock_guard<std::mutex> lock(guard);
+    finish(*(Stream *)stream);
+    return SUCCESS;
+}
+Result cuStreamWaitEvent(void *stream, void *event, unsigned) {
+    std::lock_guard<std::mutex> lock(guard);
+    const Event at = *(Event *)event;
+    if (at.stream) put(stream, [at] { run_until(*at.stream, at.after); });
     return SUCCESS;
 }
 
 Result cuMemGetInfo_v2(size_t *left, size_t *total) {
-    *total = MEMORY;
-    *left = MEMORY - used;
+    *total = memory_limit;
+    *left = memory_limit - (used < memory_limit ? used : memory_limit);
     return SUCCESS;
 }
 Result cuMemAlloc_v2(unsigned long long *out, size_t bytes) {
     std::lock_guard<std::mutex> lock(guard);
     if (bytes == 0) return INVALID_VALUE;
-    if (bytes > MEMORY - used) return OUT_OF_MEMORY;
+    if (used > memory_limit || bytes > memory_limit - used) return OUT_OF_MEMORY;
     void *memory = nullptr;
     if (posix_memalign(&memory, 256, bytes)) return OUT_OF_MEMORY;
     std::memset(memory, 0xff, bytes);
@@ -138,7 +177,7 @@ Result cuMemAlloc_v2(unsigned long long *out, size_t bytes) {
 }
 Result cuMemFree_v2(unsigned long long address) {
     std::lock_guard<std::mutex> lock(guard);
-    finish();
+    finish_all();
     auto found = allocations.find((char *)address);
     if (found == allocations.end()) return INVALID_VALUE;
     used -= found->second;
@@ -154,51 +193,62 @@ Result cuMemHostAlloc(void **out, size_t bytes, unsigned) {
 }
 Result cuMemFreeHost(void *memory) {
     std::lock_guard<std::mutex> lock(guard);
-    finish();
+    finish_all();
     pinned.erase((char *)memory);
     std::free(memory);
     return SUCCESS;
 }
-Result cuMemsetD8Async(unsigned long long address, unsigned char value, size_t bytes, void *) {
+Result cuMemsetD8Async(unsigned long long address, unsigned char value, size_t bytes, void *stream) {
     std::lock_guard<std::mutex> lock(guard);
-    finish();
     if (!inside(allocations, address, bytes)) return INVALID_VALUE;
-    std::memset((void *)address, value, bytes);
+    put(stream, [=] { std::memset((void *)address, value, bytes); });
     return SUCCESS;
 }
-Result cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, void *) {
+Result cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, void *stream) {
     std::lock_guard<std::mutex> lock(guard);
     if (!inside(allocations, to, bytes)) return INVALID_VALUE;
-    pending.push_back({(void *)to, from, bytes});
-    if (!inside(pinned, from, bytes)) finish();
+    copied += bytes;
+    if (inside(pinned, from, bytes)) {
+        put(stream, [=] { std::memcpy((void *)to, from, bytes); });
+    } else {
+        const std::vector<char> aside((const char *)from, (const char *)from + bytes);
+        put(stream, [=] { std::memcpy((void *)to, aside.data(), bytes); });
+    }
     return SUCCESS;
 }
-Result cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *) {
+Result cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *stream) {
     std::lock_guard<std::mutex> lock(guard);
-    finish();
+    finish(*(Stream *)stream);
     if (!inside(allocations, from, bytes)) return INVALID_VALUE;
     std::memcpy(to, (const void *)from, bytes);
     return SUCCESS;
 }
-Result cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *) {
+Result cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *stream) {
     std::lock_guard<std::mutex> lock(guard);
-    finish();
     if (!inside(allocations, from, bytes) || !inside(allocations, to, bytes)) return INVALID_VALUE;
-    std::memmove((void *)to, (const void *)from, bytes);
+    put(stream, [=] { std::memmove((void *)to, (const void *)from, bytes); });
     return SUCCESS;
 }
 
 Result cuEventCreate(void **out, unsigned) {
-    *out = &stream;
+    *out = new Event;
     return SUCCESS;
 }
-Result cuEventRecord(void *, void *) { return SUCCESS; }
-Result cuEventSynchronize(void *) {
+Result cuEventRecord(void *event, void *stream) {
     std::lock_guard<std::mutex> lock(guard);
-    finish();
+    *(Event *)event = {(Stream *)stream, ((Stream *)stream)->queued};
     return SUCCESS;
 }
-Result cuEventDestroy_v2(void *) { return SUCCESS; }
+Result cuEventSynchronize(void *event) {
+    std::lock_guard<std::mutex> lock(guard);
+    const Event at = *(Event *)event;
+    if (at.stream) run_until(*at.stream, at.after);
+    return SUCCESS;
+}
+Result cuEventDestroy_v2(void *event) {
+    delete (Event *)event;
+    return SUCCESS;
+}
 
 Result cuModuleLoadData(void **out, const void *image) {
     const std::string ptx = (const char *)image;
@@ -217,19 +267,27 @@ Result cuModuleGetFunction(void **out, void *module, const char *name) {
     std::lock_guard<std::mutex> lock(guard);
     const emulator::Kernel *kernel = emulator::find_kernel(name);
     if (!kernel) return NOT_FOUND;
-    if (parameters(((Module *)module)->ptx, name) != (int)kernel->arguments) return NOT_FOUND;
+    if (parameters(((Module *)module)->ptx, name) != (int)kernel->parameters.size()) return NOT_FOUND;
     *out = &(functions[name] = {name, kernel});
     return SUCCESS;
 }
 Result cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                      unsigned block_y, unsigned block_z, unsigned shared, void *, void **values, void **extra) {
+                      unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **values, void **extra) {
     std::lock_guard<std::mutex> lock(guard);
-    finish();
     const Function &f = *(Function *)function;
     if (block_x != f.kernel->threads || block_y != 1 || block_z != 1 || shared || extra) return INVALID_VALUE;
     if (!grid_x || !grid_y || !grid_z || grid_x > 2147483647u || grid_y > 65535 || grid_z > 65535)
         return INVALID_VALUE;
-    emulator::launch(f.name.c_str(), *f.kernel, {grid_x, grid_y, grid_z}, values);
+    std::vector<uint64_t> copies;
+    for (size_t i = 0; i < f.kernel->parameters.size(); i++) {
+        copies.push_back(0);
+        std::memcpy(&copies.back(), values[i], f.kernel->parameters[i]);
+    }
+    put(stream, [&f, grid_x, grid_y, grid_z, copies]() mutable {
+        std::vector<void *> arguments;
+        for (uint64_t &copy : copies) arguments.push_back(&copy);
+        emulator::launch(f.name.c_str(), *f.kernel, {grid_x, grid_y, grid_z}, arguments.data());
+    });
     return SUCCESS;
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A *batch* is a list of rows, each a token of some sequence. Every activation is a
 //! row-major matrix with one line per row. Weights stay where they are mapped and are named
-//! by their [`QMatrix`]; a device with its own memory keeps a copy per address (see
-//! [`Backend::load`]).
+//! by their [`QMatrix`]; a device with its own memory keeps copies, of the model's by address (see
+//! [`Backend::load`]), of adapters' by address and owner ([`Backend::prefetch`]).
 //!
 //! What every implementation promises: the result of a row depends on that row alone, bit for
 //! bit — not on the other rows of the batch, nor on the number of threads.
@@ -223,6 +223,14 @@ pub trait Backend: Send + Sync {
     /// Brings a weight to the device ahead of its first use, where it is kept by its address: the bytes must stay where they are
     /// as long as the backend is used. On the CPU, nothing unless weights are to be repacked.
     fn load(&self, weight: QMatrix<'_>) -> Result<(), BackendError>;
+
+    /// Brings weights to the device that come and go, those of adapters, ahead of their first use; they are kept as long as
+    /// their [`QMatrix::keeper`] lives and there is room. The caller waits for the copies, operations of other threads do not.
+    /// What finds no room is copied where it is used. On the CPU, nothing.
+    fn prefetch(&self, weights: &mut dyn Iterator<Item = QMatrix<'_>>) -> Result<(), BackendError> {
+        let _ = weights;
+        Ok(())
+    }
 
     /// `len` zeros.
     fn alloc(&self, len: usize) -> Result<Self::Buffer, BackendError>;

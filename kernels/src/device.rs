@@ -117,6 +117,10 @@ impl Backend for Device {
         on!(self, |b| b.load(weight))
     }
 
+    fn prefetch(&self, weights: &mut dyn Iterator<Item = QMatrix<'_>>) -> Result<(), BackendError> {
+        on!(self, |b| b.prefetch(weights))
+    }
+
     fn alloc(&self, len: usize) -> Result<DeviceBuffer, BackendError> {
         match self {
             Device::Cpu(b) => b.alloc(len).map(DeviceBuffer::Cpu),

@@ -2,12 +2,12 @@
 
 use std::{ops::Range, sync::Arc};
 
-use lory_kernels::{QMatrix, QuantType};
+use lory_kernels::{QMatrix, QuantType, quant::Keeper};
 
 use crate::{Error, Result};
 
 /// A file's bytes, mapped or read, shared by everything that points into them.
-pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub type Bytes = Keeper;
 
 /// A tensor of a file: `rows` × `cols` weights of one format, cheap to clone.
 ///
@@ -57,7 +57,8 @@ impl Tensor {
         // Both steps were checked in `new`; a mapping that shrank since then faults, it cannot
         // change its length here.
         let view = (*self.bytes).as_ref().get(self.range.clone()).unwrap_or(&[]);
-        QMatrix::new(self.ty, self.rows, self.cols, view).expect("checked when the tensor was made")
+        let matrix = QMatrix::new(self.ty, self.rows, self.cols, view);
+        matrix.expect("checked when the tensor was made").kept_by(&self.bytes)
     }
 
     /// Rows `range` as a tensor of its own, without a copy (fused q/k/v, gate/up).

@@ -6,6 +6,7 @@ use super::constants::Constants;
 use super::device::Device;
 use super::kv::CudaKv;
 use super::memory::{CudaBuffer, Memory, floats_as_bytes, floats_as_bytes_mut};
+use super::pool::AdapterPool;
 use super::products::{Input, flat, supports, word};
 use super::scratch::{Scratch, Slot};
 use super::weights::Weights;
@@ -21,13 +22,14 @@ const TABLES: usize = 4;
 /// An NVIDIA device.
 pub struct Cuda {
     device: Arc<Device>,
+    weights: Arc<Weights>,
     state: Mutex<State>,
 }
 
 /// What operations share, one at a time.
 pub(super) struct State {
     pub device: Arc<Device>,
-    pub weights: Weights,
+    pub weights: Arc<Weights>,
     pub scratch: Scratch,
     constants: Constants,
     tables: Vec<Table>,
@@ -48,14 +50,15 @@ impl Cuda {
     /// One line that says what is missing: the driver, a device, a newer driver, a newer device.
     pub fn open(number: u32) -> Result<Cuda, BackendError> {
         let device = Arc::new(Device::open(number)?);
+        let weights = Arc::new(Weights::new(&device));
         let state = State {
-            weights: Weights::new(&device),
+            weights: weights.clone(),
             scratch: Scratch::new(&device),
             constants: Constants::new(&device),
             tables: Vec::new(),
             device: device.clone(),
         };
-        Ok(Cuda { device, state: Mutex::new(state) })
+        Ok(Cuda { device, weights, state: Mutex::new(state) })
     }
 
     /// (free, total) bytes of the device's memory.
@@ -65,6 +68,17 @@ impl Cuda {
     pub fn memory(&self) -> Result<(usize, usize), BackendError> {
         self.device.enter()?;
         self.device.memory()
+    }
+
+    /// Bytes that adapters may have on the device from now on (what they have stays); `None`, as it is at first, is all but an
+    /// eighth of the device's memory.
+    pub fn set_adapter_budget(&self, bytes: Option<usize>) {
+        self.weights.set_budget(bytes);
+    }
+
+    /// What adapters occupy, and what was copied for them.
+    pub fn adapter_pool(&self) -> AdapterPool {
+        self.weights.usage()
     }
 
     /// Waits until everything that was asked for has been done; for measuring.
@@ -95,7 +109,13 @@ impl Backend for Cuda {
     }
 
     fn load(&self, weight: QMatrix<'_>) -> Result<(), BackendError> {
-        self.lock()?.weights.load(weight)
+        self.device.enter()?;
+        self.weights.load(weight)
+    }
+
+    fn prefetch(&self, weights: &mut dyn Iterator<Item = QMatrix<'_>>) -> Result<(), BackendError> {
+        self.device.enter()?;
+        self.weights.prefetch(weights)
     }
 
     fn alloc(&self, len: usize) -> Result<CudaBuffer, BackendError> {
@@ -140,10 +160,11 @@ impl Backend for Cuda {
         state.check_type(table.ty())?;
         let width = table.cols();
         assert!(tokens.iter().all(|t| (*t as usize) < table.rows()), "a token beyond {}", table.rows());
-        let memory = state.weights.get(table)?;
+        let mut turn = self.weights.turn();
+        let weights = turn.address(table)?;
         let numbers = state.scratch.words(Slot::Rows, tokens)?;
         let arguments = [
-            memory.at(0, table.bytes().len()).into(),
+            weights.into(),
             (table.ty() as u32).into(),
             word(width).into(),
             numbers.into(),
@@ -164,10 +185,11 @@ impl Backend for Cuda {
         let mut state = self.lock()?;
         let Some(width) = jobs.first().map(|job| job.weight.cols()) else { return Ok(()) };
         let mut input = Input::lines(x.first(rows * width), rows, width);
+        let mut turn = self.weights.turn();
         for job in jobs {
             let out = job.out.first(rows * job.weight.rows());
             // SAFETY: `first` has checked input and output.
-            unsafe { state.product(job.weight, &mut input, out) }?;
+            unsafe { state.product(&mut turn, job.weight, &mut input, out) }?;
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
-//! The driver's side: finding a device, its memory, copies and launches, all on one stream.
+//! The driver's side: finding a device, its memory, copies and launches.
 //!
-//! One stream means one order: a buffer may be written again, or an upload follow a kernel that reads the same
-//! place, without anything to wait for. Only reading back and freeing wait.
+//! All work is on one stream, which means one order: a buffer may be written again, or an upload follow a kernel that reads
+//! the same place, without anything to wait for. Only reading back and freeing wait. What is brought ahead of its use travels
+//! on a second stream, whose copies are waited for before anybody is told where they lie.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -57,15 +58,30 @@ struct Staging {
     events: [sys::CUevent; 2],
 }
 
-/// A device with its context, stream and kernels.
+/// A stream, and how large copies reach it.
+struct Lane {
+    stream: sys::CUstream,
+    staging: Mutex<Option<Staging>>,
+}
+
+impl Lane {
+    /// Before the driver has made the stream.
+    fn unopened() -> Lane {
+        Lane { stream: std::ptr::null_mut(), staging: Mutex::new(None) }
+    }
+}
+
+/// A device with its context, streams and kernels.
 pub(super) struct Device {
     ordinal: sys::CUdevice,
     label: String,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    work: Lane,
+    arrivals: Lane,
+    /// For one stream to wait for another.
+    mark: sys::CUevent,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, (sys::CUfunction, u32)>,
-    staging: Mutex<Option<Staging>>,
 }
 
 // SAFETY: the driver's handles may be used from any thread whose current context is theirs, which `enter` sees to; the
@@ -136,14 +152,17 @@ impl Device {
         let mut device = Device {
             ordinal,
             context,
-            stream: std::ptr::null_mut(),
+            work: Lane::unopened(),
+            arrivals: Lane::unopened(),
+            mark: std::ptr::null_mut(),
             modules: Vec::new(),
             functions: HashMap::new(),
-            staging: Mutex::new(None),
             label: label.clone(),
         };
         device.enter()?;
-        device.stream = stream::create(stream::StreamKind::NonBlocking).map_err(failed)?;
+        device.work.stream = stream::create(stream::StreamKind::NonBlocking).map_err(failed)?;
+        device.arrivals.stream = stream::create(stream::StreamKind::NonBlocking).map_err(failed)?;
+        device.mark = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed)?;
         for of_module in MODULES {
             // SAFETY: a text that ends with a zero.
             let loaded = unsafe { module::load_data(of_module.ptx.as_ptr().cast()) }
@@ -200,7 +219,7 @@ impl Device {
             // SAFETY: the stream is the device's; the address is the caller's promise. An error here would be an earlier one
             // of a kernel, which the next call reports.
             unsafe {
-                let _ = stream::synchronize(self.stream);
+                let _ = stream::synchronize(self.work.stream);
                 let _ = result::free_sync(address);
             }
         }
@@ -209,7 +228,7 @@ impl Device {
     /// Waits for everything that was launched.
     pub fn wait(&self) -> Result<(), BackendError> {
         // SAFETY: the stream is the device's.
-        unsafe { stream::synchronize(self.stream) }.map_err(|e| self.failed(e))
+        unsafe { stream::synchronize(self.work.stream) }.map_err(|e| self.failed(e))
     }
 
     /// Sets bytes to zero.
@@ -221,23 +240,58 @@ impl Device {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(|e| self.failed(e))
+        unsafe { result::memset_d8_async(address, 0, bytes, self.work.stream) }.map_err(|e| self.failed(e))
     }
 
-    /// Copies to the device; large pieces through pinned memory, so that reading the source (a mapped file, often) and the
-    /// transfer overlap.
+    /// Copies to the device, in order with all other work.
     ///
     /// # Safety
     /// The destination is allocated.
     pub unsafe fn write(&self, to: u64, from: &[u8]) -> Result<(), BackendError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.copy_in(&self.work, to, from) }
+    }
+
+    /// Copies to the device beside whatever is running there, and waits for the copy: what is launched after this sees it.
+    ///
+    /// # Safety
+    /// The destination is allocated; what was launched and may still use it was so before the last
+    /// [`Device::arrivals_follow_work`].
+    pub unsafe fn bring(&self, to: u64, from: &[u8]) -> Result<(), BackendError> {
+        // SAFETY: the caller's promise.
+        let copied = unsafe { self.copy_in(&self.arrivals, to, from) };
+        // SAFETY: the stream is the device's.
+        let waited = unsafe { stream::synchronize(self.arrivals.stream) }.map_err(|e| self.failed(e));
+        copied.and(waited)
+    }
+
+    /// Lets later [`Device::bring`]s begin after everything that has been launched by now. Waits for nothing itself.
+    pub fn arrivals_follow_work(&self) -> Result<(), BackendError> {
+        // SAFETY: streams and event are the device's. A wait is for what the event marked when the wait was asked for.
+        unsafe {
+            event::record(self.mark, self.work.stream)
+                .and_then(|()| {
+                    let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+                    stream::wait_event(self.arrivals.stream, self.mark, flags)
+                })
+                .map_err(|e| self.failed(e))
+        }
+    }
+
+    /// Copies on a stream; large pieces through pinned memory, so that reading the source (a mapped file, often) and the
+    /// transfer overlap.
+    ///
+    /// # Safety
+    /// The destination is allocated.
+    unsafe fn copy_in(&self, lane: &Lane, to: u64, from: &[u8]) -> Result<(), BackendError> {
         if from.is_empty() {
             return Ok(());
         }
         if from.len() <= DIRECT {
             // SAFETY: the caller's promise. The driver has copied pageable memory aside when this returns.
-            return unsafe { result::memcpy_htod_async(to, from, self.stream) }.map_err(|e| self.failed(e));
+            return unsafe { result::memcpy_htod_async(to, from, lane.stream) }.map_err(|e| self.failed(e));
         }
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut staging = lane.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let staging = match &mut *staging {
             Some(staging) => staging,
             empty => empty.insert(self.new_staging()?),
@@ -250,8 +304,8 @@ impl Device {
                 event::synchronize(event).map_err(|e| self.failed(e))?;
                 std::ptr::copy_nonoverlapping(chunk.as_ptr(), buffer.cast(), chunk.len());
                 let staged = std::slice::from_raw_parts(buffer.cast::<u8>(), chunk.len());
-                result::memcpy_htod_async(to + (i * STAGING) as u64, staged, self.stream)
-                    .and_then(|()| event::record(event, self.stream))
+                result::memcpy_htod_async(to + (i * STAGING) as u64, staged, lane.stream)
+                    .and_then(|()| event::record(event, lane.stream))
                     .map_err(|e| self.failed(e))?;
             }
         }
@@ -276,7 +330,7 @@ impl Device {
             return Ok(());
         }
         // SAFETY: the caller's promise; the copy has ended before the borrow of `to` does.
-        let copied = unsafe { result::memcpy_dtoh_async(to, from, self.stream) };
+        let copied = unsafe { result::memcpy_dtoh_async(to, from, self.work.stream) };
         self.wait()?;
         copied.map_err(|e| self.failed(e))
     }
@@ -290,7 +344,7 @@ impl Device {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(|e| self.failed(e))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.work.stream) }.map_err(|e| self.failed(e))
     }
 
     /// Launches a kernel on a grid of blocks; a grid without blocks is nothing.
@@ -324,7 +378,7 @@ impl Device {
         let (grid, block) = ((grid[0], grid[1], grid[2]), (threads, 1, 1));
         // SAFETY: the function's module is loaded; the driver copies the arguments before it returns; the rest is the
         // caller's promise.
-        unsafe { result::launch_kernel(function, grid, block, 0, self.stream, &mut pointers) }
+        unsafe { result::launch_kernel(function, grid, block, 0, self.work.stream, &mut pointers) }
             .map_err(|e| error(&self.label, format!("{kernel}: {}", words(e))))
     }
 }
@@ -334,24 +388,28 @@ impl Drop for Device {
         if self.enter().is_err() {
             return;
         }
-        let staging = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         // SAFETY: everything was made by this device and is not used after; `Memory` holds the device alive, so
         // no allocation is left. Errors while ending have nobody to tell.
         unsafe {
-            if !self.stream.is_null() {
-                let _ = stream::synchronize(self.stream);
-            }
-            if let Some(Staging { buffers, events }) = staging {
-                for (buffer, event) in buffers.into_iter().zip(events) {
-                    let _ = result::free_host(buffer);
-                    let _ = event::destroy(event);
+            for lane in [&mut self.work, &mut self.arrivals] {
+                if lane.stream.is_null() {
+                    continue;
                 }
+                let _ = stream::synchronize(lane.stream);
+                let staging = lane.staging.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(Staging { buffers, events }) = staging {
+                    for (buffer, event) in buffers.into_iter().zip(events) {
+                        let _ = result::free_host(buffer);
+                        let _ = event::destroy(event);
+                    }
+                }
+                let _ = stream::destroy(lane.stream);
+            }
+            if !self.mark.is_null() {
+                let _ = event::destroy(self.mark);
             }
             for module in self.modules.drain(..) {
                 let _ = module::unload(module);
-            }
-            if !self.stream.is_null() {
-                let _ = stream::destroy(self.stream);
             }
             let _ = primary_ctx::release(self.ordinal);
         }

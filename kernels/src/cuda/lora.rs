@@ -1,11 +1,10 @@
 //! Adapters: shrink and expand as ordinary products over a group's rows, cores and sums by descriptors.
 
-use std::sync::Arc;
-
 use super::backend::State;
-use super::memory::{CudaBuffer, Memory};
+use super::memory::CudaBuffer;
 use super::products::{Input, THREADS, word};
 use super::scratch::Slot;
+use super::weights::Turn;
 use crate::QMatrix;
 use crate::backend::{BackendError, Core, LoraGroup, LoraJob, LoraTerm};
 
@@ -35,8 +34,6 @@ struct Plan {
     /// `ApplyRow`s of three.
     rows: Vec<u32>,
     n_rows: usize,
-    /// Keeps the weights that are named above.
-    held: Vec<Arc<Memory>>,
 }
 
 fn address_words(address: u64) -> [u32; 2] {
@@ -93,26 +90,23 @@ impl State {
 
     /// A line of `width` weights: its address and type.
     fn line_weight(
-        &mut self,
-        plan: &mut Plan,
+        &self,
+        turn: &mut Turn<'_>,
         line: QMatrix<'_>,
         width: usize,
     ) -> Result<(u64, u32), BackendError> {
         assert_eq!(line.rows() * line.cols(), width, "a line of another length");
-        self.held_weight(plan, line)
+        self.weight(turn, line)
     }
 
-    fn held_weight(&mut self, plan: &mut Plan, weight: QMatrix<'_>) -> Result<(u64, u32), BackendError> {
+    fn weight(&self, turn: &mut Turn<'_>, weight: QMatrix<'_>) -> Result<(u64, u32), BackendError> {
         self.check_type(weight.ty())?;
-        let memory = self.weights.get(weight)?;
-        let address = memory.address();
-        plan.held.push(memory);
-        Ok((address, weight.ty() as u32))
+        Ok((turn.address(weight)?, weight.ty() as u32))
     }
 
     fn core_term(
-        &mut self,
-        plan: &mut Plan,
+        &self,
+        turn: &mut Turn<'_>,
         core: Core<'_>,
         rank: usize,
         scale: f32,
@@ -123,7 +117,7 @@ impl State {
             Core::Full(matrix) => (matrix, number::FULL, rank),
         };
         assert_eq!(matrix.rows() * matrix.cols(), rank * columns, "a core of another rank");
-        let (address, ty) = self.held_weight(plan, matrix)?;
+        let (address, ty) = self.weight(turn, matrix)?;
         Ok((address, ty, kind, scale))
     }
 
@@ -139,6 +133,8 @@ impl State {
         if n == 0 {
             return Ok(());
         }
+        let weights = self.weights.clone();
+        let mut turn = weights.turn();
         // z: the shrunk rows of this group, or all rows of x where the input was shrunk already.
         let (z, rank) = match (group.v, group.u) {
             (Some(v), Some(_)) => {
@@ -146,7 +142,7 @@ impl State {
                 let numbers = self.scratch.words(Slot::Rows, &numbers)?;
                 let z = self.scratch.room(Slot::Shrunk, n * v.rows() * 4)?;
                 // SAFETY: every row of the group lies in x (`lora` has asked for so many), and z has the room.
-                unsafe { self.product(v, &mut Input::gathered(x, numbers, n, in_width), z) }?;
+                unsafe { self.product(&mut turn, v, &mut Input::gathered(x, numbers, n, in_width), z) }?;
                 (z, v.rows())
             }
             _ => (x, in_width),
@@ -155,7 +151,7 @@ impl State {
         for (i, (row, terms)) in group.rows.iter().enumerate() {
             let source = if group.v.is_some() { word(i) } else { *row };
             let first = plan.n_steps;
-            self.row(&mut plan, group.u.is_some().then_some((source, rank)), terms, width)?;
+            self.row(&mut turn, &mut plan, group.u.is_some().then_some((source, rank)), terms, width)?;
             if plan.n_steps > first {
                 plan.rows.extend([*row, word(first), word(plan.n_steps - first)]);
                 plan.n_rows += 1;
@@ -171,13 +167,13 @@ impl State {
             let cored = self.scratch.room(Slot::Cored, plan.n_lines * rank * 4)?;
             let arguments = [z.into(), word(rank).into(), lines.into(), terms.into(), cored.into()];
             // SAFETY: the parameters of `lora_core`; the lines name terms of the list and lines of z, the terms name cores
-            // of this rank that `plan` holds, and there is room for every line.
+            // of this rank that the turn keeps, and there is room for every line.
             unsafe {
                 self.device.launch("lora_core", [word(plan.n_lines), word(rank.div_ceil(8)), 1], &arguments)
             }?;
             deltas = self.scratch.room(Slot::Expanded, plan.n_lines * width * 4)?;
             // SAFETY: as many lines as were just written, and room for their products.
-            unsafe { self.product(u, &mut Input::lines(cored, plan.n_lines, rank), deltas) }?;
+            unsafe { self.product(&mut turn, u, &mut Input::lines(cored, plan.n_lines, rank), deltas) }?;
         }
         if plan.n_rows == 0 {
             return Ok(());
@@ -188,14 +184,15 @@ impl State {
             [y.into(), before.into(), deltas.into(), word(width).into(), rows.into(), steps.into()];
         let grid = [word(plan.n_rows), word(width.div_ceil(THREADS)), 1];
         // SAFETY: the parameters of `lora_apply`; rows lie in y (and in `before`, which is there where a step reads it) and
-        // are different from each other, deltas are the lines above, and the steps' weights are lines of `width` that `plan`
-        // holds.
+        // are different from each other, deltas are the lines above, and the steps' weights are lines of `width` that the
+        // turn keeps.
         unsafe { self.device.launch("lora_apply", grid, &arguments) }
     }
 
     /// The lines and steps of one row; `delta` is its line of z and the rank, where the group has a U.
     fn row(
-        &mut self,
+        &self,
+        turn: &mut Turn<'_>,
         plan: &mut Plan,
         delta: Option<(u32, usize)>,
         terms: &[LoraTerm<'_>],
@@ -204,7 +201,7 @@ impl State {
         if let Some((source, rank)) = delta {
             let mut plain = Vec::new();
             for term in terms.iter().filter(|term| term.delta_scale.is_none()) {
-                plain.push(self.core_term(plan, term.core, rank, term.scale)?);
+                plain.push(self.core_term(turn, term.core, rank, term.scale)?);
             }
             if !plain.is_empty() {
                 let line = plan.line(&plain, source);
@@ -213,17 +210,17 @@ impl State {
         }
         for term in terms {
             if let (Some((source, rank)), Some(g)) = (delta, term.delta_scale) {
-                let core = self.core_term(plan, term.core, rank, 1.0)?;
+                let core = self.core_term(turn, term.core, rank, 1.0)?;
                 let line = plan.line(&[core], source);
-                let g = self.line_weight(plan, g, width)?;
+                let g = self.line_weight(turn, g, width)?;
                 plan.step(number::SCALED_DELTA, g, line, term.scale);
             }
             if let Some(s) = term.row_scale {
-                let s = self.line_weight(plan, s, width)?;
+                let s = self.line_weight(turn, s, width)?;
                 plan.step(number::ROW_SCALE, s, 0, term.scale);
             }
             if let Some(b) = term.bias {
-                let b = self.line_weight(plan, b, width)?;
+                let b = self.line_weight(turn, b, width)?;
                 plan.step(number::BIAS, b, 0, term.scale);
             }
         }

@@ -8,6 +8,7 @@
 //! What every operation promises holds here too: the bits of a row depend on that row alone. They differ from the
 //! CPU's in the last places, because sums are cut into strands (`kernels/strands.cuh`).
 
+mod arena;
 mod attention;
 mod backend;
 mod constants;
@@ -15,6 +16,7 @@ mod device;
 mod kv;
 mod lora;
 mod memory;
+mod pool;
 mod products;
 mod ptx;
 mod scratch;
@@ -23,3 +25,4 @@ mod weights;
 pub use backend::Cuda;
 pub use kv::CudaKv;
 pub use memory::CudaBuffer;
+pub use pool::AdapterPool;

@@ -3,6 +3,7 @@
 use super::backend::State;
 use super::device::Argument;
 use super::scratch::Slot;
+use super::weights::Turn;
 use crate::backend::BackendError;
 use crate::quant::Q8Block;
 use crate::{QMatrix, QuantType};
@@ -107,6 +108,7 @@ impl State {
     /// The input's addresses are those of as many lines of floats, and of numbers of such lines; `out` has the room.
     pub unsafe fn product(
         &mut self,
+        turn: &mut Turn<'_>,
         weight: QMatrix<'_>,
         input: &mut Input,
         out: u64,
@@ -117,10 +119,10 @@ impl State {
         if n == 0 || tokens == 0 || columns == 0 {
             return Ok(());
         }
-        let copy = self.weights.get(weight)?;
+        let w = turn.address(weight)?;
         // SAFETY: the caller's promise.
         let x = unsafe { self.prepared(form, input) }?;
-        let (w, rows) = (copy.at(0, weight.bytes().len()), word(n));
+        let rows = word(n);
         if form == Form::Float {
             let arguments =
                 [w.into(), rows.into(), word(columns).into(), input.x.into(), input.rows.into(), out.into()];

@@ -1,6 +1,11 @@
 //! A matrix of quantized rows, borrowed.
 
+use std::{fmt, sync::Arc};
+
 use super::{Block, QuantType, blocks_of};
+
+/// Whoever keeps a file's bytes, mapped or read, for everything that points into them.
+pub type Keeper = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Bytes that do not make the matrix that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,12 +38,20 @@ pub enum ShapeError {
 ///
 /// Row `i` of a weight holds the coefficients of output `i`: a product with it is `y = W x`
 /// with `x` of length `cols` and `y` of length `rows` (GGUF's `ne[0]` is `cols`).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct QMatrix<'a> {
     ty: QuantType,
     rows: usize,
     cols: usize,
     bytes: &'a [u8],
+    keeper: Option<&'a Keeper>,
+}
+
+impl fmt::Debug for QMatrix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let QMatrix { ty, rows, cols, bytes, .. } = self;
+        write!(f, "QMatrix({rows} x {cols} {ty} at {:p})", bytes.as_ptr())
+    }
 }
 
 impl<'a> QMatrix<'a> {
@@ -49,7 +62,18 @@ impl<'a> QMatrix<'a> {
         if needed != bytes.len() {
             return Err(ShapeError::Length { ty, rows, cols, needed, got: bytes.len() });
         }
-        Ok(QMatrix { ty, rows, cols, bytes })
+        Ok(QMatrix { ty, rows, cols, bytes, keeper: None })
+    }
+
+    /// The same matrix, with the owner of its bytes: as long as that lives, they stay where and what they are. So a
+    /// device that keeps a copy needs no more than the address and a weak reference to tell whether it still holds.
+    pub fn kept_by(self, keeper: &'a Keeper) -> Self {
+        QMatrix { keeper: Some(keeper), ..self }
+    }
+
+    /// The owner of the bytes, where it is known.
+    pub fn keeper(&self) -> Option<&'a Keeper> {
+        self.keeper
     }
 
     /// The weight format.

@@ -45,7 +45,7 @@ pub use format::{Dot, FORMATS, Format, FormatError, dequantize_row, dot_row, exa
 pub use half::Half;
 pub use iq4_nl::{IQ4_NL, VALUES as IQ4_VALUES};
 pub use iq4_xs::IQ4_XS;
-pub use matrix::{QMatrix, ShapeError};
+pub use matrix::{Keeper, QMatrix, ShapeError};
 pub use q2_k::Q2_K;
 pub use q3_k::Q3_K;
 pub use q4_0::Q4_0;

@@ -4,7 +4,7 @@ use lory_kernels::backend::{Backend, MatmulJob};
 use lory_kernels::cpu::Isa;
 use lory_kernels::{BackendError, Cuda, Device, DeviceChoice, QMatrix, QuantType};
 
-use super::{Noise, device, emulated, emulator, put, quantized, take};
+use super::{Noise, device, emulated, emulator, opening, put, quantized, take};
 
 #[test]
 fn one_clear_line() {
@@ -16,7 +16,7 @@ fn one_clear_line() {
     // SAFETY: the signature in libcuda.cpp.
     let driver: libloading::Symbol<'_, unsafe extern "C" fn(i32, i32)> =
         unsafe { library.get(b"lory_emulate_driver") }.unwrap();
-    // One test alone opens devices while the driver is another, and the device above is open already.
+    let _opening = opening();
     let message = |version, count| {
         // SAFETY: sets two numbers.
         unsafe { driver(version, count) };
@@ -40,6 +40,7 @@ fn one_clear_line() {
 #[test]
 fn the_chosen_device() {
     let Some(cuda) = device() else { return };
+    let _opening = opening();
     for (choice, label) in [
         (DeviceChoice::Auto, "cpu"),
         (DeviceChoice::Cpu, "cpu"),

@@ -1,6 +1,7 @@
 //! The CUDA backend against the reference: on the device where there is one, else on the emulated driver
 //! (with `LORY_REQUIRE_CUDA`, on a device only).
 
+mod adapters;
 mod attention;
 mod finding;
 mod lora;
@@ -9,7 +10,7 @@ mod pointwise;
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use lory_kernels::quant::format::quantize_row;
 use lory_kernels::{Backend, Cuda, QuantType};
@@ -51,6 +52,12 @@ fn emulator() -> Option<&'static libloading::Library> {
         Some(unsafe { libloading::Library::new(folder.join("libcuda.so")) }.unwrap())
     });
     library.as_ref()
+}
+
+/// Held by who opens a device, or lets the driver be another for a while.
+fn opening() -> MutexGuard<'static, ()> {
+    static OPENING: Mutex<()> = Mutex::new(());
+    OPENING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The device.

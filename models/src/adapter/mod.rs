@@ -26,6 +26,10 @@ mod site;
 
 use std::sync::Arc;
 
+use lory_kernels::QMatrix;
+
+use crate::Tensor;
+
 pub use self::{
     activation::{Phase, Phases, last_occurrence},
     base::{BaseCheck, BaseInfo, Fingerprint, synthetic_base},
@@ -94,6 +98,13 @@ impl Adapter {
             Delta::Private(factors, _) => Some(factors),
             Delta::None => None,
         }
+    }
+
+    /// Every matrix that a batch with it may need: its own where it adds anything, and the factors that it shares.
+    pub fn matrices(&self) -> impl Iterator<Item = QMatrix<'_>> {
+        let adding = self.cores.iter().zip(&self.adds).filter(|(_, adds)| **adds);
+        let shared = self.basis.iter().flat_map(|basis| basis.iter()).flat_map(|(_, f)| [f.u(), f.v()]);
+        adding.flat_map(|((_, core), _)| core.own_tensors()).chain(shared).map(Tensor::matrix)
     }
 
     /// Bytes that belong to it alone; a shared basis does not count.

@@ -83,7 +83,7 @@ impl Default for EngineOptions {
 /// Everything that the handles of one engine share.
 pub(crate) struct Shared {
     pub model: Arc<LoadedModel>,
-    pub backend: Device,
+    pub backend: Arc<Device>,
     pub adapters: AdapterStore,
     pub n_ctx: usize,
     /// Bytes of a page of keys and values in all layers.
@@ -200,7 +200,7 @@ impl Engine {
     /// An engine over a model that is already loaded.
     pub fn with_model(model: LoadedModel, options: &EngineOptions) -> Result<Engine> {
         let model = Arc::new(model);
-        let backend = model.device(options.device, options.threads, options.repacking)?;
+        let backend = Arc::new(model.device(options.device, options.threads, options.repacking)?);
         let config = model.decoder.config();
         let n_ctx = model.n_ctx as usize;
         if options.n_batch == 0 {
@@ -217,8 +217,9 @@ impl Engine {
         let page_bytes = page_bytes(&backend, shape)?;
         let cache = kv_cache(&backend, shape, options, n_ctx, page_bytes)?;
         let cache = if options.prefix_sharing { cache.with_sharing() } else { cache };
-        let scratch = Scratch::new(&backend, &model.decoder, max_rows, LOGIT_ROWS.min(max_rows))?;
-        let adapters = AdapterStore::new(model.clone(), options.loading, options.adapter_bytes);
+        let scratch = Scratch::new(&*backend, &model.decoder, max_rows, LOGIT_ROWS.min(max_rows))?;
+        let adapters =
+            AdapterStore::new(model.clone(), backend.clone(), options.loading, options.adapter_bytes);
         let (file, device) = (model.gguf.metadata().file(), backend.label());
         tracing::info!("{file}: {} layers, context {n_ctx}, on {device}", config.n_layers());
         Ok(Engine {
@@ -260,7 +261,7 @@ impl Engine {
 
     /// Bytes of repacked weights; see [`EngineOptions::repacking`].
     pub fn repacked_bytes(&self) -> usize {
-        let Device::Cpu(cpu) = &self.shared.backend else { return 0 };
+        let Device::Cpu(cpu) = &*self.shared.backend else { return 0 };
         cpu.repacked_bytes()
     }
 

@@ -245,7 +245,7 @@ impl Header {
             base: [fingerprint.shapes, fingerprint.weights],
             rope: rope_hash(shared),
             shape,
-            layout: layout_probe(&shared.backend, shape)?,
+            layout: layout_probe(&*shared.backend, shape)?,
             page_bytes: shared.page_bytes as u64,
             mixed: false,
             adapters: 0,

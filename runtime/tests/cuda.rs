@@ -1,12 +1,20 @@
 //! Whole models on a CUDA device, or on the emulated driver where there is none, beside the processor.
 
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lory_kernels::backend::KvType;
-use lory_kernels::{Backend, Cuda, Device, DeviceChoice};
+use lory_kernels::{Backend, Cuda, Device, DeviceChoice, QuantType};
+use lory_models::adapter::AdapterSet;
+use lory_models::adapter::pack::{Pack, SynthSpec, synth_pack};
 use lory_runtime::mapping::Loading;
-use lory_runtime::{Bare, BareOptions, Engine, EngineOptions, LoadedModel, OpenOptions, Repacking};
+use lory_runtime::{
+    Bare, BareOptions, Engine, EngineOptions, Event, LoadedModel, OpenOptions, Repacking, Request,
+    SessionOptions, open_pack,
+};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -14,6 +22,11 @@ fn repository() -> PathBuf {
 
 /// Whether CUDA devices can be opened: the real one, or the emulated driver, built and loaded here.
 fn cuda_is_there() -> bool {
+    static THERE: OnceLock<bool> = OnceLock::new();
+    *THERE.get_or_init(find_or_emulate)
+}
+
+fn find_or_emulate() -> bool {
     match Cuda::open(0) {
         Ok(_) => return true,
         Err(error) => {
@@ -49,8 +62,7 @@ fn logits<B: Backend>(backend: &B, model: &LoadedModel, tokens: &[u32], at_once:
     all
 }
 
-/// The models are in F32, so that only the order of sums differs; a prompt at once and token by token give the same bits. One
-/// test, because it loads the driver that the second part needs.
+/// The models are in F32, so that only the order of sums differs; a prompt at once and token by token give the same bits.
 #[test]
 fn models_and_an_engine() {
     if !cuda_is_there() {
@@ -85,4 +97,143 @@ fn models_and_an_engine() {
     assert!(open(DeviceChoice::Cuda(0)).unwrap().device().starts_with("cuda ("));
     let error = open(DeviceChoice::Cuda(9)).err().unwrap().to_string();
     assert!(error.contains("device 9"), "{error}");
+}
+
+const ADAPTERS: usize = 6;
+
+/// A pack of adapters of two bases for a model, in a file.
+fn pack_for(model: &LoadedModel, folder: &Path) -> PathBuf {
+    let spec = SynthSpec {
+        n_adapters: ADAPTERS,
+        clusters: 2,
+        rank: 8,
+        diagonal: false,
+        share_v: true,
+        basis_type: QuantType::F32,
+        core_type: QuantType::F16,
+        seed: 3,
+    };
+    let bytes = synth_pack(&model.base, &spec, Cursor::new(Vec::new())).unwrap().into_inner();
+    let path = folder.join("pack.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn adapter_name(i: usize) -> String {
+    format!("synth-{i:05}")
+}
+
+/// The logits after the last of each sequence's tokens, all in one batch; sequence `i` has adapter `i`.
+fn with_adapters<B: Backend>(backend: &B, model: &LoadedModel, pack: &Pack, passes: usize) -> Vec<f32> {
+    let options = BareOptions { sequences: ADAPTERS + 1, tokens: 64, n_batch: 32, kv_type: KvType::F16 };
+    let mut bare = Bare::new(backend, &model.decoder, options).unwrap();
+    // The last sequence has none.
+    for i in 0..ADAPTERS {
+        let adapter = pack.adapter(&adapter_name(i)).unwrap();
+        backend.prefetch(&mut adapter.matrices()).unwrap();
+        bare.set_adapters(i, AdapterSet::single(adapter));
+    }
+    let mut all = Vec::new();
+    for pass in 0..passes {
+        let tokens: Vec<u32> = (0..3).map(|i| 40 + (pass * 3 + i) as u32 * 7).collect();
+        let work: Vec<_> = (0..=ADAPTERS).map(|i| (i, &tokens[..])).collect();
+        all.extend_from_slice(bare.run(&work).unwrap());
+    }
+    all
+}
+
+/// The bits of adapters do not depend on how many of them the device has room for, and are near the processor's.
+#[test]
+fn adapters_with_much_and_little_room() {
+    if !cuda_is_there() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = OpenOptions { n_ctx: Some(64), loading: Loading::Map };
+    let model = LoadedModel::open(&model("llama.gguf"), &options).unwrap();
+    let pack = open_pack(&pack_for(&model, folder.path()), Loading::Map).unwrap();
+    let open = |choice| model.device(choice, Some(1), Repacking::Off).unwrap();
+    let want = with_adapters(&open(DeviceChoice::Auto), &model, &pack, 2);
+    let vocab = model.decoder.vocab_size();
+    let rows =
+        |logits: &[f32]| logits.chunks(vocab).take(ADAPTERS + 1).map(<[f32]>::to_vec).collect::<Vec<_>>();
+    assert!(rows(&want).windows(2).all(|two| two[0] != two[1]), "the adapters add nothing");
+    let mut first: Option<Vec<f32>> = None;
+    for budget in [None, Some(60_000), Some(20_000), Some(0)] {
+        let device = open(DeviceChoice::Cuda(0));
+        let Device::Cuda(cuda) = &device else { panic!("asked for CUDA") };
+        cuda.set_adapter_budget(budget);
+        let got = with_adapters(&device, &model, &pack, 2);
+        let pool = cuda.adapter_pool();
+        println!("{pool:?}");
+        let Some(first) = &first else {
+            assert_eq!((pool.late, pool.evicted), (0, 0), "everything was there ahead of its use: {pool:?}");
+            let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let worst = got.iter().zip(&want).fold(0f32, |m, (g, w)| m.max((g - w).abs()));
+            assert!(worst <= largest * 2e-3, "{worst} of {largest}");
+            first = Some(got);
+            continue;
+        };
+        assert!(pool.late > 0, "{pool:?}");
+        assert_eq!(&got, first, "{budget:?} bytes");
+    }
+}
+
+/// Sessions of an engine with different adapters, each the bits that it has alone, while other adapters arrive from a second thread.
+#[test]
+fn sessions_while_adapters_arrive() {
+    if !cuda_is_there() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = EngineOptions {
+        device: DeviceChoice::Cuda(0),
+        n_ctx: Some(64),
+        kv_tokens: Some(512),
+        prefix_sharing: false,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::open(&model("llama.gguf"), &options).unwrap();
+    engine.adapters().open_pack(&pack_for(engine.model(), folder.path())).unwrap();
+    let ask = |i: usize| {
+        let id = engine.adapters().resolve(&adapter_name(i)).unwrap();
+        let mut session =
+            engine.session(&SessionOptions { adapters: vec![(id, 1.0)], ..Default::default() }).unwrap();
+        let request = Request {
+            tokens: vec![30 + i as u32, 31, 77],
+            max_new_tokens: 0,
+            prompt_logits: true,
+            ..Request::default()
+        };
+        let generation = session.generate(request).unwrap();
+        (session, generation)
+    };
+    let answer = |(_session, generation): (_, lory_runtime::Generation)| {
+        let mut all = Vec::new();
+        for event in generation {
+            if let Event::Logits { values, .. } = event.unwrap() {
+                all.push(values);
+            }
+        }
+        assert_eq!(all.len(), 3);
+        all
+    };
+    let alone: Vec<_> = (0..3).map(|i| answer(ask(i))).collect();
+    let running = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for i in (3..ADAPTERS).cycle().take(1000) {
+                if !running.load(Ordering::Relaxed) {
+                    break;
+                }
+                let name = adapter_name(i);
+                engine.adapters().prefetch(&[&name]).unwrap();
+                engine.adapters().unload(&name).unwrap();
+            }
+        });
+        let together: Vec<_> = (0..3).map(ask).collect();
+        let together: Vec<_> = together.into_iter().map(answer).collect();
+        running.store(false, Ordering::Relaxed);
+        assert_eq!(together, alone);
+    });
 }

@@ -5,8 +5,9 @@
 //! an answer that has begun.
 //!
 //! Adapters of a pack are read when they are first asked for, by the thread that asks, outside all
-//! locks of running sessions. Under a byte budget, those that no session uses are given up again, the
-//! least recently used first; their ids stay valid, and they are read again when they are needed.
+//! locks of running sessions; a device with memory of its own gets its copies then too. Under a byte
+//! budget, those that no session uses are given up again, the least recently used first; their ids
+//! stay valid, and they are read again when they are needed.
 
 mod open;
 mod record;
@@ -20,6 +21,7 @@ use std::{
     },
 };
 
+use lory_kernels::{Backend, Device};
 use lory_models::adapter::{Adapter, AdapterSet, BaseCheck, pack::Pack, unknown_name};
 
 use crate::{
@@ -112,15 +114,21 @@ struct State {
 /// The adapters of one engine.
 pub struct AdapterStore {
     model: Arc<LoadedModel>,
+    device: Arc<Device>,
     loading: Loading,
     state: RwLock<State>,
     clock: AtomicU64,
 }
 
 impl AdapterStore {
-    pub(crate) fn new(model: Arc<LoadedModel>, loading: Loading, budget: Option<usize>) -> Self {
+    pub(crate) fn new(
+        model: Arc<LoadedModel>,
+        device: Arc<Device>,
+        loading: Loading,
+        budget: Option<usize>,
+    ) -> Self {
         let state = RwLock::new(State { budget, ..State::default() });
-        AdapterStore { model, loading, state, clock: AtomicU64::new(0) }
+        AdapterStore { model, device, loading, state, clock: AtomicU64::new(0) }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -270,7 +278,7 @@ impl AdapterStore {
         Ok(record.id())
     }
 
-    /// Brings adapters in ahead of their first use, with the bases that they share. Returns the
+    /// Brings adapters in ahead of their first use, to the device as well, with the bases that they share. Returns the
     /// bytes that they have for themselves.
     pub fn prefetch(&self, names: &[&str]) -> Result<usize> {
         let mut bytes = 0;
@@ -279,7 +287,7 @@ impl AdapterStore {
             let record = self.read().records.get(&id).cloned();
             if let Some(record) = record {
                 let adapter = self.bring_in(&record)?;
-                self.warm_basis(&adapter);
+                self.warm(&adapter)?;
                 bytes += adapter.bytes();
             }
         }
@@ -301,6 +309,13 @@ impl AdapterStore {
             tracing::info!("adapter `{}`: {} bytes", record.name(), adapter.bytes());
         }
         Ok(adapter)
+    }
+
+    /// Has everything at hand that a step with this adapter needs, so that no step waits for it.
+    fn warm(&self, adapter: &Adapter) -> Result<()> {
+        self.warm_basis(adapter);
+        let copied = self.device.prefetch(&mut adapter.matrices());
+        Ok(copied.map_err(lory_models::Error::from)?)
     }
 
     /// Touches a basis' pages, so that the first step with it reads no disk.
@@ -386,7 +401,7 @@ impl AdapterStore {
         for (held, scale) in &records {
             held.files().iter().try_for_each(|f| f.check_unchanged())?;
             let adapter = self.bring_in(held.record())?;
-            self.warm_basis(&adapter);
+            self.warm(&adapter)?;
             entries.push((adapter, *scale));
         }
         Ok(Bound::new(AdapterSet::new(entries)?, records))

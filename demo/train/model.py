@@ -41,9 +41,10 @@ def encode(prompt, answer=None):
     return ids if answer is None else (ids, [*answer.encode(), EOS])
 
 
-def rotate(x, cos, sin):
-    a, b = x[..., 0::2], x[..., 1::2]
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+def rotate(x, turns):
+    """Neighbours are real and imaginary parts, turned by a product of complex numbers."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 class Base(torch.nn.Module):
@@ -67,29 +68,39 @@ class Base(torch.nn.Module):
     def angles(self, positions):
         half = torch.arange(0, self.shape.head, 2, device=positions.device).float() / self.shape.head
         angle = positions[:, None].float() * self.shape.rope ** -half
-        return angle.cos(), angle.sin()
+        return torch.polar(torch.ones_like(angle), angle)
+
+    def attend(self, q, k, v):
+        """Causal attention of (sequences, positions, heads, head). The queries of heads that share keys stand below each other, so that
+        keys and values are not copied; for sequences this short this is faster than torch's own."""
+        n, t, heads, d = q.shape
+        kv = k.shape[2]
+        q = q.view(n, t, kv, heads // kv, d).permute(0, 2, 3, 1, 4).reshape(n, kv, -1, d)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        mask = torch.full((t, t), float("-inf")).triu(1).repeat(heads // kv, 1)
+        weights = F.softmax((q * d**-0.5) @ k.transpose(2, 3) + mask, -1).to(v.dtype)
+        return (weights @ v).view(n, kv, heads // kv, t, d).permute(0, 3, 1, 2, 4).reshape(n, t, -1)
 
     def forward(self, tokens, loras=None):
-        """Logits (sequences, positions, vocabulary); `loras` is a `Loras`, whose adapters take equal shares of the sequences."""
+        """Logits (sequences, positions, vocabulary); `loras` is a `Loras` or alike, whose adapters take equal shares of the sequences."""
         s = self.shape
         n, t = tokens.shape
+        # Rounded once for all products of a layer, not by each of them.
+        rounded = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
         def project(i, name, x):
             y = F.linear(x, self.blocks[i][name])
-            return y if loras is None else y + loras.delta(i, name, x)
+            return y if loras is None else loras.add(i, name, x, y)
 
-        cos, sin = self.angles(torch.arange(t))
+        turns = self.angles(torch.arange(t))[:, None]
         x = F.embedding(tokens, self.embedding)
         for i, block in enumerate(self.blocks):
-            h = F.rms_norm(x, (s.width,), block["attn_norm"], s.eps)
-            q = rotate(project(i, "attn_q", h).view(n, t, s.heads, s.head).transpose(1, 2), cos, sin)
-            k = rotate(project(i, "attn_k", h).view(n, t, s.kv_heads, s.head).transpose(1, 2), cos, sin)
-            v = project(i, "attn_v", h).view(n, t, s.kv_heads, s.head).transpose(1, 2)
-            groups = s.heads // s.kv_heads
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-            a = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
-            x = x + project(i, "attn_output", a.transpose(1, 2).reshape(n, t, -1))
-            h = F.rms_norm(x, (s.width,), block["ffn_norm"], s.eps)
+            h = F.rms_norm(x, (s.width,), block["attn_norm"], s.eps).to(rounded)
+            q = rotate(project(i, "attn_q", h).view(n, t, s.heads, s.head), turns)
+            k = rotate(project(i, "attn_k", h).view(n, t, s.kv_heads, s.head), turns)
+            v = project(i, "attn_v", h).view(n, t, s.kv_heads, s.head)
+            x = x + project(i, "attn_output", self.attend(q, k, v))
+            h = F.rms_norm(x, (s.width,), block["ffn_norm"], s.eps).to(rounded)
             x = x + project(i, "ffn_down", F.silu(project(i, "ffn_gate", h)) * project(i, "ffn_up", h))
         return F.linear(F.rms_norm(x, (s.width,), self.norm, s.eps), self.embedding)
 
@@ -127,12 +138,12 @@ class Loras:
     def parameters(self):
         return [p for pair in self.factors.values() for p in pair]
 
-    def delta(self, i, name, x):
+    def add(self, i, name, x, y):
+        """What the adapters make of a projection's input, added to what the base made of it."""
         a, b = self.factors[i, name]
-        n, t, width = x.shape
-        rows = x.reshape(a.shape[0], -1, width)
-        y = torch.bmm(torch.bmm(rows, a.transpose(1, 2).to(x.dtype)), b.transpose(1, 2).to(x.dtype))
-        return (y * (self.alpha / self.rank)).view(n, t, -1)
+        b = b * (self.alpha / self.rank)
+        rows = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), a.transpose(1, 2).to(x.dtype))
+        return torch.baddbmm(y.view(a.shape[0], -1, y.shape[-1]), rows, b.transpose(1, 2).to(x.dtype)).view(y.shape)
 
 
 @torch.no_grad()

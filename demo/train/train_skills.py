@@ -15,7 +15,6 @@ import time
 import numpy
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import Loras, VOCABULARY, encode, exact, load_base
 from skills import SKILLS, split
@@ -99,8 +98,7 @@ def learn(model, sets, adapters, count):
     for row, (p, a) in enumerate(examples):
         tokens[row, : len(p) + len(a) - 1] = torch.tensor((p + a)[:-1])
         wanted[row, len(p) - 1: len(p) + len(a) - 1] = torch.tensor(a)
-    # For sequences this short plain attention is the faster one.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast("cpu", torch.bfloat16):
         logits = model(tokens, adapters)
     losses = F.cross_entropy(logits.float().view(-1, VOCABULARY), wanted.view(-1), ignore_index=-100, reduction="none")
     losses = losses.view(len(sets), -1).sum(1) / (wanted.view(len(sets), -1) >= 0).sum(1)
@@ -110,7 +108,7 @@ def learn(model, sets, adapters, count):
 
 def look(model, sets, adapters):
     """The share of held-out prompts that each skill answers; counts how often in a row that was all of them."""
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast("cpu", torch.bfloat16):
         good = exact(model, [pair for s in sets for pair in s.held], adapters)
     shares = []
     for i, s in enumerate(sets):

@@ -1,7 +1,7 @@
 """The paper's experiment on trained adapters: how few bytes keep how many of their answers.
 
-    python experiment.py --lory target/release/lory --model base.gguf --shared loras-shared/ --own loras-own/ --tuned tuned/ \\
-        --work /tmp/experiment --skills skills.json -o measured.json
+    python experiment.py --lory target/release/lory --model base.gguf --shared loras-shared/ --own loras-own/ --fixed loras-fixed/ \\
+        --together loras-together/ --pack skills.gguf --work /tmp/experiment --skills skills.json -o measured.json
 
 Every line is measured through Lory (`lory compress`, `lory demo --check`) on prompts that no adapter was trained on. Measurements are kept
 in the folder --work and not repeated. `results.py` makes the page of measured.json.
@@ -34,12 +34,12 @@ class Bench:
     def path(self, *parts):
         return os.path.join(self.args.work, *parts)
 
-    def examine(self, label, names, options, model=None):
+    def examine(self, label, names, options, model=None, samples=None):
         """Answers of these skills with the adapters that the options name."""
         kept = self.path(label + ".json")
         if not os.path.exists(kept):
             chosen = [] if len(names) == len(self.names) else [x for n in names for x in ("--skill", n)]
-            command = [self.args.lory, "demo", "--check", "--json", "--answers", "--samples", self.args.samples, "--model", model or self.args.model, *options, *chosen]
+            command = [self.args.lory, "demo", "--check", "--json", "--answers", "--samples", samples or self.args.samples, "--model", model or self.args.model, *options, *chosen]
             # Exit code 1 says that the mean is below the recorded one, as it will be for many of these.
             done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             if done.returncode not in (0, 1) or not done.stdout:
@@ -48,8 +48,8 @@ class Bench:
                 f.write(done.stdout)
         return json.load(open(kept))
 
-    def row(self, table, label, source, names, options, bytes_each, err2=None, model=None, **more):
-        found = self.examine(label, names, options, model)
+    def row(self, table, label, source, names, options, bytes_each, err2=None, model=None, samples=None, **more):
+        found = self.examine(label, names, options, model, samples)
         row = {
             "table": table, "label": label, "source": os.path.basename(source), "adapters": len(names), "bytes": bytes_each, "err2": err2,
             "exact": {s["name"]: s["pack"] for s in found["skills"]},
@@ -60,13 +60,13 @@ class Bench:
         print(f"{table:10} {label:28} {len(names):4} adapters  exact {mean:.4f}  {(bytes_each or 0) / 1024:8.1f} KiB each  err2 {err2}", flush=True)
         return row
 
-    def uncompressed(self, table, source, names, model=None, suffix=""):
+    def uncompressed(self, table, source, names, model=None, suffix="", **more):
         """The LoRAs as they were trained."""
         size = sum(lora_bytes(source, n) for n in names) / len(names)
         label = f"{os.path.basename(source)}-{len(names)}-{names[0]}-lora{suffix}"
-        return self.row(table, label, source, names, ["--adapters", source], size, 0.0, model, method="lora")
+        return self.row(table, label, source, names, ["--adapters", source], size, 0.0, model, method="lora", **more)
 
-    def compressed(self, table, source, names, rank, clusters, method="full", core="Q8_0", basis="Q8_0", model=None, suffix=""):
+    def compressed(self, table, source, names, rank, clusters, method="full", core="Q8_0", basis="Q8_0", model=None, suffix="", **more):
         """One compression: a pack of these adapters, examined."""
         label = f"{os.path.basename(source)}-{len(names)}-{method}-r{rank}-k{clusters}-{core}-{basis}{suffix}"
         pack, report = self.path(label + ".gguf"), self.path(label + "-report")
@@ -77,7 +77,7 @@ class Bench:
         told = json.load(open(os.path.join(report, "report.json")))
         size = (told["basis_bytes"] + told["core_bytes"]) / len(names)
         return self.row(table, label, source, names, ["--pack", pack], size, told["err2"]["mean"], model, rank=rank, clusters=clusters,
-                        method=method, basis_bytes=told["basis_bytes"], core_bytes=told["core_bytes"], file_bytes=told["bytes_after"])
+                        method=method, basis_bytes=told["basis_bytes"], core_bytes=told["core_bytes"], file_bytes=told["bytes_after"], **more)
 
 
 def truncated(source, names, rank, folder):
@@ -141,9 +141,21 @@ def initialisation(bench, shared, own):
     """The same skills, trained from one A and each from its own."""
     names = [n for n in bench.names if os.path.exists(os.path.join(own, n + ".gguf"))]
     for source in (shared, own):
-        bench.uncompressed("initialisation", source, names, suffix="-both")
+        bench.uncompressed("initialisation", source, names)
         for rank in (16, 32, 64, 128):
-            bench.compressed("initialisation", source, names, rank, 1, suffix="-both")
+            bench.compressed("initialisation", source, names, rank, 1)
+
+
+def trained(bench, source, fixed, together, pack):
+    """What training beyond the compression does, and the pack that is shipped, on all prompts there are."""
+    names, everything = bench.names, {"suffix": "-all", "samples": 10**6}
+    bench.uncompressed("trained", source, names, said="LoRA", **everything)
+    for folder, said in ((fixed, "cores trained, bases as they were"), (together, "cores and bases trained")):
+        for core, basis in (("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_0", "Q4_0")) if folder else ():
+            row = bench.compressed("trained", folder, names, 32, 1, "full", core, basis, said=f"{said}; {core}", **everything)
+    if pack:
+        bench.row("trained", "pack-all", pack, names, ["--pack", pack], row["bytes"], method="full", rank=32, clusters=1, samples=10**6,
+                  said="the pack: then cores trained as Q4_0 rounds them")
 
 
 def later(bench, source):
@@ -171,12 +183,14 @@ def main():
     for flag in ("--lory", "--model", "--shared", "--work", "--skills"):
         arguments.add_argument(flag, required=True)
     arguments.add_argument("--own", help="the collection with independent initialisations; left out if not given")
-    arguments.add_argument("--tuned", help="the first collection with cores that tune_cores.py trained further; left out if not given")
+    arguments.add_argument("--fixed", help="the first collection as train_together.py trained it in bases that were fixed; left out if not given")
+    arguments.add_argument("--together", help="the same with the bases trained too; left out if not given")
+    arguments.add_argument("--pack", help="the shipped pack, of the same sites and formats as --together in Q4_0")
     arguments.add_argument("--samples", type=int, default=50, help="prompts of each skill at most")
     arguments.add_argument("--quantized", nargs="*", default=[], metavar="NAME=FILE", help="further formats of the base")
     arguments.add_argument("-o", required=True)
     args = arguments.parse_args()
-    args.shared, args.own, args.tuned = (f and f.rstrip("/") for f in (args.shared, args.own, args.tuned))
+    args.shared, args.own, args.fixed, args.together = (f and f.rstrip("/") for f in (args.shared, args.own, args.fixed, args.together))
     bench = Bench(args)
     methods(bench, args.shared)
     number(bench, args.shared)
@@ -184,8 +198,8 @@ def main():
         initialisation(bench, args.shared, args.own)
     for core, basis in FORMATS:
         bench.compressed("formats", args.shared, bench.names, 64, 1, "full", core, basis)
-    for core, basis in FORMATS if args.tuned else ():
-        bench.compressed("tuned", args.tuned, bench.names, 32, 1, "full", core, basis)
+    if args.fixed or args.together:
+        trained(bench, args.shared, args.fixed, args.together, args.pack)
     for name, file in (q.split("=", 1) for q in args.quantized):
         bench.uncompressed("bases", args.shared, bench.names, file, f"-on-{name}")
         bench.compressed("bases", args.shared, bench.names, 64, 1, model=file, suffix=f"-on-{name}")

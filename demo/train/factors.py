@@ -1,10 +1,12 @@
-"""Packs the factors of all skills into one file, a byte per number, and unpacks them.
+"""Packs the factors of all skills into one file, a byte per number or half of one, and unpacks them.
 
     python factors.py pack factors-shared/ -o factors.npz
+    python factors.py pack factors-own/ --step 0.25 -o factors-own.npz
     python factors.py unpack factors.npz -o factors-shared/
 
-Each of the rank rows of A, and each of the rank columns of B, has one scale: its largest number over 127. That is finer than what it does to
-the answers: examine.py on what was unpacked gives the recorded accuracies.
+Each of the rank rows of A, and each of the rank columns of B, has one step between the numbers that are left: its largest number over 127,
+or with --step a part of its root mean square. A quarter of that leaves about 4 bits to each number when they are compressed. That is finer
+than what it does to the answers: examine.py on what was unpacked gives the recorded accuracies.
 """
 
 import argparse
@@ -24,14 +26,17 @@ def keys(rank):
             yield f"blk.{i}.{name}.lora_b", (rank, outputs)
 
 
-def pack(folder, path):
+def pack(folder, path, step):
     names = sorted(os.path.splitext(f)[0] for f in os.listdir(folder) if f.endswith(".npz"))
     numbers, scales, rank = [], [], 0
     for name in names:
         arrays = numpy.load(os.path.join(folder, name + ".npz"))
         rank = arrays["blk.0.attn_q.lora_a"].shape[0]
         rows = [arrays[k].T if k.endswith("_b") else arrays[k] for k, _ in keys(rank)]
-        scale = [numpy.maximum(numpy.abs(r.astype(numpy.float32)).max(1), 1e-7) / 127 for r in rows]
+        rows = [r.astype(numpy.float32) for r in rows]
+        scale = [numpy.maximum(numpy.abs(r).max(1), 1e-7) / 127 for r in rows]
+        if step:
+            scale = [numpy.maximum(s, numpy.sqrt((r * r).mean(1)) * step) for r, s in zip(rows, scale)]
         numbers.append(numpy.concatenate([numpy.rint(r / s[:, None]).astype(numpy.int8).ravel() for r, s in zip(rows, scale)]))
         scales.append(numpy.concatenate(scale).astype(numpy.float32))
     numpy.savez_compressed(path, names=numpy.array(names), rank=rank, numbers=numpy.stack(numbers), scales=numpy.stack(scales))
@@ -56,8 +61,12 @@ def main():
     arguments.add_argument("what", choices=("pack", "unpack"))
     arguments.add_argument("source")
     arguments.add_argument("-o", required=True)
+    arguments.add_argument("--step", type=float)
     args = arguments.parse_args()
-    (pack if args.what == "pack" else unpack)(args.source, args.o)
+    if args.what == "pack":
+        pack(args.source, args.o, args.step)
+    else:
+        unpack(args.source, args.o)
 
 
 if __name__ == "__main__":

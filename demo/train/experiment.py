@@ -34,12 +34,12 @@ class Bench:
     def path(self, *parts):
         return os.path.join(self.args.work, *parts)
 
-    def examine(self, label, names, options, model=None, samples=None):
+    def examine(self, label, names, options, model=None):
         """Answers of these skills with the adapters that the options name."""
         kept = self.path(label + ".json")
         if not os.path.exists(kept):
             chosen = [] if len(names) == len(self.names) else [x for n in names for x in ("--skill", n)]
-            command = [self.args.lory, "demo", "--check", "--json", "--answers", "--samples", samples or self.args.samples, "--model", model or self.args.model, *options, *chosen]
+            command = [self.args.lory, "demo", "--check", "--json", "--answers", "--samples", self.args.samples, "--model", model or self.args.model, *options, *chosen]
             # Exit code 1 says that the mean is below the recorded one, as it will be for many of these.
             done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             if done.returncode not in (0, 1) or not done.stdout:
@@ -48,8 +48,8 @@ class Bench:
                 f.write(done.stdout)
         return json.load(open(kept))
 
-    def row(self, table, label, source, names, options, bytes_each, err2=None, model=None, samples=None, **more):
-        found = self.examine(label, names, options, model, samples)
+    def row(self, table, label, source, names, options, bytes_each, err2=None, model=None, **more):
+        found = self.examine(label, names, options, model)
         row = {
             "table": table, "label": label, "source": os.path.basename(source), "adapters": len(names), "bytes": bytes_each, "err2": err2,
             "exact": {s["name"]: s["pack"] for s in found["skills"]},
@@ -147,15 +147,14 @@ def initialisation(bench, shared, own):
 
 
 def trained(bench, source, fixed, together, pack):
-    """What training beyond the compression does, and the pack that is shipped, on all prompts there are."""
-    names, everything = bench.names, {"suffix": "-all", "samples": 10**6}
-    bench.uncompressed("trained", source, names, said="LoRA", **everything)
-    for folder, said in ((fixed, "cores trained, bases as they were"), (together, "cores and bases trained")):
-        for core, basis in (("F16", "F16"), ("Q8_0", "Q8_0"), ("Q4_0", "Q4_0")) if folder else ():
-            row = bench.compressed("trained", folder, names, 32, 1, "full", core, basis, said=f"{said}; {core}", **everything)
+    """What training beyond the compression does, and the pack that is shipped."""
+    names = bench.names
+    bench.uncompressed("trained", source, names, said="LoRA")
+    for folder, said in ((fixed, "cores trained"), (together, "cores and bases trained")):
+        for core, basis in (("F16", "F16"), ("Q4_0", "Q4_0")) if folder else ():
+            row = bench.compressed("trained", folder, names, 32, 1, "full", core, basis, said=f"{said}; {core}, {basis}")
     if pack:
-        bench.row("trained", "pack-all", pack, names, ["--pack", pack], row["bytes"], method="full", rank=32, clusters=1, samples=10**6,
-                  said="the pack: then cores trained as Q4_0 rounds them")
+        bench.row("trained", "pack", pack, names, ["--pack", pack], row["bytes"], method="full", rank=32, clusters=1, said="the pack; Q4_0, Q4_0")
 
 
 def later(bench, source):

@@ -2,7 +2,7 @@
 
     lory compress -m base.gguf -o bases.gguf --rank 32 --clusters 1 loras-shared
     python train_together.py --base base.pt --pack bases.gguf --factors factors-shared -o together/
-    python train_together.py --base base.pt --pack pack.gguf --factors together/ --fix-bases --round-cores -o rounded/
+    python train_together.py --base base.pt --pack pack.gguf --factors together/ --alpha 32 --fix-bases --round-cores -o rounded/
 
 U and V begin as those of the pack. A core begins as the projection of its adapter, U⁺ B A V⁺ᵀ, which is what the compression gives. Every
 step has a few examples of every skill: they move its own core, and all of them together the bases, if those are not fixed. With

@@ -87,7 +87,7 @@ pub(super) fn release(Amx(()): Amx) {
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
 
-/// Steps of [`multiply_only`]: products of 16 × 32 × 16.
+/// Products of 16 × 32 × 16 in a step of [`multiply_only`].
 pub(crate) const PRODUCTS: usize = 4;
 
 /// Nothing but products of BF16 tiles, [`PRODUCTS`] independent ones in every step; `false` where there are no tiles.

@@ -38,10 +38,17 @@ impl Tiles {
     }
 
     /// The tile of a row.
-    pub fn of(&self, row: usize) -> usize {
+    fn of(&self, row: usize) -> usize {
         let (least, longer) = (self.rows / self.count, self.rows % self.count);
         let in_longer = row / (least + 1);
         if in_longer < longer { in_longer } else { (row - longer) / least }
+    }
+
+    /// Where a row stands among lines of `columns`, interleaved within each tile.
+    pub fn place(&self, row: usize, columns: usize) -> Interleaved {
+        let tile = self.of(row);
+        let start = self.start(tile);
+        Interleaved { start, step: self.start(tile + 1) - start, at: row - start, columns }
     }
 }
 
@@ -143,19 +150,11 @@ impl Activations {
             scales: vec![0.0; n * columns / 32],
             sums: vec![0; n * columns / 16],
         };
-        for t in 0..out.tiles.count() {
-            let (start, end) = (out.tiles.start(t), out.tiles.start(t + 1));
-            for (place, row) in rows[start..end].iter().enumerate() {
-                let from = self.tiles.of(*row as usize);
-                let (first, after) = (self.tiles.start(from), self.tiles.start(from + 1));
-                // Where the row's operands begin, and from one to the next.
-                let from =
-                    Interleaved { start: first, step: after - first, at: *row as usize - first, columns };
-                let to = Interleaved { start, step: end - start, at: place, columns };
-                from.copy(4, &self.q, to, &mut out.q);
-                from.copy(32, &self.scales, to, &mut out.scales);
-                from.copy(16, &self.sums, to, &mut out.sums);
-            }
+        for (place, row) in rows.iter().enumerate() {
+            let (from, to) = (self.tiles.place(*row as usize, columns), out.tiles.place(place, columns));
+            from.copy(4, &self.q, to, &mut out.q);
+            from.copy(32, &self.scales, to, &mut out.scales);
+            from.copy(16, &self.sums, to, &mut out.sums);
         }
         out
     }
@@ -187,7 +186,7 @@ impl Activations {
 
 /// One row of a tile: the tile's first row, its number of rows, and which of them.
 #[derive(Clone, Copy)]
-struct Interleaved {
+pub(crate) struct Interleaved {
     start: usize,
     step: usize,
     at: usize,
@@ -196,7 +195,7 @@ struct Interleaved {
 
 impl Interleaved {
     /// Copies what there is one of for each `unit` columns.
-    fn copy<T: Copy>(self, unit: usize, from: &[T], to: Interleaved, into: &mut [T]) {
+    pub fn copy<T: Copy>(self, unit: usize, from: &[T], to: Interleaved, into: &mut [T]) {
         let begin = |row: Interleaved| row.start * row.columns / unit + row.at;
         let from = from[begin(self)..].iter().step_by(self.step);
         let into = into[begin(to)..].iter_mut().step_by(to.step);

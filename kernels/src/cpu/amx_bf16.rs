@@ -67,15 +67,9 @@ impl Paired {
     pub fn select(&self, rows: &[u32]) -> Paired {
         let tiles = Tiles::new(rows.len(), ROWS);
         let mut x = vec![[0; 2]; rows.len() * self.stride / 2];
-        for t in 0..tiles.count() {
-            let (start, m) = (tiles.start(t), tiles.start(t + 1) - tiles.start(t));
-            for (place, row) in rows[start..start + m].iter().enumerate() {
-                let of = self.tiles.of(*row as usize);
-                let (first, n) = (self.tiles.start(of), self.tiles.start(of + 1) - self.tiles.start(of));
-                let from = self.x[first * self.stride / 2 + *row as usize - first..].iter().step_by(n);
-                let into = x[start * self.stride / 2 + place..].iter_mut().step_by(m);
-                into.zip(from).take(self.stride / 2).for_each(|(into, from)| *into = *from);
-            }
+        for (place, row) in rows.iter().enumerate() {
+            let from = self.tiles.place(*row as usize, self.stride);
+            from.copy(2, &self.x, tiles.place(place, self.stride), &mut x);
         }
         Paired { tiles, x, ..*self }
     }

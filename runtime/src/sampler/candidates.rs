@@ -20,7 +20,7 @@ fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
 
 /// Moves the `to` first elements of the order to the front and sorts them, where the first `from`
 /// are so already.
-pub(super) fn sort_prefix<T>(items: &mut [T], from: usize, to: usize, cmp: impl Fn(&T, &T) -> Ordering) {
+fn sort_prefix<T>(items: &mut [T], from: usize, to: usize, cmp: impl Fn(&T, &T) -> Ordering) {
     let to = to.min(items.len());
     if from >= to {
         return;

@@ -1,14 +1,11 @@
 //! The steps that take candidates out of the running.
 
 use super::{
-    candidates::{Candidate, Candidates, sort_prefix},
+    candidates::{Candidate, Candidates},
     options::XtcOptions,
 };
 
-/// How many items are sorted first where it is unknown how many will be needed.
-const FIRST_SORT: usize = 256;
-
-/// Of more candidates than this the nearest are not sorted but dealt into buckets: half of a flat vocabulary may be needed.
+/// So many candidates are sorted at most to find the nearest. More are dealt into buckets: half of a flat vocabulary may be needed.
 const MANY: usize = 2048;
 
 /// Probabilities are summed as integers of this unit, exact and thereby the same in any order.
@@ -63,22 +60,21 @@ pub(super) fn typical(c: &mut Candidates, p: f32) {
     if c.items.len() > MANY {
         return keep_nearest(c, |i| distance(i.p), |sum| sum > f64::from(p));
     }
-    let cmp = |a: &Candidate, b: &Candidate| distance(a.p).total_cmp(&distance(b.p)).then(a.id.cmp(&b.id));
-    let mut sum = 0.0f64;
-    let mut sorted = 0;
-    for i in 0..c.items.len() {
-        if i == sorted {
-            let next = (2 * sorted).max(FIRST_SORT);
-            sort_prefix(&mut c.items, sorted, next, cmp);
-            sorted = next;
-        }
-        sum += f64::from(c.items[i].p);
-        if sum > f64::from(p) {
-            c.truncate(i + 1);
-            break;
-        }
-    }
+    c.items.sort_unstable_by(|a, b| distance(a.p).total_cmp(&distance(b.p)).then(a.id.cmp(&b.id)));
     c.forget_order();
+    truncate_after(c, |sum| sum > f64::from(p));
+}
+
+/// Of the candidates in their present order keeps the first ones, until their probabilities are `enough`.
+fn truncate_after(c: &mut Candidates, enough: impl Fn(f64) -> bool) {
+    let mut sum = 0.0f64;
+    let end = c.items.iter().position(|i| {
+        sum += f64::from(i.p);
+        enough(sum)
+    });
+    if let Some(end) = end {
+        c.truncate(end + 1);
+    }
 }
 
 /// Nucleus sampling: the fewest candidates whose probabilities reach `p` (source: Holtzman et al.
@@ -92,19 +88,8 @@ pub(super) fn top_p(c: &mut Candidates, p: f32) {
         let max = f64::from(c.best().logit);
         return keep_nearest(c, |i| max - f64::from(i.logit), |sum| sum >= f64::from(p));
     }
-    let mut sum = 0.0f64;
-    let mut sorted = 0;
-    for i in 0..c.items.len() {
-        if i == sorted {
-            sorted = (2 * sorted).max(FIRST_SORT);
-            c.sort(sorted);
-        }
-        sum += f64::from(c.items[i].p);
-        if sum >= f64::from(p) {
-            c.truncate(i + 1);
-            return;
-        }
-    }
+    c.sort(c.items.len());
+    truncate_after(c, |sum| sum >= f64::from(p));
 }
 
 /// Drops candidates less likely than `p` times the likeliest.
@@ -158,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn top_p_over_many_equal_tokens_goes_past_the_first_sort() {
+    fn top_p_over_many_equal_tokens_takes_the_first_by_id() {
         let mut c = of_probabilities(&[1.0 / 4096.0; 4096]);
         top_p(&mut c, 0.5);
         assert_eq!(ids(&c), (0..2048).collect::<Vec<_>>());
@@ -193,46 +178,36 @@ mod tests {
                     (if step > 0.0 { (x / step).floor() * step } else { x }) as f32
                 })
                 .collect();
-            for p in [0.0f32, 1e-5, 0.3, 0.9, 0.999] {
+            let all = || {
                 let mut c = Candidates::default();
                 c.fill(&logits, 0).unwrap();
                 c.softmax();
-                let max = f64::from(c.best().logit);
-                let want = nearest(&c, |i| max - f64::from(i.logit), |sum| sum >= f64::from(p));
-                top_p(&mut c, p);
+                c
+            };
+            let check = |name: &str, p: f32, got: &Candidates, want: Vec<u32>| {
+                let got = ids(got);
                 // Of equal tokens one more or less may be within the rounding of the sums.
-                let got = ids(&c);
+                let n = got.len().min(want.len());
+                let both = got.iter().filter(|id| want.binary_search(id).is_ok()).count();
                 assert!(
-                    got.len().abs_diff(want.len()) <= 1,
-                    "top-p {p}, {width}: {} {}",
+                    got.len().abs_diff(want.len()) <= 1 && both == n,
+                    "{name} {p}, {width}: {both} of {} and {}",
                     got.len(),
                     want.len()
                 );
-                let n = got.len().min(want.len());
-                assert!(
-                    got.iter().filter(|id| want.binary_search(id).is_ok()).count() == n,
-                    "top-p {p}, {width}"
-                );
-
-                let mut c = Candidates::default();
-                c.fill(&logits, 0).unwrap();
-                c.softmax();
-                let surprise = |p: f32| f64::from(-libm::logf(p.max(f32::MIN_POSITIVE)));
-                let entropy: f64 = c.items.iter().map(|i| f64::from(i.p) * surprise(i.p)).sum();
-                let want = nearest(&c, |i| (surprise(i.p) - entropy).abs(), |sum| sum > f64::from(p));
+            };
+            let max = f64::from(all().best().logit);
+            let surprise = |p: f32| f64::from(-libm::logf(p.max(f32::MIN_POSITIVE)));
+            let entropy: f64 = all().items.iter().map(|i| f64::from(i.p) * surprise(i.p)).sum();
+            for p in [0.0f32, 1e-5, 0.3, 0.9, 0.999] {
+                let mut c = all();
+                top_p(&mut c, p);
+                let want = nearest(&all(), |i| max - f64::from(i.logit), |sum| sum >= f64::from(p));
+                check("top-p", p, &c, want);
+                let mut c = all();
                 typical(&mut c, p);
-                let got = ids(&c);
-                assert!(
-                    got.len().abs_diff(want.len()) <= 1,
-                    "typical {p}, {width}: {} {}",
-                    got.len(),
-                    want.len()
-                );
-                let n = got.len().min(want.len());
-                assert!(
-                    got.iter().filter(|id| want.binary_search(id).is_ok()).count() == n,
-                    "typical {p}, {width}"
-                );
+                let want = nearest(&all(), |i| (surprise(i.p) - entropy).abs(), |sum| sum > f64::from(p));
+                check("typical", p, &c, want);
             }
         }
     }

@@ -1,12 +1,12 @@
 """Packs the factors of all skills into one file, a byte per number or half of one, and unpacks them.
 
     python factors.py pack factors-shared/ -o factors.npz
-    python factors.py pack factors-own/ --step 0.25 -o factors-own.npz
+    python factors.py pack factors-own/ --step 0.35 -o factors-own.npz
     python factors.py unpack factors.npz -o factors-shared/
 
 Each of the rank rows of A, and each of the rank columns of B, has one step between the numbers that are left: its largest number over 127,
-or with --step a part of its root mean square. A quarter of that leaves about 4 bits to each number when they are compressed. That is finer
-than what it does to the answers: examine.py on what was unpacked gives the recorded accuracies.
+or with --step a part of its root mean square. A third of that leaves about 4 bits to each number when they are compressed.
+examine.py on what was unpacked gives the recorded accuracies for factors.npz; README.md says what the coarser step costs.
 """
 
 import argparse

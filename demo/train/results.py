@@ -226,7 +226,8 @@ said otherwise. To measure anew: [train/](train/README.md).
 
 FINDINGS = """## What it shows
 
-Written by hand about the measurements of 2026-11-22, and of 2026-11-28 for what is trained beyond the compression.
+Written by hand about the measurements of 2026-11-22, of 2026-11-28 for what is trained beyond the compression, and of 2026-11-29 for the two
+initialisations.
 
 - Answers are kept as long as err² is: nearly all of them up to 0.03, nine in ten at 0.1, two thirds at 0.3, a third at 0.6. The knee is at about 0.1.
 - 150 skills of rank 8 in a model of width 256 do not share a basis well: their ranks add up to 1,200. On one basis, err² grows with every adapter, and
@@ -238,8 +239,8 @@ Written by hand about the measurements of 2026-11-22, and of 2026-11-28 for what
   pack answers 94.9 % through Lory's kernels (95.0 % in PyTorch, as the LoRAs), at 22.0 times fewer bytes. The aim of 99 % at 20 times fewer bytes
   is reached by this training, not by compression. How much of the last step is rounding in training and how much is training longer, and what the
   cores alone reach at five projections, was not measured.
-- One A for all makes deltas more alike: err² is 12 to 44 % smaller than with an A for each (r = 16 to 128, 83 skills trained in both ways), and
-  more of the answers are kept: 25, 46, 77 and 97 % of the LoRAs' against 20, 39, 68 and 96 %.
+- One A for all makes deltas more alike: err² is 13 to 42 % smaller than with an A for each (r = 16 to 128), and more of the answers are
+  kept: 23, 38, 66 and 93 % of the LoRAs' against 20, 33, 59 and 90 %.
 - Rounding costs little: cores and bases in Q4_0 together half a point.
 - Adapters that come later are worse off than those that the bases were made of, by nearly half at r = 32 and 64.
 """

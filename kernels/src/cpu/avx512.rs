@@ -37,7 +37,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const TILE_PANELS: usize = 2;
     const DIRECT_ROWS: usize = 8;
     const FLOAT_ROWS: usize = 6;
-    const WIDE_IS_SIGNED: bool = !VNNI;
+    const PAIRS: bool = !VNNI;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -281,7 +281,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             if VNNI {
                 return _mm512_dpbusd_epi32(acc, codes, q);
             }
-            let pairs = if WIDE {
+            let products = if WIDE {
                 // |c| ≤ 128 keeps pairs of products within 16 bits; the sign moves to q.
                 let signed = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
                 let negative = _mm512_movepi8_mask(signed);
@@ -290,8 +290,12 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             } else {
                 _mm512_maddubs_epi16(codes, q)
             };
-            _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+            _mm512_add_epi16(acc, products)
         })
+    }
+    #[inline(always)]
+    fn add_pairs(self, pairs: __m512i) -> __m512i {
+        proven!(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
     }
 
     #[inline(always)]

@@ -9,9 +9,13 @@
 use std::marker::PhantomData;
 
 use super::activations::Activations;
+use super::int_sum::GroupSum;
 use super::panel::{PanelBlock, ROWS, Sink};
 use super::simd::{Op, Simd};
 use super::source::Source;
+
+/// Bytes of a line of cache.
+const LINE: usize = 64;
 
 /// The way through the weights.
 #[derive(Clone, Copy)]
@@ -29,7 +33,7 @@ pub(crate) struct Walk {
 /// Some panels of sixteen weight rows × one tile of activations, over all columns.
 ///
 /// Where the columns are few, a call for each panel would cost as much as the panel.
-pub(crate) struct Direct<'a, B, R, const MIN: bool, const WIDE: bool> {
+pub(crate) struct Direct<'a, B, R, const MIN: bool, const MOST: u8> {
     /// The first block of each row of the first panel.
     pub from: R,
     /// How to go on from there.
@@ -46,7 +50,7 @@ pub(crate) struct Direct<'a, B, R, const MIN: bool, const WIDE: bool> {
     pub block: PhantomData<B>,
 }
 
-impl<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool> Op for Direct<'_, B, R, MIN, WIDE> {
+impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Op for Direct<'_, B, R, MIN, MOST> {
     type Out = ();
 
     #[inline(always)]
@@ -65,7 +69,7 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool> Op for Direct<
     }
 }
 
-impl<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool> Direct<'_, B, R, MIN, WIDE> {
+impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R, MIN, MOST> {
     #[inline(always)]
     fn tile<S: Simd, const M: usize>(self, s: S) {
         let (columns, start) = (self.x.columns, self.x.tiles.start(self.tile));
@@ -75,7 +79,7 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool> Direct<'_, B, 
         let (blocks, walk) = (columns / B::LEN, self.walk);
         let mut panel = self.from;
         for p in 0..walk.panels {
-            let mut dot = Dot::<S, M, MIN, WIDE> { acc: [s.splat(0.0); M], q, scales, offsets, odd: false };
+            let mut dot = Dot::<S, M, MIN, MOST> { acc: [s.splat(0.0); M], q, scales, offsets, odd: false };
             let mut ahead = Ahead::new(panel, walk.ahead, blocks, size_of::<B>());
             let mut from = panel;
             for _ in 0..blocks {
@@ -97,10 +101,11 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool> Direct<'_, B, 
 /// of memory, the last row's would come just before they are used.
 struct Ahead<R> {
     from: R,
-    /// Lines per block, rounded up.
+    /// Bytes of a block in all rows, and of those that were not asked for yet.
     per_block: usize,
-    left: usize,
-    row: usize,
+    due: usize,
+    /// Which four rows are next, and how far.
+    quarter: usize,
     offset: usize,
 }
 
@@ -108,27 +113,29 @@ impl<R: Source> Ahead<R> {
     /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes; nothing for 0.
     #[inline(always)]
     fn new(from: R, distance: usize, blocks: usize, size: usize) -> Ahead<R> {
-        let left = if distance == 0 { 0 } else { ROWS * (blocks * size).div_ceil(64) };
-        Ahead { from, per_block: left.div_ceil(blocks.max(1)), left, row: 0, offset: distance }
+        let (bytes, size) = if distance == 0 { (0, 0) } else { (blocks * size, size) };
+        // What the last lines have too much is asked for at once, so that all are when the last block comes.
+        let due = ROWS * (bytes.next_multiple_of(LINE) - bytes);
+        Ahead { from, per_block: ROWS * size, due, quarter: 0, offset: distance }
     }
 
-    /// The share of one block.
+    /// The share of one block: four lines at a time, since to choose each would take several times as long as to ask for it.
     #[inline(always)]
     fn step<S: Simd>(&mut self, s: S) {
-        let n = self.per_block.min(self.left);
-        self.left -= n;
-        for _ in 0..n {
-            s.prefetch(self.from.ahead(self.row, self.offset));
-            self.row += 1;
-            if self.row == ROWS {
-                (self.row, self.offset) = (0, self.offset + 64);
+        self.due += self.per_block;
+        while self.due >= 4 * LINE {
+            self.due -= 4 * LINE;
+            self.from.fetch(s, self.quarter, self.offset);
+            self.quarter += 1;
+            if self.quarter == 4 {
+                (self.quarter, self.offset) = (0, self.offset + LINE);
             }
         }
     }
 }
 
 /// Multiplies groups as they come.
-struct Dot<S: Simd, const M: usize, const MIN: bool, const WIDE: bool> {
+struct Dot<S: Simd, const M: usize, const MIN: bool, const MOST: u8> {
     acc: [S::F; M],
     q: *const [i8; 4],
     scales: *const f32,
@@ -137,7 +144,7 @@ struct Dot<S: Simd, const M: usize, const MIN: bool, const WIDE: bool> {
     odd: bool,
 }
 
-impl<S: Simd, const M: usize, const MIN: bool, const WIDE: bool> Sink<S> for Dot<S, M, MIN, WIDE> {
+impl<S: Simd, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<S, M, MIN, MOST> {
     #[inline(always)]
     fn group<const STEPS: usize>(&mut self, s: S, codes: [S::I; STEPS], scales: S::F, mins: S::F) {
         // SAFETY: `tile` gives operands for all columns, and no more groups come than those have.
@@ -149,21 +156,21 @@ impl<S: Simd, const M: usize, const MIN: bool, const WIDE: bool> Sink<S> for Dot
             )
         };
         // Two chains for few rows, since one would wait for the latency of the dot product; the sums are exact in any order.
-        let chains = if M <= 2 { 2 } else { 1 };
-        let mut sums = [[s.splat_i(0); 2]; M];
+        let chains = if M <= 2 && !S::PAIRS { 2 } else { 1 };
+        let mut sums = [[GroupSum::<S, MOST>::new(s, 0); 2]; M];
         for m in 0..M {
             if !MIN {
-                sums[m][0] = s.splat_i(offsets[m]);
+                sums[m][0] = GroupSum::new(s, offsets[m]);
             }
         }
         for step in 0..STEPS {
             for m in 0..M {
-                sums[m][step % chains] =
-                    s.dot4::<WIDE>(sums[m][step % chains], codes[step], &q[step * M + m]);
+                sums[m][step % chains].add::<STEPS>(s, step, codes[step], &q[step * M + m]);
             }
         }
         for m in 0..M {
-            let sum = if chains == 2 { s.add_i(sums[m][0], sums[m][1]) } else { sums[m][0] };
+            let sum = sums[m][0].get();
+            let sum = if chains == 2 { s.add_i(sum, sums[m][1].get()) } else { sum };
             self.acc[m] = s.fma(s.to_f(sum), s.mul(scales, s.splat(x[m])), self.acc[m]);
             if MIN {
                 self.acc[m] = s.fma(mins, s.splat(f32::from_bits(offsets[m] as u32)), self.acc[m]);

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use super::Isa;
 use super::activations::{Activations, Offset};
 use super::int_direct::{Direct, Walk};
+use super::int_sum::is_wide;
 use super::int_tile::{Lines, Outputs, Sweep};
 use super::matmul::Output;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
@@ -33,7 +34,7 @@ pub(crate) struct IntKernel {
     /// Weights that share a scale.
     pub group: usize,
     offset: Offset,
-    wide: bool,
+    most: u8,
     fill: unsafe fn(Isa, Rows, usize, *mut Panel),
     direct: unsafe fn(Isa, &Strip<'_>, Rows, Walk, *mut [f32; ROWS]),
     /// Of formats that can be repacked.
@@ -52,32 +53,32 @@ struct WovenKernel {
 }
 
 impl IntKernel {
-    const fn new<B: PanelBlock, const STEPS: usize, const MIN: bool, const WIDE: bool>() -> IntKernel {
+    const fn new<B: PanelBlock, const STEPS: usize, const MIN: bool, const MOST: u8>() -> IntKernel {
         assert!(
             B::GROUP == 4 * STEPS
                 && B::HAS_MIN == MIN
-                && B::WIDE == WIDE
+                && B::MOST == MOST
                 && size_of::<B>() * (COLUMNS / B::LEN) <= CHUNK_BYTES
         );
         assert!(COLUMNS.is_multiple_of(B::LEN));
         IntKernel {
             group: B::GROUP,
             offset: if MIN { Offset::Min } else { Offset::Zero(B::ZERO) },
-            wide: WIDE,
+            most: MOST,
             fill: fill::<B, Rows>,
-            direct: direct::<B, Rows, MIN, WIDE>,
+            direct: direct::<B, Rows, MIN, MOST>,
             woven: None,
             block_len: B::LEN,
             block_bytes: size_of::<B>(),
-            sweep: sweep::<STEPS, MIN, WIDE>,
+            sweep: sweep::<STEPS, MIN, MOST>,
         }
     }
 
     /// The same for a format that can be repacked.
-    const fn weaving<B: Weave, const STEPS: usize, const MIN: bool, const WIDE: bool>() -> IntKernel {
+    const fn weaving<B: Weave, const STEPS: usize, const MIN: bool, const MOST: u8>() -> IntKernel {
         let woven =
-            WovenKernel { halves: B::HALVES, fill: fill::<B, Woven>, direct: direct::<B, Woven, MIN, WIDE> };
-        IntKernel { woven: Some(woven), ..IntKernel::new::<B, STEPS, MIN, WIDE>() }
+            WovenKernel { halves: B::HALVES, fill: fill::<B, Woven>, direct: direct::<B, Woven, MIN, MOST> };
+        IntKernel { woven: Some(woven), ..IntKernel::new::<B, STEPS, MIN, MOST>() }
     }
 
     /// [`Weave::HALVES`] of a format that can be repacked.
@@ -88,18 +89,18 @@ impl IntKernel {
     /// The kernel of a format; `None` for float formats and those without code here.
     pub fn of(ty: QuantType) -> Option<&'static IntKernel> {
         const KERNELS: &[(QuantType, IntKernel)] = &[
-            (QuantType::Q8_0, IntKernel::weaving::<Q8_0, 8, false, true>()),
-            (QuantType::Q4_0, IntKernel::weaving::<Q4_0, 8, false, false>()),
-            (QuantType::Q4_1, IntKernel::new::<Q4_1, 8, true, false>()),
-            (QuantType::Q5_0, IntKernel::new::<Q5_0, 8, false, false>()),
-            (QuantType::Q5_1, IntKernel::new::<Q5_1, 8, true, false>()),
-            (QuantType::Q2_K, IntKernel::new::<Q2_K, 4, true, false>()),
-            (QuantType::Q3_K, IntKernel::new::<Q3_K, 4, false, false>()),
-            (QuantType::Q4_K, IntKernel::weaving::<Q4_K, 8, true, false>()),
-            (QuantType::Q5_K, IntKernel::weaving::<Q5_K, 8, true, false>()),
-            (QuantType::Q6_K, IntKernel::weaving::<Q6_K, 4, false, false>()),
-            (QuantType::IQ4_NL, IntKernel::new::<IQ4_NL, 8, false, true>()),
-            (QuantType::IQ4_XS, IntKernel::new::<IQ4_XS, 8, false, true>()),
+            (QuantType::Q8_0, IntKernel::weaving::<Q8_0, 8, false, 255>()),
+            (QuantType::Q4_0, IntKernel::weaving::<Q4_0, 8, false, 15>()),
+            (QuantType::Q4_1, IntKernel::new::<Q4_1, 8, true, 15>()),
+            (QuantType::Q5_0, IntKernel::new::<Q5_0, 8, false, 31>()),
+            (QuantType::Q5_1, IntKernel::new::<Q5_1, 8, true, 31>()),
+            (QuantType::Q2_K, IntKernel::new::<Q2_K, 4, true, 3>()),
+            (QuantType::Q3_K, IntKernel::new::<Q3_K, 4, false, 7>()),
+            (QuantType::Q4_K, IntKernel::weaving::<Q4_K, 8, true, 15>()),
+            (QuantType::Q5_K, IntKernel::weaving::<Q5_K, 8, true, 31>()),
+            (QuantType::Q6_K, IntKernel::weaving::<Q6_K, 4, false, 63>()),
+            (QuantType::IQ4_NL, IntKernel::new::<IQ4_NL, 8, false, 255>()),
+            (QuantType::IQ4_XS, IntKernel::new::<IQ4_XS, 8, false, 255>()),
         ];
         KERNELS.iter().find(|(of, _)| *of == ty).map(|(_, kernel)| kernel)
     }
@@ -107,7 +108,7 @@ impl IntKernel {
     /// What to ask [`Activations::offsets`] for.
     pub fn offset(&self, isa: Isa) -> Offset {
         // Where the dot product takes signed codes, nothing is left to correct.
-        if self.wide && isa.wide_is_signed() { Offset::Zero(0) } else { self.offset }
+        if is_wide(self.most) && isa.has_pairs() { Offset::Zero(0) } else { self.offset }
     }
 }
 
@@ -119,7 +120,7 @@ unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, blocks: usize, panel
 
 /// # Safety
 /// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's first tile.
-unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool>(
+unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     isa: Isa,
     strip: &Strip<'_>,
     from: R,
@@ -127,7 +128,7 @@ unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const WIDE: bool>(
     acc: *mut [f32; ROWS],
 ) {
     let (x, offsets, tile) = (strip.x, strip.offsets, strip.tiles.start);
-    isa.run(Direct::<B, R, MIN, WIDE> { from, walk, x, offsets, tile, acc, block: PhantomData });
+    isa.run(Direct::<B, R, MIN, MOST> { from, walk, x, offsets, tile, acc, block: PhantomData });
 }
 
 /// Some columns of a strip.
@@ -143,14 +144,14 @@ struct Chunk<'a> {
 /// # Safety
 /// The level's number of panels, filled with the chunk's columns; accumulators for all rows of the strip. If there are
 /// outputs, they are the strip's.
-unsafe fn sweep<const STEPS: usize, const MIN: bool, const WIDE: bool>(
+unsafe fn sweep<const STEPS: usize, const MIN: bool, const MOST: u8>(
     isa: Isa,
     strip: &Strip<'_>,
     chunk: Chunk<'_>,
 ) {
     let (x, offsets, tiles) = (strip.x, strip.offsets, strip.tiles.clone());
     let Chunk { panels, column, columns, acc, ahead, outputs } = chunk;
-    isa.run(Sweep::<STEPS, MIN, WIDE> { panels, column, columns, x, offsets, tiles, acc, ahead, outputs });
+    isa.run(Sweep::<STEPS, MIN, MOST> { panels, column, columns, x, offsets, tiles, acc, ahead, outputs });
 }
 
 /// Some weight rows times some tiles of activations.

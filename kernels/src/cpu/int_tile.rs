@@ -4,6 +4,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::activations::Activations;
+use super::int_sum::GroupSum;
 use super::matmul::Output;
 use super::panel::{Panel, ROWS};
 use super::simd::{Op, Simd};
@@ -18,7 +19,7 @@ use super::simd::{Op, Simd};
 /// words for P·M products; with 2 × 6 the vector unit and not the load ports is the limit. Per group it converts, scales
 /// and adds 2 more vectors per product chain, so 8 products in 10 (formats with minima 8 in 11, groups of 16
 /// 4 in 6) are the ceiling.
-pub(crate) struct Sweep<'a, const STEPS: usize, const MIN: bool, const WIDE: bool> {
+pub(crate) struct Sweep<'a, const STEPS: usize, const MIN: bool, const MOST: u8> {
     /// As many as the level's tile has.
     pub panels: *const Panel,
     /// The first column that the panels hold.
@@ -116,7 +117,7 @@ struct Tile {
     fetch: usize,
 }
 
-impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Op for Sweep<'_, STEPS, MIN, WIDE> {
+impl<const STEPS: usize, const MIN: bool, const MOST: u8> Op for Sweep<'_, STEPS, MIN, MOST> {
     type Out = ();
 
     #[inline(always)]
@@ -125,7 +126,7 @@ impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Op for Sweep<'_, STE
     }
 }
 
-impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Sweep<'_, STEPS, MIN, WIDE> {
+impl<const STEPS: usize, const MIN: bool, const MOST: u8> Sweep<'_, STEPS, MIN, MOST> {
     #[inline(always)]
     fn sweep<S: Simd, const P: usize>(mut self, s: S) {
         let per_row = self.x.columns;
@@ -150,12 +151,12 @@ impl<const STEPS: usize, const MIN: bool, const WIDE: bool> Sweep<'_, STEPS, MIN
             // SAFETY: the slices above have the lengths that the tile reads; the panels hold `columns`.
             unsafe {
                 match m {
-                    1 => tile.run::<S, P, 1, STEPS, MIN, WIDE>(s, ahead),
-                    2 => tile.run::<S, P, 2, STEPS, MIN, WIDE>(s, ahead),
-                    3 if S::TILE_ROWS >= 3 => tile.run::<S, P, 3, STEPS, MIN, WIDE>(s, ahead),
-                    4 if S::TILE_ROWS >= 4 => tile.run::<S, P, 4, STEPS, MIN, WIDE>(s, ahead),
-                    5 if S::TILE_ROWS >= 5 => tile.run::<S, P, 5, STEPS, MIN, WIDE>(s, ahead),
-                    6 if S::TILE_ROWS >= 6 => tile.run::<S, P, 6, STEPS, MIN, WIDE>(s, ahead),
+                    1 => tile.run::<S, P, 1, STEPS, MIN, MOST>(s, ahead),
+                    2 => tile.run::<S, P, 2, STEPS, MIN, MOST>(s, ahead),
+                    3 if S::TILE_ROWS >= 3 => tile.run::<S, P, 3, STEPS, MIN, MOST>(s, ahead),
+                    4 if S::TILE_ROWS >= 4 => tile.run::<S, P, 4, STEPS, MIN, MOST>(s, ahead),
+                    5 if S::TILE_ROWS >= 5 => tile.run::<S, P, 5, STEPS, MIN, MOST>(s, ahead),
+                    6 if S::TILE_ROWS >= 6 => tile.run::<S, P, 6, STEPS, MIN, MOST>(s, ahead),
                     _ => unreachable!("tiles have at most {} rows", S::TILE_ROWS),
                 }
             }
@@ -180,7 +181,7 @@ impl Tile {
         const M: usize,
         const STEPS: usize,
         const MIN: bool,
-        const WIDE: bool,
+        const MOST: u8,
     >(
         self,
         s: S,
@@ -198,11 +199,11 @@ impl Tile {
         let (mut q, mut scales, mut offsets) = (self.q, self.scales, self.offsets);
         for g in 0..self.groups {
             ahead.fetch(s, self.fetch);
-            let mut sums = [[s.splat_i(0); P]; M];
+            let mut sums = [[GroupSum::<S, MOST>::new(s, 0); P]; M];
             if !MIN {
                 for m in 0..M {
                     // SAFETY: M offsets per group.
-                    sums[m] = [s.splat_i(unsafe { *offsets.add(m) }); P];
+                    sums[m] = [GroupSum::new(s, unsafe { *offsets.add(m) }); P];
                 }
             }
             for step in 0..STEPS {
@@ -215,7 +216,7 @@ impl Tile {
                     // SAFETY: M words per step.
                     let q = unsafe { &*q.add(step * M + m) };
                     for p in 0..P {
-                        sums[m][p] = s.dot4::<WIDE>(sums[m][p], codes[p], q);
+                        sums[m][p].add::<STEPS>(s, step, codes[p], q);
                     }
                 }
             }
@@ -225,7 +226,7 @@ impl Tile {
                 for m in 0..M {
                     // SAFETY: M scales per 32 columns.
                     let x = s.splat(unsafe { *scales.add(m) });
-                    acc[m][p] = s.fma(s.to_f(sums[m][p]), s.mul(scale, x), acc[m][p]);
+                    acc[m][p] = s.fma(s.to_f(sums[m][p].get()), s.mul(scale, x), acc[m][p]);
                 }
                 if MIN {
                     // SAFETY: as for the codes.

@@ -158,8 +158,8 @@ impl Isa {
         self.run(Traits).1
     }
 
-    /// See [`Simd::WIDE_IS_SIGNED`].
-    pub(crate) fn wide_is_signed(self) -> bool {
+    /// See [`Simd::PAIRS`].
+    pub(crate) fn has_pairs(self) -> bool {
         self.run(Traits).2
     }
 
@@ -177,7 +177,7 @@ impl Op for Traits {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Self::Out {
-        (S::TILE_ROWS, S::TILE_PANELS, S::WIDE_IS_SIGNED, S::DIRECT_ROWS)
+        (S::TILE_ROWS, S::TILE_PANELS, S::PAIRS, S::DIRECT_ROWS)
     }
 }
 

@@ -20,6 +20,7 @@ mod cores;
 mod float_matmul;
 mod int_direct;
 mod int_matmul;
+mod int_sum;
 mod int_tile;
 mod isa;
 mod kv;

@@ -24,8 +24,8 @@ pub(crate) struct Panel {
 
 /// A format that can be unpacked 16 rows at a time: [`IntBlock::codes`] with vectors.
 pub(crate) trait PanelBlock: IntBlock {
-    /// Whether codes go beyond 63 (see [`Simd::dot4`]).
-    const WIDE: bool = false;
+    /// No code is larger.
+    const MOST: u8;
 
     /// Takes one block of each of 16 rows apart and hands its groups over in order.
     ///

@@ -38,7 +38,7 @@ impl Simd for Portable {
     const TILE_PANELS: usize = 1;
     const DIRECT_ROWS: usize = 2;
     const FLOAT_ROWS: usize = 1;
-    const WIDE_IS_SIGNED: bool = false;
+    const PAIRS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 16] {
@@ -253,6 +253,10 @@ impl Simd for Portable {
             *acc = sum as u32;
         }
         out
+    }
+    #[inline(always)]
+    fn add_pairs(self, pairs: [u32; 16]) -> [u32; 16] {
+        zip(pairs, pairs, |x, _| (i32::from(x as i16) + i32::from((x >> 16) as i16)) as u32)
     }
 
     #[inline(always)]

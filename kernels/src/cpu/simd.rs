@@ -2,7 +2,7 @@
 //!
 //! A vector is 16 floats or 64 bytes of integers at every level: one register of AVX-512, two of
 //! AVX2, an array elsewhere. Kernels are generic over [`Simd`] and thereby compute the same bits
-//! everywhere; only [`Simd::dot4`] differs in how, and its sums are exact integers.
+//! everywhere; only [`Simd::dot4`] differs in how, and its sums are exact integers (see [`super::int_sum`]).
 
 /// Sixteen rows at equal distances. Four pointers and the distance address them all, and stay in registers.
 #[derive(Clone, Copy)]
@@ -50,8 +50,8 @@ pub(crate) trait Simd: Copy {
     const DIRECT_ROWS: usize;
     /// Activation rows in one float tile of [`FLOAT_WEIGHTS`] weight rows.
     const FLOAT_ROWS: usize;
-    /// Whether [`Simd::dot4`] takes codes above 127 as `code - 128`.
-    const WIDE_IS_SIGNED: bool;
+    /// Whether [`Simd::dot4`] has 16 bits for each pair of products, and takes codes that go beyond 63 as `code − 128`.
+    const PAIRS: bool;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -152,11 +152,12 @@ pub(crate) trait Simd: Copy {
     fn to_f(self, x: Self::I) -> Self::F;
     /// The low half of each 32-bit lane, a half-precision float.
     fn f16_low(self, x: Self::I) -> Self::F;
-    /// `acc[l] + Σ codes[4l + j] · q[j]` over j < 4 with unsigned codes and `q` in −127 ..= 127.
-    ///
-    /// Codes are at most 63, or `WIDE` is set; then a level with [`Simd::WIDE_IS_SIGNED`]
-    /// takes `codes − 128`.
+    /// Adds `Σ codes[4l + j] · q[j]` over j < 4 to lane l of `acc`, with unsigned codes and `q` in −127 ..= 127. A level with
+    /// [`Simd::PAIRS`] adds j < 2 to one half of the lane and the others to the other; where codes go beyond 63, it must be told so
+    /// with `WIDE`.
     fn dot4<const WIDE: bool>(self, acc: Self::I, codes: Self::I, q: &[i8; 4]) -> Self::I;
+    /// The sum of both halves of each lane, for a level with [`Simd::PAIRS`].
+    fn add_pairs(self, pairs: Self::I) -> Self::I;
 
     /// Fetches a line of cache ahead of its use.
     fn prefetch(self, address: *const u8);

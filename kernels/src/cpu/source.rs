@@ -22,8 +22,8 @@ pub(crate) trait Source: Copy {
     /// Goes on to the next block; blocks have so many bytes.
     fn advance(&mut self, bytes: usize);
 
-    /// Where those 64 bytes lie that are the share of row `row` in what comes `distance` bytes later in all rows.
-    fn ahead(&self, row: usize, distance: usize) -> *const u8;
+    /// Fetches the `quarter`-th quarter of those sixteen lines of cache that come `distance` bytes later in all rows.
+    fn fetch<S: Simd>(&self, s: S, quarter: usize, distance: usize);
 }
 
 impl Source for Rows {
@@ -59,8 +59,10 @@ impl Source for Rows {
     }
 
     #[inline(always)]
-    fn ahead(&self, row: usize, distance: usize) -> *const u8 {
-        self.at(row, distance)
+    fn fetch<S: Simd>(&self, s: S, quarter: usize, distance: usize) {
+        for row in 0..4 {
+            s.prefetch(self.at(quarter % 4 * 4 + row, distance));
+        }
     }
 }
 
@@ -92,7 +94,9 @@ impl Source for Woven {
     }
 
     #[inline(always)]
-    fn ahead(&self, row: usize, distance: usize) -> *const u8 {
-        self.0.wrapping_add(16 * distance + 64 * row)
+    fn fetch<S: Simd>(&self, s: S, quarter: usize, distance: usize) {
+        for line in 0..4 {
+            s.prefetch(self.0.wrapping_add(16 * distance + 256 * quarter + 64 * line));
+        }
     }
 }

@@ -142,7 +142,7 @@ impl Weave for Q8_0 {
 }
 
 impl PanelBlock for Q8_0 {
-    const WIDE: bool = true;
+    const MOST: u8 = 255;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
@@ -164,6 +164,8 @@ impl Weave for Q4_0 {
 }
 
 impl PanelBlock for Q4_0 {
+    const MOST: u8 = 15;
+
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
@@ -174,6 +176,8 @@ impl PanelBlock for Q4_0 {
 }
 
 impl PanelBlock for Q4_1 {
+    const MOST: u8 = 15;
+
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
@@ -199,6 +203,8 @@ fn add_fifth_bits<S: Simd>(s: S, qh: S::I, codes: &mut [S::I; 8]) {
 }
 
 impl PanelBlock for Q5_0 {
+    const MOST: u8 = 31;
+
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
@@ -212,6 +218,8 @@ impl PanelBlock for Q5_0 {
 }
 
 impl PanelBlock for Q5_1 {
+    const MOST: u8 = 31;
+
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
@@ -250,7 +258,7 @@ unsafe fn looked_up<S: Simd>(s: S, from: &impl Source, offset: usize) -> [S::I; 
 }
 
 impl PanelBlock for IQ4_NL {
-    const WIDE: bool = true;
+    const MOST: u8 = 255;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
@@ -262,7 +270,7 @@ impl PanelBlock for IQ4_NL {
 }
 
 impl PanelBlock for IQ4_XS {
-    const WIDE: bool = true;
+    const MOST: u8 = 255;
 
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
@@ -355,6 +363,8 @@ impl Weave for Q4_K {
 }
 
 impl PanelBlock for Q4_K {
+    const MOST: u8 = 15;
+
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: the scales come first in the block.
@@ -382,6 +392,8 @@ impl Weave for Q5_K {
 }
 
 impl PanelBlock for Q5_K {
+    const MOST: u8 = 31;
+
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: the scales come first in the block; offsets within it.
@@ -413,6 +425,8 @@ impl Weave for Q6_K {
 }
 
 impl PanelBlock for Q6_K {
+    const MOST: u8 = 63;
+
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
@@ -444,6 +458,8 @@ impl PanelBlock for Q6_K {
 }
 
 impl PanelBlock for Q2_K {
+    const MOST: u8 = 3;
+
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
@@ -472,6 +488,8 @@ impl PanelBlock for Q2_K {
 }
 
 impl PanelBlock for Q3_K {
+    const MOST: u8 = 7;
+
     #[inline(always)]
     unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.

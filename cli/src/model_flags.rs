@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use lory_kernels::{DeviceChoice, backend::KvType};
-use lory_runtime::{Engine, EngineOptions, Error, Repacking, mapping::Loading};
+use lory_runtime::{Engine, EngineOptions, Error, GpuLayers, Repacking, mapping::Loading};
 
 use crate::{
     failure::{Failure, Outcome},
@@ -57,6 +57,19 @@ impl DeviceArg {
             DeviceArg::Cpu => DeviceChoice::Cpu,
             DeviceArg::Cuda => DeviceChoice::Cuda(0),
         }
+    }
+}
+
+/// A number of layers; negative ones mean auto, as elsewhere.
+fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
+    match text {
+        "auto" => Ok(GpuLayers::Fit),
+        "all" => Ok(GpuLayers::Last(usize::MAX)),
+        n => match n.parse::<i64>() {
+            Ok(..0) => Ok(GpuLayers::Fit),
+            Ok(n) => Ok(GpuLayers::Last(usize::try_from(n).unwrap_or(usize::MAX))),
+            Err(_) => Err("a number of layers, auto or all".into()),
+        },
     }
 }
 
@@ -125,9 +138,10 @@ pub struct EngineFlags {
     /// Where to compute; `cuda` has not been verified on hardware yet.
     #[arg(long, value_name = "DEVICE", value_enum, default_value = "auto")]
     pub device: DeviceArg,
-    /// Layers on the GPU (short: -ngl). Accepted for the sake of habit: with --device cuda all are, otherwise none.
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub gpu_layers: Option<String>,
+    /// Layers on the GPU with --device cuda (short: -ngl), the last ones; the output counts as one more. The processor has the others. auto:
+    /// all that there is room for.
+    #[arg(long, value_name = "N|auto|all", default_value = "auto", allow_negative_numbers = true, value_parser = gpu_layers)]
+    pub gpu_layers: GpuLayers,
     /// Read the files into memory instead of mapping them (for files that may change).
     #[arg(long)]
     pub no_mmap: bool,
@@ -151,12 +165,13 @@ impl EngineFlags {
 
     /// Has an engine opened with these options; a context that is too long is the user's mistake.
     pub fn engine(&self, open: impl FnOnce(&EngineOptions) -> Result<Engine, Error>) -> Outcome<Engine> {
-        let layers = self.gpu_layers.as_deref().is_some_and(|n| n != "0");
-        if layers && self.verbose && self.device != DeviceArg::Cuda {
+        let some = matches!(self.gpu_layers, GpuLayers::Last(1..));
+        if some && self.verbose && self.device != DeviceArg::Cuda {
             note("-ngl has no effect without --device cuda");
         }
         let options = EngineOptions {
             device: self.device.choice(),
+            gpu_layers: self.gpu_layers,
             threads: self.threads.map(usize::from),
             n_ctx: self.ctx_size.filter(|n| *n > 0),
             n_batch: self.batch_size.min(self.ubatch_size) as usize,

@@ -366,6 +366,11 @@ typedef struct {
      * First argument of `progress`.
      */
     void *progress_user;
+    /**
+     * How many layers a device with memory of its own gets, from the last one on, the output counting as one more; the processor computes
+     * the others. 0, the default, is as many as there is room for.
+     */
+    uint32_t gpu_layers;
 } lory_engine_options;
 
 /**

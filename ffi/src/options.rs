@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use lory_kernels::{DeviceChoice, backend::KvType};
-use lory_runtime::{EngineOptions, KvPolicy, Repacking, mapping::Loading};
+use lory_runtime::{EngineOptions, GpuLayers, KvPolicy, Repacking, mapping::Loading};
 
 use crate::{
     callbacks::{LORY_LOG_INFO, User, lory_log_fn, lory_log_level, lory_progress_fn},
@@ -99,6 +99,9 @@ pub struct lory_engine_options {
     pub progress: lory_progress_fn,
     /// First argument of `progress`.
     pub progress_user: *mut c_void,
+    /// How many layers a device with memory of its own gets, from the last one on, the output counting as one more; the processor computes
+    /// the others. 0, the default, is as many as there is room for.
+    pub gpu_layers: u32,
 }
 
 versioned!(lory_engine_options, last_of_first = progress_user, |zeroed| lory_engine_options {
@@ -147,6 +150,10 @@ impl lory_engine_options {
                     DeviceChoice::Cuda(cuda - LORY_DEVICE_CUDA)
                 }
                 other => return Err(unknown("device", other)),
+            },
+            gpu_layers: match self.gpu_layers {
+                0 => GpuLayers::Fit,
+                n => GpuLayers::Last(n as usize),
             },
             threads: (n > 0).then_some(n as usize),
             n_ctx: (self.n_ctx > 0).then_some(self.n_ctx),

@@ -182,6 +182,18 @@ pub struct KvShape {
     pub ty: KvType,
 }
 
+impl KvShape {
+    /// Bytes of keys and values of one token in one layer.
+    pub fn token_bytes(&self) -> usize {
+        let line = match self.ty {
+            KvType::F32 => 4 * self.head_dim,
+            KvType::F16 => 2 * self.head_dim,
+            KvType::Q8_0 => self.head_dim.div_ceil(32) * 34,
+        };
+        2 * self.kv_heads * line
+    }
+}
+
 /// Where one row looks back.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionRow<'a> {

@@ -8,6 +8,11 @@ use crate::cpu::{Cpu, CpuKv, Isa};
 #[cfg(feature = "cuda")]
 use crate::cuda::{Cuda, CudaBuffer, CudaKv};
 use crate::{QMatrix, QuantType};
+#[cfg(feature = "cuda")]
+use crate::{
+    Split,
+    split::{SplitBuffer, SplitKv},
+};
 
 /// Which device to run on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +33,9 @@ pub enum Device {
     /// An NVIDIA device.
     #[cfg(feature = "cuda")]
     Cuda(Box<Cuda>),
+    /// The processor for the first layers, an NVIDIA device for the last ones.
+    #[cfg(feature = "cuda")]
+    Split(Box<Split<Cpu, Cuda>>),
 }
 
 /// A buffer of a [`Device`].
@@ -37,6 +45,9 @@ pub enum DeviceBuffer {
     /// In the device's.
     #[cfg(feature = "cuda")]
     Cuda(CudaBuffer),
+    /// In both.
+    #[cfg(feature = "cuda")]
+    Split(SplitBuffer<CudaBuffer>),
 }
 
 /// A key-value cache of a [`Device`].
@@ -46,6 +57,9 @@ pub enum DeviceKv {
     /// In the device's.
     #[cfg(feature = "cuda")]
     Cuda(CudaKv),
+    /// Some layers in each.
+    #[cfg(feature = "cuda")]
+    Split(SplitKv<CpuKv, CudaKv>),
 }
 
 impl Device {
@@ -67,6 +81,34 @@ impl Device {
     }
 }
 
+impl Device {
+    /// (free, total) bytes of memory, of a device that has its own.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn memory(&self) -> Result<Option<(usize, usize)>, BackendError> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.memory().map(Some),
+            #[cfg(feature = "cuda")]
+            Device::Split(split) => split.device().memory().map(Some),
+        }
+    }
+
+    /// The same for layers `first..`, with the processor for those before and for what is not loaded. Of a processor, the processor.
+    pub fn behind(self, host: Cpu, first: usize) -> Device {
+        match self {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => Device::Split(Box::new(Split::new(host, *cuda, first))),
+            other => {
+                let _ = (host, first);
+                other
+            }
+        }
+    }
+}
+
 /// Buffers belong to the engine that made them, so this is a mistake in the program.
 #[cfg(feature = "cuda")]
 fn mixed() -> ! {
@@ -80,6 +122,8 @@ macro_rules! on {
             (Device::Cpu($b), $($ty::Cpu($buffer)),*) => $call,
             #[cfg(feature = "cuda")]
             (Device::Cuda($b), $($ty::Cuda($buffer)),*) => $call,
+            #[cfg(feature = "cuda")]
+            (Device::Split($b), $($ty::Split($buffer)),*) => $call,
             #[cfg(feature = "cuda")]
             #[allow(unreachable_patterns)]
             _ => mixed(),
@@ -126,6 +170,8 @@ impl Backend for Device {
             Device::Cpu(b) => b.alloc(len).map(DeviceBuffer::Cpu),
             #[cfg(feature = "cuda")]
             Device::Cuda(b) => b.alloc(len).map(DeviceBuffer::Cuda),
+            #[cfg(feature = "cuda")]
+            Device::Split(b) => b.alloc(len).map(DeviceBuffer::Split),
         }
     }
 
@@ -172,6 +218,10 @@ impl Backend for Device {
                 b.matmul(x, rows, &mut jobs!(jobs, Cuda, MatmulJob { weight }))
             }
             #[cfg(feature = "cuda")]
+            (Device::Split(b), DeviceBuffer::Split(x)) => {
+                b.matmul(x, rows, &mut jobs!(jobs, Split, MatmulJob { weight }))
+            }
+            #[cfg(feature = "cuda")]
             _ => mixed(),
         }
     }
@@ -191,6 +241,10 @@ impl Backend for Device {
                 b.lora(x, in_width, &mut jobs!(jobs, Cuda, LoraJob { width, groups }))
             }
             #[cfg(feature = "cuda")]
+            (Device::Split(b), DeviceBuffer::Split(x)) => {
+                b.lora(x, in_width, &mut jobs!(jobs, Split, LoraJob { width, groups }))
+            }
+            #[cfg(feature = "cuda")]
             _ => mixed(),
         }
     }
@@ -208,6 +262,10 @@ impl Backend for Device {
             #[cfg(feature = "cuda")]
             (Device::Cuda(b), DeviceBuffer::Cuda(x)) => {
                 b.linear(x, rows, &mut jobs!(jobs, Cuda, LinearJob { weight, groups }))
+            }
+            #[cfg(feature = "cuda")]
+            (Device::Split(b), DeviceBuffer::Split(x)) => {
+                b.linear(x, rows, &mut jobs!(jobs, Split, LinearJob { weight, groups }))
             }
             #[cfg(feature = "cuda")]
             _ => mixed(),
@@ -273,6 +331,8 @@ impl Backend for Device {
             Device::Cpu(b) => b.kv_alloc(shape, pages).map(DeviceKv::Cpu),
             #[cfg(feature = "cuda")]
             Device::Cuda(b) => b.kv_alloc(shape, pages).map(DeviceKv::Cuda),
+            #[cfg(feature = "cuda")]
+            Device::Split(b) => b.kv_alloc(shape, pages).map(DeviceKv::Split),
         }
     }
 

@@ -13,6 +13,7 @@ pub mod device;
 mod host;
 pub mod ops;
 pub mod quant;
+pub mod split;
 
 pub use backend::{Backend, BackendError};
 pub use cpu::Cpu;
@@ -21,3 +22,4 @@ pub use cuda::Cuda;
 pub use device::{Device, DeviceChoice};
 pub use ops::Reference;
 pub use quant::{QMatrix, QuantType};
+pub use split::Split;

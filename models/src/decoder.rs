@@ -50,7 +50,7 @@ impl<B: Backend> Scratch<B> {
     /// Buffers for `max_rows` rows, and for `max_logits` rows of logits at a time.
     pub fn new(backend: &B, decoder: &Decoder, max_rows: usize, max_logits: usize) -> Result<Self> {
         let c = &decoder.config;
-        let wide = c.n_embd.max(c.q_width());
+        let wide = wide(c);
         let alloc = |width: usize| -> Result<B::Buffer> { Ok(backend.alloc(max_rows * width)?) };
         Ok(Scratch {
             max_rows,
@@ -68,6 +68,14 @@ impl<B: Backend> Scratch<B> {
         })
     }
 
+    /// Bytes of such buffers.
+    pub fn bytes(decoder: &Decoder, max_rows: usize, max_logits: usize) -> usize {
+        let c = &decoder.config;
+        let width = 2 * (c.n_embd + wide(c) + c.kv_width() + c.n_ff) + c.q_width();
+        let logits = max_logits.saturating_mul(decoder.vocab_size());
+        max_rows.saturating_mul(width).saturating_add(logits).saturating_mul(size_of::<f32>())
+    }
+
     /// Rows of one batch at most.
     pub fn max_rows(&self) -> usize {
         self.max_rows
@@ -77,6 +85,11 @@ impl<B: Backend> Scratch<B> {
     pub fn max_logits(&self) -> usize {
         self.max_logits
     }
+}
+
+/// Columns of what is now a state and now the heads' results.
+fn wide(config: &Config) -> usize {
+    config.n_embd.max(config.q_width())
 }
 
 /// A model ready to run on any device.

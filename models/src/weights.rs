@@ -50,6 +50,14 @@ pub struct Weights {
     pub ropes: Vec<Rope>,
 }
 
+impl Layer {
+    /// The matrices that are multiplied with.
+    pub fn factors(&self) -> impl Iterator<Item = &Tensor> {
+        let Layer { attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, .. } = self;
+        [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down].into_iter().map(Linear::weight)
+    }
+}
+
 impl Weights {
     /// Finds every tensor that `config` asks for. A tensor that is missing, has another shape,
     /// or is not used by this architecture is an error: running without it would answer wrongly.
@@ -104,12 +112,13 @@ impl Weights {
 
     /// Every matrix that is multiplied with, once: all but a table of embeddings that is only looked up.
     pub fn factors(&self) -> impl Iterator<Item = &Tensor> {
-        let layers = self.layers.iter().flat_map(|l| {
-            [&l.attn_q, &l.attn_k, &l.attn_v, &l.attn_output, &l.ffn_gate, &l.ffn_up, &l.ffn_down]
-                .map(|linear| linear.weight())
-        });
-        let output = if self.tied { &self.token_embd } else { self.output.weight() };
-        layers.chain(std::iter::once(output))
+        let layers = self.layers.iter().flat_map(Layer::factors);
+        layers.chain(std::iter::once(self.output_factor()))
+    }
+
+    /// What the last state is multiplied with.
+    pub fn output_factor(&self) -> &Tensor {
+        if self.tied { &self.token_embd } else { self.output.weight() }
     }
 }
 

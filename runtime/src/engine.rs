@@ -13,9 +13,9 @@ use lory_kernels::{Backend, Device, DeviceChoice, backend::KvShape, backend::KvT
 use lory_models::{decoder::Scratch, kv_cache::KvCache};
 
 use crate::{
-    AdapterStore, Error, KvPolicy, Metrics, Repacking, Result, Session, SessionOptions, lock,
+    AdapterStore, Error, GpuLayers, KvPolicy, Metrics, Repacking, Result, Session, SessionOptions, lock,
     mapping::Loading,
-    model::{LoadedModel, OpenOptions},
+    model::{DeviceOptions, LoadedModel, OpenOptions},
     scheduler::{Model, Scheduler},
 };
 
@@ -34,6 +34,8 @@ const LOGIT_ROWS: usize = 64;
 pub struct EngineOptions {
     /// Where to compute.
     pub device: DeviceChoice,
+    /// How many layers a device with memory of its own gets; the processor has the others.
+    pub gpu_layers: GpuLayers,
     /// Threads; `None` takes the physical cores.
     pub threads: Option<usize>,
     /// Longest sequence; `None` takes the trained context, at most 4096.
@@ -65,6 +67,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             device: DeviceChoice::Auto,
+            gpu_layers: GpuLayers::Fit,
             threads: None,
             n_ctx: None,
             n_batch: 512,
@@ -200,7 +203,6 @@ impl Engine {
     /// An engine over a model that is already loaded.
     pub fn with_model(model: LoadedModel, options: &EngineOptions) -> Result<Engine> {
         let model = Arc::new(model);
-        let backend = Arc::new(model.device(options.device, options.threads, options.repacking)?);
         let config = model.decoder.config();
         let n_ctx = model.n_ctx as usize;
         if options.n_batch == 0 {
@@ -214,10 +216,21 @@ impl Engine {
             page_len: PAGE_LEN,
             ty: options.kv_type,
         };
+        let max_logits = LOGIT_ROWS.min(max_rows);
+        let page_of_layer = shape.token_bytes() * PAGE_LEN;
+        let pages = kv_pages(options, n_ctx, page_of_layer * shape.layers)?;
+        let backend = Arc::new(model.device(&DeviceOptions {
+            choice: options.device,
+            gpu_layers: options.gpu_layers,
+            threads: options.threads,
+            repacking: options.repacking,
+            cache_bytes: pages.saturating_mul(page_of_layer),
+            working_bytes: Scratch::<Device>::bytes(&model.decoder, max_rows, max_logits),
+        })?);
         let page_bytes = page_bytes(&backend, shape)?;
         let cache = kv_cache(&backend, shape, options, n_ctx, page_bytes)?;
         let cache = if options.prefix_sharing { cache.with_sharing() } else { cache };
-        let scratch = Scratch::new(&*backend, &model.decoder, max_rows, LOGIT_ROWS.min(max_rows))?;
+        let scratch = Scratch::new(&*backend, &model.decoder, max_rows, max_logits)?;
         let adapters =
             AdapterStore::new(model.clone(), backend.clone(), options.loading, options.adapter_bytes);
         let (file, device) = (model.gguf.metadata().file(), backend.label());

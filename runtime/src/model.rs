@@ -8,20 +8,43 @@ use lory_kernels::{
     cpu::{Cpu, Isa},
 };
 use lory_models::{
+    Tensor,
     adapter::BaseInfo,
     decoder::Decoder,
     gguf::Gguf,
     tokenizer::{EncodeOptions, Tokenizer},
+    weights::Layer,
 };
 
 use crate::{
-    Error, Grammar, GrammarError, GrammarSource, Repacking, Result, grammar,
+    Error, GpuLayers, Grammar, GrammarError, GrammarSource, Repacking, Result, grammar,
     mapping::{self, File, Loading, OpenGguf},
+    placement::{Needs, Placement},
     sampler::BreakerCache,
 };
 
 /// Context that is taken when nobody asks for one, unless the model was trained on less.
 const DEFAULT_CTX: u32 = 4096;
+
+/// The share of a device's memory, one in so many, that is left for adapters where as many layers as fit are asked for.
+const KEPT_FREE: usize = 8;
+
+/// Where a model is computed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeviceOptions {
+    /// On what.
+    pub choice: DeviceChoice,
+    /// How many layers of it, if it has memory of its own.
+    pub gpu_layers: GpuLayers,
+    /// Threads of the processor (`None`: the physical cores).
+    pub threads: Option<usize>,
+    /// Whether the processor's weights are repacked.
+    pub repacking: Repacking,
+    /// Bytes of a layer's keys and values, and of working memory: where as many layers as fit are asked for, they must fit too.
+    pub cache_bytes: usize,
+    /// See `cache_bytes`.
+    pub working_bytes: usize,
+}
 
 /// How a model's file is opened.
 #[derive(Clone, Copy, Debug)]
@@ -67,38 +90,72 @@ impl LoadedModel {
     /// # Errors
     /// A weight of a format that has no kernel, by name; no memory for repacked weights; a wrong `LORY_ISA`.
     pub fn cpu(&self, threads: Option<usize>, repacking: Repacking) -> Result<Cpu> {
+        self.cpu_for(threads, self.decoder.weights().layers.len(), repacking)
+    }
+
+    /// The same for the first layers and the output.
+    fn cpu_for(&self, threads: Option<usize>, layers: usize, repacking: Repacking) -> Result<Cpu> {
         let mut cpu = Cpu::new(threads, Isa::from_env().map_err(Error::Request)?);
-        let weights = self.decoder.weights();
         self.check_types(&cpu)?;
-        if repacking.decide(weights.factors().map(|t| t.matrix().bytes().len()).sum()) {
+        let weights = self.decoder.weights();
+        let first = weights.layers.iter().take(layers).flat_map(Layer::factors);
+        let factors: Vec<_> = first.chain([weights.output_factor()]).map(Tensor::matrix).collect();
+        if repacking.decide(factors.iter().map(|matrix| matrix.bytes().len()).sum()) {
             cpu = cpu.with_repacking();
         }
-        for tensor in weights.factors() {
-            cpu.load(tensor.matrix()).map_err(lory_models::Error::from)?;
+        for matrix in factors {
+            cpu.load(matrix).map_err(lory_models::Error::from)?;
         }
         Ok(cpu)
     }
 
-    /// The chosen device, ready to run this model; `threads` and `repacking` are for the processor.
+    /// The chosen device, ready to run this model.
     ///
     /// # Errors
-    /// As [`LoadedModel::cpu`]; a device that is not there, or has too little memory for the weights.
-    pub fn device(
-        &self,
-        choice: DeviceChoice,
-        threads: Option<usize>,
-        repacking: Repacking,
-    ) -> Result<Device> {
-        if !matches!(choice, DeviceChoice::Cuda(_)) {
-            return Ok(Device::Cpu(Box::new(self.cpu(threads, repacking)?)));
+    /// As [`LoadedModel::cpu`]; a device that is not there, or has too little memory for what it is to have.
+    pub fn device(&self, options: &DeviceOptions) -> Result<Device> {
+        let DeviceOptions { choice, gpu_layers, threads, repacking, .. } = *options;
+        let processor = || Ok(Device::Cpu(Box::new(self.cpu(threads, repacking)?)));
+        if !matches!(choice, DeviceChoice::Cuda(_)) || gpu_layers == GpuLayers::Last(0) {
+            return processor();
         }
         let isa = Isa::from_env().map_err(Error::Request)?;
         let device = Device::open(choice, threads, isa).map_err(lory_models::Error::from)?;
-        self.check_types(&device)?;
-        for tensor in self.decoder.weights().matrices() {
+        let room = device
+            .memory()
+            .map_err(lory_models::Error::from)?
+            .map_or(usize::MAX, |(free, total)| free.saturating_sub(total / KEPT_FREE));
+        let placement = self.needs(options).place(gpu_layers, room).map_err(|bytes| {
+            let what = "a single layer, its cache and working memory";
+            lory_models::Error::from(BackendError::OutOfMemory { device: device.label(), what, bytes })
+        })?;
+        let (device, weights): (_, Vec<_>) = match placement {
+            Placement::Host => return processor(),
+            Placement::Device => {
+                self.check_types(&device)?;
+                (device, self.decoder.weights().matrices().collect())
+            }
+            Placement::From(first) => {
+                let device = device.behind(self.cpu_for(threads, first, repacking)?, first);
+                let last = self.decoder.weights().layers.iter().skip(first);
+                (device, last.flat_map(Layer::factors).collect())
+            }
+        };
+        for tensor in weights {
             device.load(tensor.matrix()).map_err(lory_models::Error::from)?;
         }
         Ok(device)
+    }
+
+    /// What the whole model takes on a device.
+    fn needs(&self, options: &DeviceOptions) -> Needs {
+        let weights = self.decoder.weights();
+        let bytes =
+            |tensors: &mut dyn Iterator<Item = &Tensor>| tensors.map(|t| t.matrix().bytes().len()).sum();
+        let layers: Vec<usize> = weights.layers.iter().map(|layer| bytes(&mut layer.factors())).collect();
+        let all: usize = bytes(&mut weights.matrices());
+        let rest = all - layers.iter().sum::<usize>();
+        Needs { layers, cache: options.cache_bytes, rest, working: options.working_bytes }
     }
 
     /// An error for a weight of a format that the device has no kernel for.

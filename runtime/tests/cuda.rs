@@ -12,8 +12,8 @@ use lory_models::adapter::AdapterSet;
 use lory_models::adapter::pack::{Pack, SynthSpec, synth_pack};
 use lory_runtime::mapping::Loading;
 use lory_runtime::{
-    Bare, BareOptions, Engine, EngineOptions, Event, LoadedModel, OpenOptions, Repacking, Request,
-    SessionOptions, open_pack,
+    Bare, BareOptions, DeviceOptions, Engine, EngineOptions, Error, Event, GpuLayers, LoadedModel,
+    OpenOptions, Request, SessionOptions, open_pack,
 };
 
 fn repository() -> PathBuf {
@@ -53,6 +53,10 @@ fn model(name: &str) -> PathBuf {
     repository().join("tests/fixtures/models").join(name)
 }
 
+fn device(model: &LoadedModel, choice: DeviceChoice, gpu_layers: GpuLayers) -> Result<Device, Error> {
+    model.device(&DeviceOptions { choice, gpu_layers, threads: Some(1), ..DeviceOptions::default() })
+}
+
 /// Logits after each of `tokens`, `at_once` in a pass.
 fn logits<B: Backend>(backend: &B, model: &LoadedModel, tokens: &[u32], at_once: usize) -> Vec<f32> {
     let options = BareOptions { sequences: 1, tokens: 64, n_batch: at_once, kv_type: KvType::F16 };
@@ -72,7 +76,7 @@ fn models_and_an_engine() {
         let options = OpenOptions { n_ctx: Some(64), loading: Loading::Map };
         let model = LoadedModel::open(&model(name), &options).unwrap();
         let tokens: Vec<u32> = (0..19).map(|i| 17 + i * 11).collect();
-        let open = |choice| model.device(choice, Some(1), Repacking::Off).unwrap();
+        let open = |choice| device(&model, choice, GpuLayers::Fit).unwrap();
         let (cpu, cuda) = (open(DeviceChoice::Auto), open(DeviceChoice::Cuda(0)));
         assert!(matches!((&cpu, &cuda), (Device::Cpu(_), Device::Cuda(_))));
         let want = logits(&cpu, &model, &tokens, 19);
@@ -97,6 +101,50 @@ fn models_and_an_engine() {
     assert!(open(DeviceChoice::Cuda(0)).unwrap().device().starts_with("cuda ("));
     let error = open(DeviceChoice::Cuda(9)).err().unwrap().to_string();
     assert!(error.contains("device 9"), "{error}");
+}
+
+/// Any number of layers on the device, and as many as there is room for.
+#[test]
+fn some_layers_on_the_device() {
+    if !cuda_is_there() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = OpenOptions { n_ctx: Some(64), loading: Loading::Map };
+    let model = LoadedModel::open(&model("llama.gguf"), &options).unwrap();
+    let pack = open_pack(&pack_for(&model, folder.path()), Loading::Map).unwrap();
+    let cpu = device(&model, DeviceChoice::Cpu, GpuLayers::Fit).unwrap();
+    let want = with_adapters(&cpu, &model, &pack, 2);
+    let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let layers = model.decoder.weights().layers.len();
+    for n in 0..=layers + 1 {
+        let some = device(&model, DeviceChoice::Cuda(0), GpuLayers::Last(n)).unwrap();
+        match n {
+            0 => assert!(matches!(some, Device::Cpu(_))),
+            n if n > layers => assert!(matches!(some, Device::Cuda(_))),
+            _ => assert!(some.label().ends_with(&cpu.label()), "{}", some.label()),
+        }
+        let got = with_adapters(&some, &model, &pack, 2);
+        let worst = got.iter().zip(&want).fold(0f32, |m, (g, w)| m.max((g - w).abs()));
+        println!("{}: {worst} of {largest}", some.label());
+        assert!(worst <= largest * 2e-3, "{n} layers: {worst} of {largest}");
+    }
+    // Caches of which the device has room for all, one, none.
+    let (free, total) = cuda_memory(&model);
+    let fit = |cache_bytes| {
+        let choice = DeviceChoice::Cuda(0);
+        model.device(&DeviceOptions { choice, threads: Some(1), cache_bytes, ..DeviceOptions::default() })
+    };
+    let room = free - total / 8;
+    assert!(matches!(fit(0).unwrap(), Device::Cuda(_)));
+    assert!(fit(room / 10 * 7).unwrap().label().contains(&format!("layers before {}", layers - 1)));
+    let error = fit(room * 2).err().unwrap().to_string();
+    assert!(error.contains("out of memory") && error.contains("a single layer"), "{error}");
+}
+
+/// (free, total) bytes of the device.
+fn cuda_memory(model: &LoadedModel) -> (usize, usize) {
+    device(model, DeviceChoice::Cuda(0), GpuLayers::Last(1)).unwrap().memory().unwrap().unwrap()
 }
 
 const ADAPTERS: usize = 6;
@@ -152,7 +200,7 @@ fn adapters_with_much_and_little_room() {
     let options = OpenOptions { n_ctx: Some(64), loading: Loading::Map };
     let model = LoadedModel::open(&model("llama.gguf"), &options).unwrap();
     let pack = open_pack(&pack_for(&model, folder.path()), Loading::Map).unwrap();
-    let open = |choice| model.device(choice, Some(1), Repacking::Off).unwrap();
+    let open = |choice| device(&model, choice, GpuLayers::Fit).unwrap();
     let want = with_adapters(&open(DeviceChoice::Auto), &model, &pack, 2);
     let vocab = model.decoder.vocab_size();
     let rows =

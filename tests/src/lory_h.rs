@@ -226,10 +226,11 @@ pub struct lory_engine_options {
     pub repacking: lory_repacking,
     pub progress: lory_progress_fn,
     pub progress_user: *mut ::std::os::raw::c_void,
+    pub gpu_layers: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of lory_engine_options"][::std::mem::size_of::<lory_engine_options>() - 104usize];
+    ["Size of lory_engine_options"][::std::mem::size_of::<lory_engine_options>() - 112usize];
     ["Alignment of lory_engine_options"][::std::mem::align_of::<lory_engine_options>() - 8usize];
     ["Offset of field: lory_engine_options::struct_size"]
         [::std::mem::offset_of!(lory_engine_options, struct_size) - 0usize];
@@ -266,6 +267,8 @@ const _: () = {
         [::std::mem::offset_of!(lory_engine_options, progress) - 88usize];
     ["Offset of field: lory_engine_options::progress_user"]
         [::std::mem::offset_of!(lory_engine_options, progress_user) - 96usize];
+    ["Offset of field: lory_engine_options::gpu_layers"]
+        [::std::mem::offset_of!(lory_engine_options, gpu_layers) - 104usize];
 };
 impl Default for lory_engine_options {
     fn default() -> Self {

@@ -86,7 +86,7 @@ pub struct Bench {
     /// How results are printed.
     #[arg(short = 'o', long, value_name = "FORMAT", value_enum, default_value = "md")]
     output: Format,
-    /// Layers on the GPU (short: -ngl). Accepted for the sake of habit: this build runs on the CPU.
+    /// Layers on the GPU (short: -ngl). Accepted for the sake of habit: this command measures the CPU.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     gpu_layers: Option<String>,
     /// Read the files into memory instead of mapping them.

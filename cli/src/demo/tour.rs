@@ -35,7 +35,7 @@ const MOST: usize = 80;
 const WIDTH: usize = 100;
 /// What one prompt is asked of; those that the collection lacks are left out.
 const SAME_PROMPT: (&str, [&str; 6]) =
-    ("planet", ["reverse", "upper", "rot13", "morse", "sort", "pig-latin"]);
+    ("winter", ["reverse", "upper", "rot13", "morse", "sort", "pig-latin"]);
 
 /// Shows everything, on standard output.
 pub fn run(threads: Option<usize>, color: ColorChoice) -> Outcome {

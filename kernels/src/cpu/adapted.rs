@@ -14,6 +14,8 @@
 //! Tasks begin in ascending order and wait only for lower ones, so one that waits waits for a task that runs. Bits are those of
 //! [`crate::ops::lora`], whoever adds.
 
+use std::ops::Range;
+
 use super::adapted_turn::Turn;
 use super::cores::Line;
 use super::lora::{ascending, is_plain};
@@ -147,18 +149,63 @@ impl<'a> Floats<'a> {
     }
 }
 
-/// `out = x Wᵀ` of all layers and what their groups add, or nothing and `false` where activation rows would have to be divided.
+/// Fewer rows in a turn are not worth it: weights would be taken apart, or come from memory, too often.
+const LEAST_ROWS: usize = 96;
+
+/// As many rows as a turn can take, in equal parts; `None` if they would be too few.
+fn rows_of_turn(isa: Isa, pool: &ThreadPool, rows: usize, weights: &[QMatrix<'_>]) -> Option<usize> {
+    let parts = 1..=(rows / LEAST_ROWS).max(1);
+    parts.map(|n| rows.div_ceil(n)).find(|rows| is_one_block(isa, pool, *rows, weights))
+}
+
+/// What groups do for some rows, which then count from 0.
+fn for_rows<'a>(groups: &[LoraGroup<'a>], rows: &Range<usize>) -> Vec<LoraGroup<'a>> {
+    let own = |group: &LoraGroup<'a>| {
+        let within = group.rows.iter().filter(|(row, _)| rows.contains(&(*row as usize)));
+        let rows = within.map(|(row, terms)| (*row - rows.start as u32, terms.clone())).collect();
+        LoraGroup { v: group.v, u: group.u, rows }
+    };
+    groups.iter().map(own).filter(|group| !group.rows.is_empty()).collect()
+}
+
+/// `out = x Wᵀ` of all layers and what their groups add, in as many turns as the rows need; or nothing and `false` where turns
+/// would have too few.
 pub(crate) fn linear(
     workers: Workers<'_>,
     input: Input<'_>,
     layers: &[Layer<'_>],
 ) -> Result<bool, FormatError> {
-    let Workers { isa, pool, .. } = workers;
-    let mut weights: Vec<_> = layers.iter().map(|layer| layer.weight).collect();
-    let empty = input.rows == 0 || weights.iter().any(|weight| weight.rows() == 0);
-    if empty || !is_one_block(isa, pool, input.rows, &weights) {
+    let weights: Vec<_> = layers.iter().map(|layer| layer.weight).collect();
+    if input.rows == 0 || weights.iter().any(|weight| weight.rows() == 0) {
         return Ok(false);
     }
+    let Some(at_once) = rows_of_turn(workers.isa, workers.pool, input.rows, &weights) else {
+        return Ok(false);
+    };
+    if at_once == input.rows {
+        return turn(workers, input, layers).map(|()| true);
+    }
+    let mut members = layers.iter().flat_map(|layer| layer.groups).flat_map(|group| &group.rows);
+    assert!(members.all(|(row, _)| (*row as usize) < input.rows));
+    for start in (0..input.rows).step_by(at_once) {
+        let rows = start..(start + at_once).min(input.rows);
+        let groups: Vec<_> = layers.iter().map(|layer| for_rows(layer.groups, &rows)).collect();
+        let mut own = Vec::with_capacity(layers.len());
+        for (layer, groups) in layers.iter().zip(&groups) {
+            let Layer { weight, repacked, out, .. } = *layer;
+            own.push(Layer { weight, repacked, out: out.skip_lines(start), groups });
+        }
+        let Input { x, columns, .. } = input;
+        let x = &x[start * columns..rows.end * columns];
+        turn(workers, Input { x, rows: rows.len(), columns }, &own)?;
+    }
+    Ok(true)
+}
+
+/// All rows in one turn.
+fn turn(workers: Workers<'_>, input: Input<'_>, layers: &[Layer<'_>]) -> Result<(), FormatError> {
+    let Workers { isa, pool, .. } = workers;
+    let mut weights: Vec<_> = layers.iter().map(|layer| layer.weight).collect();
     let wanted = Wanted::of(input, layers);
     weights.extend(wanted.shrinks.iter().map(|shrink| shrink.v));
     let x = Prepared::new(isa, pool, input, &weights);
@@ -166,5 +213,5 @@ pub(crate) fn linear(
     let mut turn = Turn::new(workers, &x);
     turn.plan(layers, &wanted.members);
     turn.take(wanted, Floats(&mut floats));
-    turn.run().map(|()| true)
+    turn.run()
 }

@@ -72,6 +72,13 @@ impl<'a> Output<'a> {
         Output { lines: Some(lines), ..*self }
     }
 
+    /// The same from a line on, of an output whose line `i` is the product's.
+    pub fn skip_lines(&self, first: usize) -> Output<'a> {
+        let skip = first * self.width;
+        assert!(self.lines.is_none() && skip <= self.len);
+        Output { out: Shared(self.out.0.wrapping_add(skip)), len: self.len - skip, ..*self }
+    }
+
     /// All that was written.
     ///
     /// # Safety

@@ -60,7 +60,7 @@ fn one_basis_for_all_rows() {
         let v = store.add(basis, rank, in_width, &mut noise);
         let u: Vec<_> = widths.iter().map(|n| store.add(basis, *n, rank, &mut noise)).collect();
         let cores: Vec<_> = (0..40).map(|_| store.add(core, rank, rank, &mut noise)).collect();
-        for rows in [1, 2, 8, 9, 33, 257] {
+        for rows in [1, 2, 8, 9, 33, 257, 517] {
             let group = |layer: usize| {
                 let term = |row: usize| {
                     let scale = if row.is_multiple_of(3) { 0.7 } else { 1.0 };
@@ -100,7 +100,7 @@ fn groups_of_some_rows() {
     let full = store.add(QuantType::Q8_0, rank, rank, &mut noise);
     let diagonal = store.add(QuantType::F16, 1, rank, &mut noise);
     let bias = store.add(QuantType::F32, 1, widths[2], &mut noise);
-    for rows in [1usize, 5, 13, 70] {
+    for rows in [1usize, 5, 13, 70, 530] {
         let group = |layer: usize, basis: usize| {
             let terms = |row: usize| {
                 let core = [Core::Full(store.get(full)), Core::Diagonal(store.get(diagonal)), Core::Identity];
@@ -110,7 +110,7 @@ fn groups_of_some_rows() {
                     _ => vec![plain(core[0], 0.3)],
                 }
             };
-            let members = (0..rows).filter(|row| basis == 0 || row % 4 != basis).rev();
+            let members = (0..rows).filter(|row| basis == 0 || row % 4 != basis && *row < 100 * basis).rev();
             let mut rows: Vec<_> = members.map(|row| (row as u32, terms(row))).collect();
             if (layer, basis) == (2, 1) {
                 rows.iter_mut().for_each(|(_, terms)| terms[0].bias = Some(store.get(bias)));

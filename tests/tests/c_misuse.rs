@@ -79,7 +79,11 @@ fn structs_of_other_sizes() {
     let words = open(&longer([0, 5])).expect_err("a field that this library does not have");
     assert!(words.contains("lory_engine_options sets a field"), "{words}");
 
-    for wrong in [0, 1, 8, size_of::<c::lory_engine_options>() - 1, 1 << 40, usize::MAX] {
+    // `lory_engine_options` ended here once.
+    let first = std::mem::offset_of!(c::lory_engine_options, gpu_layers);
+    let of_first = c::lory_engine_options { struct_size: first, gpu_layers: u32::MAX, ..c::options() };
+    c::engine(&path, &of_first).map(drop).expect("a program of the first header");
+    for wrong in [0, 1, 8, first - 1, 1 << 40, usize::MAX] {
         let options = c::lory_engine_options { struct_size: wrong, ..c::options() };
         let words = c::engine(&path, &options).err().expect("refused");
         assert!(words.contains(&format!("struct_size is {wrong}, expected")), "{words}");

@@ -8,7 +8,7 @@
 //! What every implementation promises: the result of a row depends on that row alone, bit for
 //! bit — not on the other rows of the batch, nor on the number of threads.
 
-use crate::quant::QMatrix;
+use crate::quant::{Block, Q8_0, QMatrix};
 
 /// A device failed, or has no room.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -183,14 +183,15 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Bytes of keys and values of one token in one layer.
-    pub fn token_bytes(&self) -> usize {
-        let line = match self.ty {
+    /// Bytes of one page in one layer, as devices other than the processor lay it out: every head's keys and values begin at a
+    /// multiple of 16.
+    pub fn page_bytes(&self) -> usize {
+        let position = match self.ty {
             KvType::F32 => 4 * self.head_dim,
             KvType::F16 => 2 * self.head_dim,
-            KvType::Q8_0 => self.head_dim.div_ceil(32) * 34,
+            KvType::Q8_0 => self.head_dim.div_ceil(Q8_0::LEN) * size_of::<Q8_0>(),
         };
-        2 * self.kv_heads * line
+        (self.page_len * position).next_multiple_of(16) * 2 * self.kv_heads
     }
 }
 

@@ -79,9 +79,7 @@ impl Device {
             }),
         }
     }
-}
 
-impl Device {
     /// (free, total) bytes of memory, of a device that has its own.
     ///
     /// # Errors

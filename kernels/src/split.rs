@@ -95,6 +95,13 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Split<H, D> {
         if loaded.contains(&key(weight)) { Side::Device } else { Side::Host }
     }
 
+    /// Where a product is made; `out` is about to receive it.
+    fn product_of(&self, weight: QMatrix<'_>, rows: usize, out: &mut SplitBuffer<D::Buffer>) -> Side {
+        let side = self.side_of(weight);
+        out.get_mut().written(side, rows * weight.rows());
+        side
+    }
+
     /// Has a buffer's floats on a side.
     fn bring(&self, buffer: &mut Places<D::Buffer>, side: Side) -> Result<(), BackendError> {
         if buffer.side != side {
@@ -255,15 +262,10 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Backend for Split<H, D> {
         rows: usize,
         jobs: &mut [MatmulJob<'_, Self::Buffer>],
     ) -> Result<(), BackendError> {
-        let out = |job: &mut MatmulJob<'_, Self::Buffer>| {
-            let side = self.side_of(job.weight);
-            job.out.get_mut().written(side, rows * job.weight.rows());
-            side
-        };
         self.divide(
             x,
             jobs,
-            out,
+            |job| self.product_of(job.weight, rows, job.out),
             |x, jobs| self.host.matmul(x, rows, jobs!(jobs, host, MatmulJob { weight })),
             |x, jobs| self.device.matmul(x, rows, jobs!(jobs, device, MatmulJob { weight })),
         )
@@ -296,15 +298,10 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Backend for Split<H, D> {
         rows: usize,
         jobs: &mut [LinearJob<'_, Self::Buffer>],
     ) -> Result<(), BackendError> {
-        let out = |job: &mut LinearJob<'_, Self::Buffer>| {
-            let side = self.side_of(job.weight);
-            job.out.get_mut().written(side, rows * job.weight.rows());
-            side
-        };
         self.divide(
             x,
             jobs,
-            out,
+            |job| self.product_of(job.weight, rows, job.out),
             |x, jobs| self.host.linear(x, rows, jobs!(jobs, host, LinearJob { weight, groups })),
             |x, jobs| self.device.linear(x, rows, jobs!(jobs, device, LinearJob { weight, groups })),
         )
@@ -420,7 +417,10 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Backend for Split<H, D> {
         slots: &[u32],
     ) -> Result<(), BackendError> {
         let (side, layer) = self.place(layer);
-        let (k, v) = (self.on(k, side)?, self.on(v, side)?);
+        // One buffer may be both, and is locked once.
+        let other = if std::ptr::eq(k, v) { None } else { Some(self.on(v, side)?) };
+        let k = self.on(k, side)?;
+        let v = other.as_ref().unwrap_or(&k);
         match side {
             Side::Host => {
                 let kv = kv.host.as_mut().ok_or_else(no_layers)?;

@@ -49,29 +49,27 @@ pub struct Scratch<B: Backend> {
 impl<B: Backend> Scratch<B> {
     /// Buffers for `max_rows` rows, and for `max_logits` rows of logits at a time.
     pub fn new(backend: &B, decoder: &Decoder, max_rows: usize, max_logits: usize) -> Result<Self> {
-        let c = &decoder.config;
-        let wide = wide(c);
         let alloc = |width: usize| -> Result<B::Buffer> { Ok(backend.alloc(max_rows * width)?) };
+        let [x, h, q, k, v, attn, gate, up, hidden] = widths(&decoder.config);
         Ok(Scratch {
             max_rows,
             max_logits,
-            x: alloc(c.n_embd)?,
-            h: alloc(wide)?,
-            q: alloc(c.q_width())?,
-            k: alloc(c.kv_width())?,
-            v: alloc(c.kv_width())?,
-            attn: alloc(wide)?,
-            gate: alloc(c.n_ff)?,
-            up: alloc(c.n_ff)?,
-            hidden: alloc(c.n_embd)?,
+            x: alloc(x)?,
+            h: alloc(h)?,
+            q: alloc(q)?,
+            k: alloc(k)?,
+            v: alloc(v)?,
+            attn: alloc(attn)?,
+            gate: alloc(gate)?,
+            up: alloc(up)?,
+            hidden: alloc(hidden)?,
             logits: backend.alloc(max_logits * decoder.vocab_size())?,
         })
     }
 
     /// Bytes of such buffers.
     pub fn bytes(decoder: &Decoder, max_rows: usize, max_logits: usize) -> usize {
-        let c = &decoder.config;
-        let width = 2 * (c.n_embd + wide(c) + c.kv_width() + c.n_ff) + c.q_width();
+        let width = widths(&decoder.config).iter().sum();
         let logits = max_logits.saturating_mul(decoder.vocab_size());
         max_rows.saturating_mul(width).saturating_add(logits).saturating_mul(size_of::<f32>())
     }
@@ -87,9 +85,11 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// Columns of what is now a state and now the heads' results.
-fn wide(config: &Config) -> usize {
-    config.n_embd.max(config.q_width())
+/// Columns of the buffers of [`Scratch`] that have a line per row, in its order.
+fn widths(c: &Config) -> [usize; 9] {
+    // Now a state, now what the heads gave.
+    let wide = c.n_embd.max(c.q_width());
+    [c.n_embd, wide, c.q_width(), c.kv_width(), c.kv_width(), wide, c.n_ff, c.n_ff, c.n_embd]
 }
 
 /// A model ready to run on any device.

@@ -217,7 +217,7 @@ impl Engine {
             ty: options.kv_type,
         };
         let max_logits = LOGIT_ROWS.min(max_rows);
-        let page_of_layer = shape.token_bytes() * PAGE_LEN;
+        let page_of_layer = shape.page_bytes();
         let pages = kv_pages(options, n_ctx, page_of_layer * shape.layers)?;
         let backend = Arc::new(model.device(&DeviceOptions {
             choice: options.device,

@@ -109,10 +109,7 @@ fn some_layers_on_the_device() {
     if !cuda_is_there() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let options = OpenOptions { n_ctx: Some(64), loading: Loading::Map };
-    let model = LoadedModel::open(&model("llama.gguf"), &options).unwrap();
-    let pack = open_pack(&pack_for(&model, folder.path()), Loading::Map).unwrap();
+    let (model, pack) = model_and_pack();
     let cpu = device(&model, DeviceChoice::Cpu, GpuLayers::Fit).unwrap();
     let want = with_adapters(&cpu, &model, &pack, 2);
     let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -167,6 +164,14 @@ fn pack_for(model: &LoadedModel, folder: &Path) -> PathBuf {
     path
 }
 
+fn model_and_pack() -> (LoadedModel, Pack) {
+    let folder = tempfile::tempdir().unwrap();
+    let options = OpenOptions { n_ctx: Some(64), loading: Loading::Map };
+    let model = LoadedModel::open(&model("llama.gguf"), &options).unwrap();
+    let pack = open_pack(&pack_for(&model, folder.path()), Loading::Read).unwrap();
+    (model, pack)
+}
+
 fn adapter_name(i: usize) -> String {
     format!("synth-{i:05}")
 }
@@ -196,10 +201,7 @@ fn adapters_with_much_and_little_room() {
     if !cuda_is_there() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let options = OpenOptions { n_ctx: Some(64), loading: Loading::Map };
-    let model = LoadedModel::open(&model("llama.gguf"), &options).unwrap();
-    let pack = open_pack(&pack_for(&model, folder.path()), Loading::Map).unwrap();
+    let (model, pack) = model_and_pack();
     let open = |choice| device(&model, choice, GpuLayers::Fit).unwrap();
     let want = with_adapters(&open(DeviceChoice::Auto), &model, &pack, 2);
     let vocab = model.decoder.vocab_size();

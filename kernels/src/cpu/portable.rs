@@ -254,10 +254,6 @@ impl Simd for Portable {
         }
         out
     }
-    #[inline(always)]
-    fn add_pairs(self, pairs: [u32; 16]) -> [u32; 16] {
-        zip(pairs, pairs, |x, _| (i32::from(x as i16) + i32::from((x >> 16) as i16)) as u32)
-    }
 
     #[inline(always)]
     fn prefetch(self, _address: *const u8) {}

@@ -156,8 +156,11 @@ pub(crate) trait Simd: Copy {
     /// [`Simd::PAIRS`] adds j < 2 to one half of the lane and the others to the other; where codes go beyond 63, it must be told so
     /// with `WIDE`.
     fn dot4<const WIDE: bool>(self, acc: Self::I, codes: Self::I, q: &[i8; 4]) -> Self::I;
-    /// The sum of both halves of each lane, for a level with [`Simd::PAIRS`].
-    fn add_pairs(self, pairs: Self::I) -> Self::I;
+    /// The sum of both halves of each lane, for a level with [`Simd::PAIRS`]; elsewhere a lane has no halves.
+    #[inline(always)]
+    fn add_pairs(self, pairs: Self::I) -> Self::I {
+        pairs
+    }
 
     /// Fetches a line of cache ahead of its use.
     fn prefetch(self, address: *const u8);

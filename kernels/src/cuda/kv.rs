@@ -6,7 +6,6 @@ use super::products::word;
 use super::scratch::Slot;
 use crate::backend::{BackendError, KvShape, KvType};
 use crate::host::wrong_page;
-use crate::quant::{Block, Half, Q8_0};
 
 /// Longest head that the kernels take, in dimensions.
 const MOST_DIMS: usize = 512;
@@ -27,28 +26,17 @@ pub(super) fn type_number(ty: KvType) -> u32 {
     }
 }
 
-/// Bytes of one page in one layer.
-fn page_bytes(shape: KvShape) -> usize {
-    let blocks = shape.head_dim.div_ceil(Q8_0::LEN);
-    let position = match shape.ty {
-        KvType::F32 => 4 * shape.head_dim,
-        KvType::F16 => 2 * shape.head_dim,
-        KvType::Q8_0 => blocks * (Q8_0::LEN + size_of::<Half>()),
-    };
-    (shape.page_len * position).next_multiple_of(16) * 2 * shape.kv_heads
-}
-
 impl CudaKv {
     /// Where a page starts.
     fn page_start(&self, layer: usize, page: usize) -> usize {
         let KvShape { layers, .. } = self.shape;
         assert!(layer < layers && page < self.pages, "layer {layer}, page {page} of {}", self.pages);
-        (layer * self.pages + page) * page_bytes(self.shape)
+        (layer * self.pages + page) * self.shape.page_bytes()
     }
 
     /// The address of a layer's pages.
     pub(super) fn layer(&self, layer: usize) -> u64 {
-        let bytes = self.pages * page_bytes(self.shape);
+        let bytes = self.pages * self.shape.page_bytes();
         self.memory.at(layer * bytes, bytes)
     }
 
@@ -56,14 +44,14 @@ impl CudaKv {
         for layer in 0..self.shape.layers {
             let (from, to) = (self.page_start(layer, from), self.page_start(layer, to));
             if from != to {
-                self.memory.copy_within(from, to, page_bytes(self.shape))?;
+                self.memory.copy_within(from, to, self.shape.page_bytes())?;
             }
         }
         Ok(())
     }
 
     pub(super) fn read_page(&self, page: usize) -> Result<Vec<u8>, BackendError> {
-        let len = page_bytes(self.shape);
+        let len = self.shape.page_bytes();
         let mut bytes = vec![0; len * self.shape.layers];
         for (layer, to) in bytes.chunks_exact_mut(len).enumerate() {
             self.memory.read(self.page_start(layer, page), to)?;
@@ -72,7 +60,7 @@ impl CudaKv {
     }
 
     pub(super) fn write_page(&mut self, label: &str, page: usize, bytes: &[u8]) -> Result<(), BackendError> {
-        let len = page_bytes(self.shape);
+        let len = self.shape.page_bytes();
         if bytes.len() != len * self.shape.layers {
             return Err(wrong_page(label, len * self.shape.layers, bytes.len()));
         }
@@ -95,7 +83,7 @@ impl State {
                 ),
             });
         }
-        let bytes = page_bytes(shape).saturating_mul(shape.layers).saturating_mul(pages);
+        let bytes = shape.page_bytes().saturating_mul(shape.layers).saturating_mul(pages);
         let memory = Memory::zeros(&self.device, "the key-value cache", bytes)?;
         Ok(CudaKv { shape, pages, memory })
     }

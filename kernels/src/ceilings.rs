@@ -10,11 +10,12 @@ use crate::QuantType;
 use crate::cpu::ThreadPool;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::amx;
+use crate::host::huge_pages;
 
 /// What all threads of a pool reach together; 0 where the machine lacks the instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Ceilings {
-    /// Reading memory beyond the caches, GB/s.
+    /// Reading memory beyond the caches for some milliseconds, GB/s.
     pub read: f64,
     /// int8 products summed in int32 (`vpdpbusd`, 512 bits), Gop/s; a product and a sum are two operations.
     pub int8: f64,
@@ -54,24 +55,25 @@ pub fn fastest(budget: Duration, mut work: impl FnMut()) -> f64 {
     best
 }
 
-/// In turns through more than the caches hold.
+/// One pass over more than the caches hold, in pages of 2 MiB as weights are mapped. Short passes will not do: on a shared machine
+/// the fastest of many reaches up to twice what memory keeps up for the milliseconds of a token.
 fn read_bandwidth(pool: &ThreadPool, budget: Duration) -> f64 {
-    let data = vec![1u64; 32 << 20];
-    let (parts, turns) = (4 * pool.threads(), 32);
-    let each = data.len() / turns / parts;
-    let mut turn = 0;
+    const WORDS: usize = 32 << 20;
+    let mut data: Vec<u64> = Vec::with_capacity(WORDS);
+    huge_pages(data.as_mut_ptr().cast(), WORDS * size_of::<u64>());
+    data.resize(WORDS, 1);
+    let parts = 16 * pool.threads();
+    let each = WORDS / parts;
     let time = fastest(budget, || {
-        turn += 1;
         pool.run(parts, &|part| {
-            let part = &data[(turn % turns * parts + part) * each..][..each];
-            let sums = part.chunks_exact(64).fold([0u64; 64], |mut sums, chunk| {
+            let sums = data[part * each..][..each].chunks_exact(64).fold([0u64; 64], |mut sums, chunk| {
                 sums.iter_mut().zip(chunk).for_each(|(s, v)| *s ^= v);
                 sums
             });
             black_box(sums);
         });
     });
-    (parts * each * 8) as f64 / time / 1e9
+    (parts * each * size_of::<u64>()) as f64 / time / 1e9
 }
 
 #[cfg(target_arch = "x86_64")]

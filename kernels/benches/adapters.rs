@@ -3,7 +3,8 @@
 //! The layers are those of Llama 3.2 1B in Q4_0, four of them, so that weights come from memory. Every row has an adapter of its
 //! own. A pair is one turn with adapters and one without, milliseconds apart, so that a shared machine hits both alike.
 //! `cargo bench -p lory-kernels --bench adapters [-- FILTER]`, a filter is `clusters` or `8 rows`; `LORY_ISA` and `LORY_THREADS` as
-//! usual. Without measuring, a small shape is compared with the reference.
+//! usual. Models are mapped in pages of 2 MiB; for the same here, on Linux, set `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`. Without
+//! measuring, a small shape is compared with the reference.
 
 mod measure;
 

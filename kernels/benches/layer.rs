@@ -8,38 +8,16 @@ mod measure;
 
 use criterion::Criterion;
 use lory_kernels::backend::{
-    Activation, AttentionParams, AttentionRow, Backend, Core, KvShape, KvType, LoraGroup, LoraJob, LoraTerm,
-    MatmulJob, Rope, RopeStyle,
+    Activation, AttentionParams, AttentionRow, Backend, KvShape, KvType, MatmulJob, Rope, RopeStyle,
 };
 use lory_kernels::ceilings::Ceilings;
-use lory_kernels::quant::format::quantize_row;
-use lory_kernels::{QMatrix, QuantType, Reference};
+use lory_kernels::{QuantType, Reference};
 
+use measure::weights::Weights;
 use measure::{Machine, Work, noise};
 
 const HEAD_DIM: usize = 64;
 const PAGE: usize = 32;
-const RANK: usize = 64;
-
-/// A matrix of random weights.
-struct Weights(QuantType, usize, usize, Vec<u8>);
-
-impl Weights {
-    fn new(ty: QuantType, rows: usize, cols: usize) -> Weights {
-        let line = noise(cols * 16);
-        let mut bytes = vec![0; ty.bytes_for(line.len()).expect("whole blocks")];
-        quantize_row(ty, &line, &mut bytes).expect("a native format");
-        Weights(ty, rows, cols, bytes.repeat(rows / 16))
-    }
-
-    fn matrix(&self) -> QMatrix<'_> {
-        QMatrix::new(self.0, self.1, self.2, &self.3).expect("whole rows")
-    }
-
-    fn len(&self) -> usize {
-        self.1 * self.2
-    }
-}
 
 struct Layer {
     width: usize,
@@ -52,9 +30,6 @@ struct Layer {
     o: Weights,
     gate_up: [Weights; 2],
     down: Weights,
-    v: Weights,
-    u: Weights,
-    cores: Vec<Weights>,
 }
 
 /// Rows of some sequences behind some cached tokens.
@@ -102,8 +77,8 @@ struct State<B: Backend> {
     up: Vec<f32>,
 }
 
-const OPERATIONS: [&str; 11] =
-    ["rms_norm", "q, k, v", "rope", "kv_write", "attention", "o", "add", "gate, up", "glu", "down", "lora"];
+const OPERATIONS: [&str; 10] =
+    ["rms_norm", "q, k, v", "rope", "kv_write", "attention", "o", "add", "gate, up", "glu", "down"];
 
 impl Layer {
     fn new(ty: QuantType, [width, inner, heads, kv_heads]: [usize; 4]) -> Layer {
@@ -120,9 +95,6 @@ impl Layer {
             o: Weights::new(ty, width, width),
             gate_up: [Weights::new(ty, inner, width), Weights::new(ty, inner, width)],
             down: Weights::new(ty, width, inner),
-            v: Weights::new(QuantType::Q8_0, RANK, width),
-            u: Weights::new(QuantType::Q8_0, inner, RANK),
-            cores: (0..32).map(|_| Weights::new(QuantType::Q8_0, RANK, RANK)).collect(),
         }
     }
 
@@ -148,7 +120,7 @@ impl Layer {
         }
     }
 
-    /// Carries one operation out, an adapter of rank 64 with a core of its own for every row among them.
+    /// Carries one operation out.
     fn run<B: Backend<Buffer = Vec<f32>>>(&self, b: &B, rows: &Rows, s: &mut State<B>, operation: &str) {
         let n = rows.len();
         let done = match operation {
@@ -175,18 +147,7 @@ impl Layer {
                 b.matmul(&s.x, n, &mut jobs.map(|(w, out)| MatmulJob { weight: w.matrix(), out }))
             }
             "glu" => b.glu(Activation::Silu, &mut s.gate, &s.up, n * self.inner),
-            "down" => b.matmul(&s.gate, n, &mut [MatmulJob { weight: self.down.matrix(), out: &mut s.q }]),
-            _ => {
-                let term = |core| {
-                    vec![LoraTerm { core, scale: 1.0, delta_scale: None, row_scale: None, bias: None }]
-                };
-                let rows = (0..n).map(|i| (i as u32, term(Core::Full(self.cores[i % 32].matrix()))));
-                let (v, u) = (Some(self.v.matrix()), Some(self.u.matrix()));
-                let groups = [LoraGroup { v, u, rows: rows.collect() }];
-                let mut jobs =
-                    [&mut s.gate, &mut s.up].map(|out| LoraJob { out, width: self.inner, groups: &groups });
-                b.lora(&s.x, self.width, &mut jobs)
-            }
+            _ => b.matmul(&s.gate, n, &mut [MatmulJob { weight: self.down.matrix(), out: &mut s.q }]),
         };
         done.expect("works");
     }
@@ -196,8 +157,8 @@ impl Layer {
         let int8: fn(&Ceilings) -> f64 = |c| c.int8;
         let f32: fn(&Ceilings) -> f64 = |c| c.f32;
         let products = |weights: &[&Weights]| {
-            let ops = weights.iter().map(|w| 2 * n * w.len()).sum();
-            (weights.iter().map(|w| w.3.len()).sum(), ops, int8)
+            let ops = weights.iter().map(|w| 2 * n * w.numbers()).sum();
+            (weights.iter().map(|w| w.bytes()).sum(), ops, int8)
         };
         let [q, k, v] = &self.qkv;
         let [gate, up] = &self.gate_up;
@@ -216,11 +177,6 @@ impl Layer {
             "rope" => (4 * n * (self.width + kv_width), 3 * n * (self.width + kv_width), f32),
             "kv_write" => (8 * n * kv_width, 0, f32),
             "glu" => (8 * n * self.inner, 16 * n * self.inner, f32),
-            "lora" => {
-                let cores: usize = self.cores[..n.min(32)].iter().map(|c| c.3.len()).sum();
-                let ops = 2 * n * (self.v.len() + 2 * RANK * RANK + 2 * self.u.len());
-                (self.v.3.len() + 2 * self.u.3.len() + cores, ops, int8)
-            }
             "add" => (8 * n * self.width, n * self.width, f32),
             _ => (4 * n * self.width, 3 * n * self.width, f32),
         };
@@ -232,8 +188,7 @@ impl Layer {
         let mut group = criterion.benchmark_group(&title);
         let mut state = self.state(&machine.cpu, rows, ty);
         let mut times = Vec::new();
-        // Adapters are for batches.
-        for operation in OPERATIONS.iter().filter(|o| **o != "lora" || rows.len() <= 32) {
+        for operation in OPERATIONS.iter() {
             let work = self.work(rows, ty, operation);
             let time = machine.time(&mut group, operation, work, || {
                 self.run(&machine.cpu, rows, &mut state, operation);
@@ -241,9 +196,9 @@ impl Layer {
             times.extend(time.map(|time| (operation, time)));
         }
         group.finish();
-        let layer: f64 = times.iter().filter(|t| *t.0 != "lora").map(|t| t.1).sum();
+        let layer: f64 = times.iter().map(|t| t.1).sum();
         if times.len() > 1 {
-            println!("{title}: {:.0} us without adapters", layer * 1e6);
+            println!("{title}: {:.0} us", layer * 1e6);
             for (operation, time) in times {
                 println!("    {operation:12} {:>9.1} us {:>6.1} %", time * 1e6, 100.0 * time / layer);
             }

@@ -4,18 +4,17 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::Isa;
 use super::activations::Shared;
 use super::adapted::{Floats, Layer, Member, Shrunken, Wanted, Workers};
 use super::cores::{Line, Shrunk, run_cores};
-use super::matmul::{Input, Output, Plan, Product, count_strips};
-use super::panel::ROWS;
+use super::matmul::{Input, Plan, Product, count_strips};
+use super::output::Output;
 use super::prepared::Prepared;
-use super::simd::{Op, Simd};
+use super::simd::Fetch;
 use crate::quant::{FormatError, QMatrix};
 
-/// Outputs that are written before the expansions are added to them: 8 KiB, a part of the first-level cache.
-const AT_ONCE: usize = 2048;
+/// Outputs that stay in the cache until all is added to them: 128 KiB, a part of the second level.
+const AT_ONCE: usize = 1 << 15;
 /// Tasks per thread that cores, and what is late, are dealt out in.
 const SMALL_TASKS_PER_THREAD: usize = 4;
 
@@ -85,8 +84,6 @@ pub(super) struct Turn<'a> {
     runs: Vec<(usize, usize, usize)>,
     runs_per_task: usize,
     layers: Vec<Adapted<'a>>,
-    /// Strips of a layer that are written before the expansions are added to them.
-    strips_at_once: usize,
     /// Per task of a layer: 0 until it is done, then 1 + the strips from its first on to which nothing was added.
     states: Vec<AtomicUsize>,
     /// Tasks of layers that come before the cores, and those that come after everything.
@@ -125,10 +122,6 @@ impl Drop for OnPanic<'_> {
 impl<'a> Turn<'a> {
     /// With the input in all forms that are wanted, and nothing to do.
     pub fn new(workers: Workers<'a>, x: &'a Prepared<'a>) -> Turn<'a> {
-        let rows = x.rows();
-        // With many rows the panels that are unpacked fill the cache.
-        let few = rows <= workers.isa.direct_rows();
-        let outputs = rows * workers.isa.tile_panels() * ROWS;
         Turn {
             workers,
             x,
@@ -139,7 +132,6 @@ impl<'a> Turn<'a> {
             runs: Vec::new(),
             runs_per_task: 1,
             layers: Vec::new(),
-            strips_at_once: if few { (AT_ONCE / outputs).max(1) } else { 1 },
             states: Vec::new(),
             early: 0,
             late: 0,
@@ -259,12 +251,15 @@ impl<'a> Turn<'a> {
     /// The rows of one subset.
     fn select(&self, i: usize) -> Result<(), FormatError> {
         let Subset { rows, x } = &self.subsets[i];
-        drop(x.set(self.x.select(self.workers.isa, rows)));
+        let theirs = self.shrinks.iter().filter(|shrink| shrink.subset == Some(i));
+        let weights: Vec<_> = theirs.map(|shrink| shrink.v).collect();
+        drop(x.set(self.x.select(self.workers.isa, rows, &weights)));
         Ok(())
     }
 
     /// One strip of one V.
     fn shrink(&self, i: usize) -> Result<(), FormatError> {
+        self.fetch_core(i * self.runs_per_task);
         let (shrink, first) = self.strips[i];
         let Shrink { v, subset, z } = &self.shrinks[shrink];
         let x = match subset.map(|i| &self.subsets[i].x) {
@@ -283,6 +278,15 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
+    /// Asks for the core of a run, if there is one.
+    fn fetch_core(&self, run: usize) {
+        if let Some((part, first, _)) = self.runs.get(run)
+            && let Some((core, _)) = self.parts[*part].lines[*first].single()
+        {
+            self.workers.isa.run(Fetch::of(core.bytes()));
+        }
+    }
+
     /// Some runs of lines, and the preparation of those parts of which they are the last.
     fn cores(&self, i: usize) -> Result<(), FormatError> {
         if !self.wait(|| self.shrunk.is_over()) {
@@ -292,11 +296,8 @@ impl<'a> Turn<'a> {
         for run in i * self.runs_per_task..end {
             let (index, first, n) = self.runs[run];
             let part = &self.parts[index];
-            if let Some((next, first, _)) = self.runs.get(run + 1).filter(|_| run + 1 < end)
-                && let Some((core, _)) = self.parts[*next].lines[*first].single()
-            {
-                fetch(self.workers.isa, core.bytes());
-            }
+            let later = i + self.workers.pool.threads();
+            self.fetch_core(if run + 1 < end { run + 1 } else { later * self.runs_per_task });
             let width = part.u.cols();
             // SAFETY: all strips are done.
             let z = unsafe { self.shrinks[part.shrink].z.written() };
@@ -325,51 +326,81 @@ impl<'a> Turn<'a> {
     /// A task of a layer, with what is added if that is known.
     fn layer(&self, task: usize) -> Result<(), FormatError> {
         let (layer, own) = self.locate(task);
-        let strips = layer.plan.strips_of(own);
-        let mut bare = 0;
-        for first in strips.clone().step_by(self.strips_at_once) {
-            let piece = first..(first + self.strips_at_once).min(strips.end);
-            for strip in piece.clone() {
-                if self.cores.is_over() {
-                    self.fetch_parts(layer, &(strip..strip + 1));
+        let plan = &layer.plan;
+        let strips = plan.strips_of(own);
+        let at_once = (AT_ONCE / (self.x.rows() * plan.strip())).max(1);
+        let (mut bare, mut lines) = (0, Vec::new());
+        for first in strips.clone().step_by(at_once) {
+            let piece = first..(first + at_once).min(strips.end);
+            // SAFETY: each strip has one task; the output was checked.
+            unsafe {
+                if layer.parts.is_empty() {
+                    plan.strips(self.workers.isa, piece, 0, plan.out)?;
+                } else if self.cores.is_over() {
+                    self.write_adapted(layer, piece, &mut lines)?;
+                } else {
+                    bare = piece.end - strips.start;
+                    plan.strips(self.workers.isa, piece, 0, plan.out)?;
                 }
-                // SAFETY: each strip has one task; the output was checked.
-                unsafe { layer.plan.strip(self.workers.isa, strip, 0)? };
-            }
-            if self.cores.is_over() {
-                // SAFETY: this task has just written them.
-                unsafe { self.expand(layer, &piece)? };
-            } else {
-                bare = piece.end - strips.start;
             }
         }
         self.states[task].store(1 + bare, Ordering::Release);
         Ok(())
     }
 
-    /// Asks for what some strips of a layer are expanded with. U's rows lie side by side, so it is a piece of memory.
-    fn fetch_parts(&self, layer: &Adapted<'_>, strips: &Range<usize>) {
-        let rows = layer.plan.weight_rows(strips);
+    /// Some strips of a layer with all that is added, put together in `lines`: a layer's lines are whole pages apart, of which the
+    /// caches keep only a few. The cores are done.
+    ///
+    /// # Safety
+    /// No one else uses the strips.
+    unsafe fn write_adapted(
+        &self,
+        layer: &Adapted<'_>,
+        strips: Range<usize>,
+        lines: &mut Vec<f32>,
+    ) -> Result<(), FormatError> {
+        let plan = &layer.plan;
+        let rows = plan.weight_rows(&strips);
+        let width = rows.len();
+        lines.resize(self.x.rows() * width, 0.0);
+        let out = Output::set_from(lines, width, rows.start);
+        for strip in strips.clone() {
+            self.fetch_parts(layer, plan.weight_rows(&(strip..strip + 1)));
+            plan.out.fetch(self.workers.isa, self.x.rows(), plan.weight_rows(&(strip..strip + 1)));
+            // SAFETY: the lines are this call's alone.
+            unsafe { plan.strips(self.workers.isa, strip..strip + 1, 0, out)? };
+        }
+        // SAFETY: the strips are written; the caller's promise.
+        unsafe {
+            self.expand(layer, rows.clone(), out)?;
+            plan.out.put_lines(rows.start, width, lines);
+        }
+        Ok(())
+    }
+
+    /// Asks for what some rows of a layer's weight are expanded with. U's rows lie side by side, so it is a piece of memory.
+    fn fetch_parts(&self, layer: &Adapted<'_>, rows: Range<usize>) {
         for part in &self.parts[layer.parts.clone()] {
             let bytes = part.u.row_bytes();
-            fetch(self.workers.isa, &part.u.bytes()[rows.start * bytes..rows.end * bytes]);
+            self.workers.isa.run(Fetch::of(&part.u.bytes()[rows.start * bytes..rows.end * bytes]));
         }
     }
 
-    /// Adds to some strips of a layer. The cores are done.
+    /// Adds to the outputs of some rows of a layer's weight. The cores are done.
     ///
     /// # Safety
-    /// The strips are written, and no one else uses them.
-    unsafe fn expand(&self, layer: &Adapted<'_>, strips: &Range<usize>) -> Result<(), FormatError> {
-        let Adapted { plan, parts, .. } = layer;
-        for part in &self.parts[parts.clone()] {
+    /// The outputs are written, and no one else uses them.
+    unsafe fn expand(
+        &self,
+        layer: &Adapted<'_>,
+        rows: Range<usize>,
+        out: Output<'_>,
+    ) -> Result<(), FormatError> {
+        for part in &self.parts[layer.parts.clone()] {
             let Some(x) = part.x.get() else { continue };
             let form = x.form(self.workers.isa, part.u, None);
             // SAFETY: the lines' rows are rows of the batch, and distinct (see `join`); the caller's promise.
-            unsafe {
-                let out = plan.out.added(&part.rows);
-                form.run_all(self.workers.isa, part.u, plan.weight_rows(strips), out)?;
-            }
+            unsafe { form.run_all(self.workers.isa, part.u, rows.clone(), out.added(&part.rows))? };
         }
         Ok(())
     }
@@ -382,30 +413,13 @@ impl<'a> Turn<'a> {
             }
             let bare = state.load(Ordering::Acquire) - 1;
             let (layer, own) = self.locate(task);
-            let first = layer.plan.strips_of(own).start;
+            let plan = &layer.plan;
+            let first = plan.strips_of(own).start;
             if bare > 0 {
                 // SAFETY: the task is over, and this one alone adds to its strips.
-                unsafe { self.expand(layer, &(first..first + bare))? };
+                unsafe { self.expand(layer, plan.weight_rows(&(first..first + bare)), plan.out)? };
             }
         }
         Ok(())
     }
-}
-
-/// Memory that will be read soon.
-struct Fetch<'a>(&'a [u8]);
-
-impl Op for Fetch<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for line in self.0.chunks(64) {
-            s.prefetch(line.as_ptr());
-        }
-    }
-}
-
-fn fetch(isa: Isa, bytes: &[u8]) {
-    isa.run(Fetch(bytes));
 }

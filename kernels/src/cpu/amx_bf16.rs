@@ -21,7 +21,7 @@ use std::ops::Range;
 use super::ThreadPool;
 use super::activations::{Shared, Tiles};
 use super::amx::{Amx, Shapes, release};
-use super::matmul::Output;
+use super::output::Output;
 use super::panel::ROWS;
 use crate::quant::QMatrix;
 

@@ -17,7 +17,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::float_matmul::{ROW_BLOCK, STRIP};
-use super::matmul::Output;
+use super::output::Output;
 use super::{Isa, Level};
 use crate::quant::QMatrix;
 

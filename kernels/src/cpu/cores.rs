@@ -1,6 +1,7 @@
 //! Cores: what adapters do between shrink and expand, row by row.
 
-use super::matmul::{Input, Output};
+use super::matmul::Input;
+use super::output::Output;
 use super::prepared::Prepared;
 use super::simd::{Op, Simd};
 use super::{Isa, ThreadPool};

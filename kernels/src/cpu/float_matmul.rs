@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Isa;
-use super::matmul::Output;
+use super::output::Output;
 use super::simd::{FLOAT_WEIGHTS, Op, Simd};
 use crate::quant::{BF16, Block, F16, F32, FormatError, QMatrix, QuantType, dequantize_row};
 
@@ -397,8 +397,10 @@ impl FloatStrip<'_> {
         columns: usize,
         acc: *mut [f32; 16],
     ) {
-        // Up to a part of the second-level cache.
-        let near = weight_stride == self.weight.row_bytes() && weight_stride * STRIP <= 256 << 10;
+        // Up to a part of the second-level cache; behind the last strip is something else.
+        let near = weight_stride == self.weight.row_bytes()
+            && weight_stride * STRIP <= 256 << 10
+            && self.rows.end < self.weight.rows();
         let ahead = if near { weight_stride * STRIP } else { 0 };
         isa.run(Sweep::<B> {
             weights,

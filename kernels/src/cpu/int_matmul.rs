@@ -8,7 +8,7 @@ use super::activations::{Activations, Offset};
 use super::int_direct::{Direct, Walk};
 use super::int_sum::is_wide;
 use super::int_tile::{Lines, Outputs, Sweep};
-use super::matmul::Output;
+use super::output::Output;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
 use super::repack::{Repacked, Weave};
 use super::simd::Rows;
@@ -36,7 +36,7 @@ pub(crate) struct IntKernel {
     offset: Offset,
     most: u8,
     fill: unsafe fn(Isa, Rows, usize, *mut Panel),
-    direct: unsafe fn(Isa, &Strip<'_>, Rows, Walk, *mut [f32; ROWS]),
+    direct: unsafe fn(Isa, &Strip<'_>, Rows, Walk, Outputs<'_>),
     /// Of formats that can be repacked.
     woven: Option<WovenKernel>,
     block_len: usize,
@@ -49,7 +49,7 @@ struct WovenKernel {
     /// See [`Weave::HALVES`].
     halves: &'static [usize],
     fill: unsafe fn(Isa, Woven, usize, *mut Panel),
-    direct: unsafe fn(Isa, &Strip<'_>, Woven, Walk, *mut [f32; ROWS]),
+    direct: unsafe fn(Isa, &Strip<'_>, Woven, Walk, Outputs<'_>),
 }
 
 impl IntKernel {
@@ -119,16 +119,16 @@ unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, blocks: usize, panel
 }
 
 /// # Safety
-/// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's first tile.
+/// Each row of each panel has `x.columns / B::LEN` blocks of B; the outputs of the strip's first tile are those of the panels.
 unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     isa: Isa,
     strip: &Strip<'_>,
     from: R,
     walk: Walk,
-    acc: *mut [f32; ROWS],
+    outputs: Outputs<'_>,
 ) {
     let (x, offsets, tile) = (strip.x, strip.offsets, strip.tiles.start);
-    isa.run(Direct::<B, R, MIN, MOST> { from, walk, x, offsets, tile, acc, block: PhantomData });
+    isa.run(Direct::<B, R, MIN, MOST> { from, walk, x, offsets, tile, outputs, block: PhantomData });
 }
 
 /// Some columns of a strip.
@@ -173,10 +173,7 @@ pub(crate) struct Strip<'a> {
 impl Strip<'_> {
     /// The most weight rows of a strip with these activations.
     pub fn most_rows(isa: Isa, x: &Activations) -> usize {
-        match x.tiles.rows() {
-            few if few <= isa.direct_rows() => ACCUMULATORS / few.max(1) * ROWS,
-            _ => isa.tile_panels() * ROWS,
-        }
+        if x.tiles.rows() <= isa.direct_rows() { usize::MAX } else { isa.tile_panels() * ROWS }
     }
 
     /// Computes and writes `out[row · weight.rows() + n]`.
@@ -184,24 +181,14 @@ impl Strip<'_> {
     /// # Safety
     /// `out` holds all rows of `x`, and no one else uses the outputs of these rows and tiles.
     pub unsafe fn run(&self, isa: Isa, kernel: &IntKernel, out: Output<'_>) {
-        let first_row = self.x.tiles.start(self.tiles.start);
-        let n_rows = self.x.tiles.start(self.tiles.end) - first_row;
-        assert!(self.x.columns == self.weight.cols() && n_rows <= ROW_BLOCK);
-        let direct = self.x.tiles.rows() <= isa.direct_rows();
-        let panels = if direct { self.rows.len().div_ceil(ROWS) } else { isa.tile_panels() };
-        assert!(n_rows * panels <= ACCUMULATORS && self.rows.len() <= panels * ROWS);
-        let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; ACCUMULATORS];
-        let acc = acc.as_mut_ptr().cast();
+        assert!(self.x.columns == self.weight.cols());
         let outputs = Outputs { out, rows: self.rows.clone() };
-        // SAFETY: accumulators for all rows of the strip; the caller vouches for its outputs.
+        // SAFETY: the caller's promise.
         unsafe {
-            if direct {
-                self.directly(isa, kernel, acc);
-                for row in 0..n_rows {
-                    outputs.put(first_row + row, acc.add(row * panels));
-                }
+            if self.x.tiles.rows() <= isa.direct_rows() {
+                self.directly(isa, kernel, outputs);
             } else {
-                self.through_panels(isa, kernel, acc, outputs);
+                self.through_panels(isa, kernel, outputs);
             }
         }
     }
@@ -209,53 +196,58 @@ impl Strip<'_> {
     /// Every block is unpacked into registers and multiplied there.
     ///
     /// # Safety
-    /// The activations are one tile; `acc[row][panel]` has room.
-    unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
+    /// The activations are one tile; no one else uses the outputs.
+    unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, outputs: Outputs<'_>) {
         let stride = self.weight.row_bytes();
-        let acc_stride = self.rows.len().div_ceil(ROWS);
         if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
             // The processor follows small blocks by itself; of large ones it is told, since their fields are not used in the
             // order of memory.
             let ahead = kernel.block_bytes.max(64);
-            let walk = Walk { panels: acc_stride, bytes: stride, ahead, acc_stride };
-            // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
-            unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, acc) };
+            let panels = self.rows.len().div_ceil(ROWS);
+            let walk = Walk { panels, bytes: stride, ahead, goes_on: true };
+            // SAFETY: the caller vouches for the outputs, `Repacked` for the blocks.
+            unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, outputs) };
             return;
         }
         let panels = self.rows.len() / ROWS;
+        let whole = self.rows.start..self.rows.start + panels * ROWS;
         if panels > 0 {
             let bytes = stride * ROWS;
-            // The next panel, but not beyond it: tasks are a few panels long, and what lies behind a task is another thread's.
-            let ahead = if bytes < NEAR { 0 } else { bytes };
-            let rows = Rows::new(self.weight.row(self.rows.start).as_ptr(), stride);
-            let walk = Walk { panels, bytes, ahead, acc_stride };
-            // SAFETY: these are whole panels of the weight's rows; the caller vouches for `acc`.
-            unsafe { (kernel.direct)(isa, self, rows, walk, acc) };
+            // The next panel, but not beyond it: what lies behind a task is another thread's, and behind the weight something else.
+            let walk = Walk {
+                panels,
+                bytes,
+                ahead: if bytes < NEAR { 0 } else { bytes },
+                goes_on: whole.end < self.weight.rows(),
+            };
+            let from = Rows::new(self.weight.row(whole.start).as_ptr(), stride);
+            let outputs = Outputs { rows: whole.clone(), ..outputs };
+            // SAFETY: these are whole panels of the weight's rows; the caller vouches for the outputs.
+            unsafe { (kernel.direct)(isa, self, from, walk, outputs) };
         }
-        if panels < acc_stride {
+        if whole.end < self.rows.end {
             // Missing rows repeat the last one; their results are not written.
-            let (first, last) = (self.rows.start + panels * ROWS, self.rows.end - 1);
-            let copies: Vec<u8> =
-                (first..first + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
-            let rows = Rows::new(copies.as_ptr(), stride);
-            let walk = Walk { panels: 1, bytes: 0, ahead: 0, acc_stride };
-            // SAFETY: 16 rows of the weight's length; the caller vouches for `acc`.
-            unsafe { (kernel.direct)(isa, self, rows, walk, acc.add(panels)) };
+            let last = self.rows.end - 1;
+            let copies = (whole.end..whole.end + ROWS).flat_map(|row| self.weight.row(row.min(last)));
+            let copies: Vec<u8> = copies.copied().collect();
+            let from = Rows::new(copies.as_ptr(), stride);
+            let walk = Walk { panels: 1, bytes: 0, ahead: 0, goes_on: false };
+            let outputs = Outputs { rows: whole.end..self.rows.end, ..outputs };
+            // SAFETY: 16 rows of the weight's length; the caller vouches for the outputs.
+            unsafe { (kernel.direct)(isa, self, from, walk, outputs) };
         }
     }
 
     /// Blocks are unpacked into panels, which all tiles pass.
     ///
     /// # Safety
-    /// `acc[row][panel]` has room, and no one else uses the outputs.
-    unsafe fn through_panels(
-        &self,
-        isa: Isa,
-        kernel: &IntKernel,
-        acc: *mut [f32; ROWS],
-        outputs: Outputs<'_>,
-    ) {
+    /// No one else uses the outputs.
+    unsafe fn through_panels(&self, isa: Isa, kernel: &IntKernel, outputs: Outputs<'_>) {
         let (panels, stride) = (isa.tile_panels(), self.weight.row_bytes());
+        let n_rows = self.x.tiles.start(self.tiles.end) - self.x.tiles.start(self.tiles.start);
+        assert!(n_rows <= ROW_BLOCK && self.rows.len() <= panels * ROWS);
+        let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; ACCUMULATORS];
+        let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
         let mut storage = [const { MaybeUninit::<Panel>::uninit() }; MAX_PANELS];
         let mut copies = Vec::new();
         for column in (0..self.x.columns).step_by(COLUMNS) {

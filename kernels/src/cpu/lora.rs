@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::activations::Shared;
 use super::cores::{Line, Shrunk, Terms, run_cores};
-use super::matmul::{Input, Output, Product, matmul};
+use super::matmul::{Input, Product, matmul};
+use super::output::Output;
 use super::pointwise::split;
 use super::{Isa, ThreadPool};
 use crate::backend::{LoraGroup, LoraJob, LoraTerm};

@@ -1,10 +1,9 @@
 //! Deals matrix products out to the threads.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::activations::Shared;
+use super::output::Output;
 use super::panel::ROWS;
 use super::prepared::{Form, Prepared, units_of};
 use super::repack::Repacked;
@@ -32,97 +31,6 @@ pub(crate) struct Product<'a> {
     pub repacked: Option<&'a Repacked>,
     /// Receives lines of `weight.rows()`.
     pub out: Output<'a>,
-}
-
-/// Where the lines of a product go.
-#[derive(Clone, Copy)]
-pub(crate) struct Output<'a> {
-    out: Shared<f32>,
-    len: usize,
-    /// Floats of a line.
-    width: usize,
-    /// Line `i` of the product is added to line `lines[i]`; `None`: it becomes line `i`.
-    lines: Option<&'a [u32]>,
-    borrow: PhantomData<&'a mut [f32]>,
-}
-
-impl<'a> Output<'a> {
-    /// Line after line of `width`.
-    pub fn set(out: &'a mut [f32], width: usize) -> Output<'a> {
-        Output { out: Shared(out.as_mut_ptr()), len: out.len(), width, lines: None, borrow: PhantomData }
-    }
-
-    /// Adds line `i` to line `lines[i]` of `len` floats at `out`.
-    ///
-    /// # Safety
-    /// They stay valid for `'a`, the lines are distinct, and until the product is done nothing else
-    /// uses them.
-    pub unsafe fn add(out: Shared<f32>, len: usize, width: usize, lines: &'a [u32]) -> Output<'a> {
-        Output { out, len, width, lines: Some(lines), borrow: PhantomData }
-    }
-
-    /// The same place, where line `i` is added to line `lines[i]`.
-    ///
-    /// # Safety
-    /// The lines exist and are distinct.
-    pub unsafe fn added<'b>(&self, lines: &'b [u32]) -> Output<'b>
-    where
-        'a: 'b,
-    {
-        Output { lines: Some(lines), ..*self }
-    }
-
-    /// The same from a line on, of an output whose line `i` is the product's.
-    pub fn skip_lines(&self, first: usize) -> Output<'a> {
-        let skip = first * self.width;
-        assert!(self.lines.is_none() && skip <= self.len);
-        Output { out: Shared(self.out.0.wrapping_add(skip)), len: self.len - skip, ..*self }
-    }
-
-    /// All that was written.
-    ///
-    /// # Safety
-    /// Nobody writes any more.
-    pub unsafe fn written(&self) -> &[f32] {
-        // SAFETY: the caller's promise.
-        unsafe { self.out.view(0, self.len) }
-    }
-
-    /// Panics unless there is room for `rows` lines of `width`, or for the lines that are named.
-    pub fn check(&self, rows: usize, width: usize) {
-        assert!(self.width == width, "lines of {width} for a product of {}", self.width);
-        let lines = match self.lines {
-            None => rows,
-            Some(lines) => {
-                assert!(lines.len() == rows);
-                lines.iter().max().map_or(0, |line| *line as usize + 1)
-            }
-        };
-        assert!(lines * width <= self.len, "{lines} lines of {width} in {} floats", self.len);
-    }
-
-    /// Writes columns `start ..` of line `row`.
-    ///
-    /// # Safety
-    /// They lie within the output, and no other thread uses them.
-    #[inline(always)]
-    pub unsafe fn put(&self, row: usize, start: usize, values: &[f32]) {
-        let line = self.lines.map_or(row, |lines| lines[row] as usize);
-        // SAFETY: the caller's promise.
-        let out = unsafe { self.out.slice(line * self.width + start, values.len()) };
-        if let (Ok(out), Ok(values)) = (<&mut [f32; ROWS]>::try_from(&mut *out), values.try_into()) {
-            // Nearly always; what has a known length is a few instructions and no call.
-            let values: &[f32; ROWS] = values;
-            match self.lines {
-                Some(_) => out.iter_mut().zip(values).for_each(|(out, v)| *out += v),
-                None => *out = *values,
-            }
-        } else if self.lines.is_some() {
-            out.iter_mut().zip(values).for_each(|(out, v)| *out += v);
-        } else {
-            out.copy_from_slice(values);
-        }
-    }
 }
 
 /// Tasks per thread: enough that a slow thread does not hold up the others for long.
@@ -219,7 +127,7 @@ impl<'a> Plan<'a> {
 
     /// The weight rows of some strips.
     pub fn weight_rows(&self, strips: &Range<usize>) -> Range<usize> {
-        strips.start * self.strip..(strips.end * self.strip).min(self.weight.rows())
+        (strips.start * self.strip).min(self.weight.rows())..(strips.end * self.strip).min(self.weight.rows())
     }
 
     /// # Safety
@@ -230,21 +138,32 @@ impl<'a> Plan<'a> {
         let blocks = block..(block + self.blocks_per_task).min(self.blocks);
         for first in strips.clone().step_by(self.group) {
             for block in blocks.clone() {
-                for strip in first..(first + self.group).min(strips.end) {
-                    // SAFETY: the caller's promises.
-                    unsafe { self.strip(isa, strip, block)? };
-                }
+                // SAFETY: the caller's promises.
+                unsafe { self.strips(isa, first..(first + self.group).min(strips.end), block, self.out)? };
             }
         }
         Ok(())
     }
 
+    /// Some strips and a block, with outputs that go where the plan's do.
+    ///
     /// # Safety
-    /// No one else runs this strip with this block, and `out` holds all rows.
-    pub unsafe fn strip(&self, isa: Isa, strip: usize, block: usize) -> Result<(), FormatError> {
+    /// No one else runs these strips with this block, and `out` holds all rows.
+    pub unsafe fn strips(
+        &self,
+        isa: Isa,
+        strips: Range<usize>,
+        block: usize,
+        out: Output<'_>,
+    ) -> Result<(), FormatError> {
         let units = block * self.per_block..((block + 1) * self.per_block).min(self.units);
         // SAFETY: the caller's promise.
-        unsafe { self.x.run(isa, self.weight, self.weight_rows(&(strip..strip + 1)), units, self.out) }
+        unsafe { self.x.run(isa, self.weight, self.weight_rows(&strips), units, out) }
+    }
+
+    /// Weight rows of a strip.
+    pub fn strip(&self) -> usize {
+        self.strip
     }
 }
 

@@ -26,6 +26,7 @@ mod isa;
 mod kv;
 mod lora;
 mod matmul;
+mod output;
 mod panel;
 mod pointwise;
 mod pool;

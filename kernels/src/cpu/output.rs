@@ -1,9 +1,12 @@
 //! Where the lines of a product go.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
+use super::Isa;
 use super::activations::Shared;
 use super::panel::ROWS;
+use super::simd::Fetch;
 
 const TWO: usize = 2 * ROWS;
 
@@ -98,6 +101,17 @@ impl<'a> Output<'a> {
         // SAFETY: the caller's promise.
         let out = unsafe { self.out.slice(line * self.width + start - self.first, values.len()) };
         if self.lines.is_some() { add(values, out) } else { copy(values, out) }
+    }
+
+    /// Asks for the outputs of some weight rows in the first `lines` lines, which will be written soon.
+    pub fn fetch(&self, isa: Isa, lines: usize, rows: Range<usize>) {
+        for line in 0..lines {
+            let start = line * self.width + rows.start - self.first;
+            isa.run(Fetch {
+                from: self.out.0.wrapping_add(start).cast(),
+                bytes: rows.len() * size_of::<f32>(),
+            });
+        }
     }
 
     /// Writes lines of `n` outputs each, those of weight rows `start ..`.

@@ -12,7 +12,8 @@ use super::amx_bf16::{self, Paired, TileStrip};
 use super::avx512_bf16::{Bf16, Bf16Strip, Rounded};
 use super::float_matmul::{self, FloatStrip};
 use super::int_matmul::{IntKernel, ROW_BLOCK, Strip};
-use super::matmul::{Input, Output};
+use super::matmul::Input;
+use super::output::Output;
 use super::panel::ROWS;
 use super::repack::Repacked;
 use super::{Isa, Level, ThreadPool};
@@ -78,14 +79,26 @@ impl<'x> Prepared<'x> {
         }
     }
 
-    /// Some of the rows, in all forms that are there. A row's bits do not depend on its place.
-    pub fn select(&self, isa: Isa, rows: &[u32]) -> Prepared<'static> {
+    /// Some of the rows, in the forms that some of the weights want. A row's bits do not depend on its place.
+    pub fn select<'a>(&'a self, isa: Isa, rows: &[u32], weights: &[QMatrix<'_>]) -> Prepared<'a> {
         let tile = isa.rows_of_tile(rows.len());
-        let quantized = self.quantized.as_ref().map(|q| q.select(rows, tile));
-        let floats = self.floats.as_ref().map(|(x, stride)| {
-            let lines = rows.iter().map(|row| &x[*row as usize * stride..][..*stride]);
-            (Cow::Owned(lines.collect::<Vec<_>>().concat()), *stride)
+        let is_int = |w: &QMatrix<'_>| IntKernel::of(w.ty()).is_some();
+        let quantized = self.quantized.as_ref().filter(|_| weights.iter().any(is_int));
+        let quantized = quantized.map(|q| q.select(rows, tile));
+        let float = |w: &QMatrix<'_>| !is_int(w) && !is_rounded(isa, w.ty());
+        let floats = self.floats.as_ref().filter(|_| weights.iter().any(float)).map(|(x, stride)| {
+            let first = rows.first().map_or(0, |row| *row as usize);
+            let x = match rows.iter().enumerate().all(|(i, row)| first + i == *row as usize) {
+                true => Cow::Borrowed(&x[first * stride..][..rows.len() * stride]),
+                false => {
+                    let lines = rows.iter().map(|row| &x[*row as usize * stride..][..*stride]);
+                    Cow::Owned(lines.collect::<Vec<_>>().concat())
+                }
+            };
+            (x, *stride)
         });
+        #[cfg(target_arch = "x86_64")]
+        let is_rounded = weights.iter().any(|w| is_rounded(isa, w.ty()));
         let offsets = |q: &Activations| {
             let keys = self.offsets.iter().map(|(key, _)| *key);
             keys.map(|key| (key, q.offsets(key.0, key.1))).collect()
@@ -96,9 +109,9 @@ impl<'x> Prepared<'x> {
             quantized,
             floats,
             #[cfg(target_arch = "x86_64")]
-            rounded: self.rounded.as_ref().map(|x| x.select(rows)),
+            rounded: self.rounded.as_ref().filter(|_| is_rounded).map(|x| x.select(rows)),
             #[cfg(target_arch = "x86_64")]
-            paired: self.paired.as_ref().map(|x| x.select(rows)),
+            paired: self.paired.as_ref().filter(|_| is_rounded).map(|x| x.select(rows)),
         }
     }
 
@@ -162,11 +175,11 @@ impl Form<'_> {
         }
     }
 
-    /// Some units of a strip: `rows` of the weight.
+    /// Some units of at most [`Form::most_rows`] of the weight's rows.
     ///
     /// # Safety
-    /// `out` holds all rows, and no one else uses the outputs of these rows and units.
-    pub unsafe fn run(
+    /// As for [`Form::run`].
+    unsafe fn strip_of(
         &self,
         isa: Isa,
         weight: QMatrix<'_>,
@@ -201,7 +214,38 @@ impl Form<'_> {
         }
     }
 
-    /// All units of any number of weight rows, which begin where a strip does.
+    /// The most weight rows that [`Form::strip_of`] takes with so many units.
+    fn most_rows(&self, isa: Isa, weight: QMatrix<'_>, units: usize) -> usize {
+        match self {
+            Form::Int { x, .. } => Strip::most_rows(isa, x),
+            Form::Float { .. } => FloatStrip::most_rows(weight, units),
+            #[cfg(target_arch = "x86_64")]
+            Form::Bf16 { .. } | Form::Tiles { .. } => self.strip(isa),
+        }
+    }
+
+    /// Some units, as many as [`units_of`] allows, of any number of weight rows, which begin where a strip does.
+    ///
+    /// # Safety
+    /// `out` holds all rows, and no one else uses the outputs of these rows and units.
+    pub unsafe fn run(
+        &self,
+        isa: Isa,
+        weight: QMatrix<'_>,
+        rows: Range<usize>,
+        units: Range<usize>,
+        out: Output<'_>,
+    ) -> Result<(), FormatError> {
+        let step = self.most_rows(isa, weight, units.len());
+        for start in rows.clone().step_by(step) {
+            let rows = start..start.saturating_add(step).min(rows.end);
+            // SAFETY: the caller's promise.
+            unsafe { self.strip_of(isa, weight, rows, units.clone(), out)? };
+        }
+        Ok(())
+    }
+
+    /// All units.
     ///
     /// # Safety
     /// As for [`Form::run`].
@@ -213,18 +257,9 @@ impl Form<'_> {
         out: Output<'_>,
     ) -> Result<(), FormatError> {
         let (units, most) = units_of(isa, weight.ty(), self.rows());
-        let step = match self {
-            Form::Int { x, .. } => Strip::most_rows(isa, x),
-            Form::Float { rows, .. } => FloatStrip::most_rows(weight, (*rows).min(most)),
-            #[cfg(target_arch = "x86_64")]
-            Form::Bf16 { .. } | Form::Tiles { .. } => self.strip(isa),
-        };
-        for start in rows.clone().step_by(step) {
-            for first in (0..units).step_by(most) {
-                let units = first..(first + most).min(units);
-                // SAFETY: the caller's promise.
-                unsafe { self.run(isa, weight, start..(start + step).min(rows.end), units, out)? };
-            }
+        for first in (0..units).step_by(most) {
+            // SAFETY: the caller's promise.
+            unsafe { self.run(isa, weight, rows.clone(), first..(first + most).min(units), out)? };
         }
         Ok(())
     }

@@ -180,6 +180,32 @@ pub(crate) trait Op {
     fn run<S: Simd>(self, s: S) -> Self::Out;
 }
 
+/// Asks for memory that will be used soon. It need not exist.
+pub(crate) struct Fetch {
+    /// Where it begins.
+    pub from: *const u8,
+    /// Its length.
+    pub bytes: usize,
+}
+
+impl Fetch {
+    /// The memory of a slice.
+    pub fn of(bytes: &[u8]) -> Fetch {
+        Fetch { from: bytes.as_ptr(), bytes: bytes.len() }
+    }
+}
+
+impl Op for Fetch {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for offset in (0..self.bytes).step_by(64) {
+            s.prefetch(self.from.wrapping_add(offset));
+        }
+    }
+}
+
 /// [`crate::ops::exp::exp`], the same operations in the same order.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {

@@ -218,6 +218,9 @@ pub struct AttentionParams {
     pub window: Option<u32>,
 }
 
+/// The most likely tokens of a row and their logits, the likeliest first.
+pub type Likeliest = Vec<(u32, f32)>;
+
 /// The operations of a transformer on one device.
 ///
 /// Shapes: `rows` lines; a width is that of one line. Buffers are at least `rows × width` long.
@@ -342,6 +345,23 @@ pub trait Backend: Send + Sync {
 
     /// `x = cap · tanh(x / cap)` over `len` elements.
     fn softcap(&self, x: &mut Self::Buffer, len: usize, cap: f32) -> Result<(), BackendError>;
+
+    /// The `k` most likely tokens of some rows of logits: of each line of `width` that `rows` names, the largest of the first
+    /// `real` values in the order of [`f32::total_cmp`], equal ones by token. −∞ is never among them, so there may be fewer. NaN
+    /// and +∞ come before all others, as equals: if there are any, the first of them is the first token.
+    ///
+    /// `None` where the caller does better with whole rows: they lie in the host's memory, or `k` is more than the device selects.
+    fn top_k(
+        &self,
+        logits: &Self::Buffer,
+        width: usize,
+        real: usize,
+        rows: &[u32],
+        k: usize,
+    ) -> Result<Option<Vec<Likeliest>>, BackendError> {
+        let _ = (logits, width, real, rows, k);
+        Ok(None)
+    }
 
     /// An empty cache of `pages` pages.
     fn kv_alloc(&self, shape: KvShape, pages: usize) -> Result<Self::Kv, BackendError>;

@@ -1,8 +1,8 @@
 //! The device that an engine runs on, chosen when it is opened.
 
 use crate::backend::{
-    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LinearJob, LoraJob, MatmulJob,
-    Rope,
+    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LinearJob, LoraJob,
+    MatmulJob, Rope,
 };
 use crate::cpu::{Cpu, CpuKv, Isa};
 #[cfg(feature = "cuda")]
@@ -322,6 +322,17 @@ impl Backend for Device {
 
     fn softcap(&self, x: &mut DeviceBuffer, len: usize, cap: f32) -> Result<(), BackendError> {
         on!(self, |b, x: DeviceBuffer| b.softcap(x, len, cap))
+    }
+
+    fn top_k(
+        &self,
+        logits: &DeviceBuffer,
+        width: usize,
+        real: usize,
+        rows: &[u32],
+        k: usize,
+    ) -> Result<Option<Vec<Likeliest>>, BackendError> {
+        on!(self, |b, logits: DeviceBuffer| b.top_k(logits, width, real, rows, k))
     }
 
     fn kv_alloc(&self, shape: KvShape, pages: usize) -> Result<DeviceKv, BackendError> {

@@ -8,8 +8,8 @@ use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::backend::{
-    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LinearJob, LoraJob, MatmulJob,
-    Rope,
+    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LinearJob, LoraJob,
+    MatmulJob, Rope,
 };
 use crate::host::wrong_page;
 use crate::{QMatrix, QuantType};
@@ -396,6 +396,21 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Backend for Split<H, D> {
         match x.side {
             Side::Host => self.host.softcap(&mut x.host, len, cap),
             Side::Device => self.device.softcap(&mut x.device, len, cap),
+        }
+    }
+
+    fn top_k(
+        &self,
+        logits: &Self::Buffer,
+        width: usize,
+        real: usize,
+        rows: &[u32],
+        k: usize,
+    ) -> Result<Option<Vec<Likeliest>>, BackendError> {
+        let logits = logits.lock();
+        match logits.side {
+            Side::Host => self.host.top_k(&logits.host, width, real, rows, k),
+            Side::Device => self.device.top_k(&logits.device, width, real, rows, k),
         }
     }
 

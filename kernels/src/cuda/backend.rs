@@ -11,8 +11,8 @@ use super::products::{Input, flat, supports, word};
 use super::scratch::{Scratch, Slot};
 use super::weights::Weights;
 use crate::backend::{
-    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LoraJob, MatmulJob, Rope,
-    RopeStyle,
+    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LoraJob, MatmulJob,
+    Rope, RopeStyle,
 };
 use crate::{QMatrix, QuantType};
 
@@ -289,6 +289,17 @@ impl Backend for Cuda {
         let arguments = [x.first(len).into(), (len as u64).into(), cap.into()];
         // SAFETY: the parameters of `softcap`; x has the values.
         unsafe { self.device.launch("softcap", flat(len), &arguments) }
+    }
+
+    fn top_k(
+        &self,
+        logits: &CudaBuffer,
+        width: usize,
+        real: usize,
+        rows: &[u32],
+        k: usize,
+    ) -> Result<Option<Vec<Likeliest>>, BackendError> {
+        self.lock()?.top_k(logits, width, real, rows, k)
     }
 
     fn kv_alloc(&self, shape: KvShape, pages: usize) -> Result<CudaKv, BackendError> {

@@ -20,6 +20,7 @@ mod pool;
 mod products;
 mod ptx;
 mod scratch;
+mod top_k;
 mod weights;
 
 pub use backend::Cuda;

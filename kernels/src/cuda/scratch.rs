@@ -31,9 +31,13 @@ pub(super) enum Slot {
     Before,
     /// Spans of attention.
     Partial,
+    /// Logits with their tokens.
+    Keys,
+    /// The likeliest tokens.
+    Ranked,
 }
 
-const SLOTS: usize = Slot::Partial as usize + 1;
+const SLOTS: usize = Slot::Ranked as usize + 1;
 
 /// One buffer per slot, as long as the longest use so far.
 pub(super) struct Scratch {
@@ -64,6 +68,14 @@ impl Scratch {
     /// The address of `bytes` undefined bytes.
     pub fn room(&mut self, slot: Slot, bytes: usize) -> Result<u64, BackendError> {
         Ok(self.memory(slot, bytes)?.address())
+    }
+
+    /// Copies out what the last use of a slot left at its start, once it has been done.
+    ///
+    /// # Panics
+    /// If the slot has less.
+    pub fn read(&self, slot: Slot, to: &mut [u8]) -> Result<(), BackendError> {
+        self.slots[slot as usize].as_ref().map_or(Ok(()), |memory| memory.read(0, to))
     }
 
     /// The address of a copy of `words`.

@@ -11,5 +11,6 @@ pub mod norm;
 mod reference;
 pub mod rope;
 pub mod sum;
+pub mod top_k;
 
 pub use reference::{Reference, ReferenceKv};

@@ -1,10 +1,10 @@
 //! The backend that defines correct.
 
 use super::attention::{first_visible, head};
-use super::{glu, lora, norm, rope};
+use super::{glu, lora, norm, rope, top_k};
 use crate::backend::{
-    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, KvType, LoraJob, MatmulJob,
-    Rope,
+    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, KvType, Likeliest, LoraJob,
+    MatmulJob, Rope,
 };
 use crate::quant::{Block, FormatError, Half, Q8_0, QMatrix};
 use crate::{QuantType, host};
@@ -233,6 +233,18 @@ impl Backend for Reference {
     fn softcap(&self, x: &mut Vec<f32>, len: usize, cap: f32) -> Result<(), BackendError> {
         x[..len].iter_mut().for_each(|x| *x = glu::softcap(*x, cap));
         Ok(())
+    }
+
+    fn top_k(
+        &self,
+        logits: &Vec<f32>,
+        width: usize,
+        real: usize,
+        rows: &[u32],
+        k: usize,
+    ) -> Result<Option<Vec<Likeliest>>, BackendError> {
+        let line = |row: &u32| &logits[*row as usize * width..][..width][..real];
+        Ok(Some(rows.iter().map(|row| top_k::top_k(line(row), k)).collect()))
     }
 
     fn kv_alloc(&self, shape: KvShape, pages: usize) -> Result<ReferenceKv, BackendError> {

@@ -4,7 +4,7 @@ use lory_kernels::backend::{Backend, MatmulJob};
 use lory_kernels::cpu::Isa;
 use lory_kernels::{BackendError, Cuda, Device, DeviceChoice, QMatrix, QuantType};
 
-use super::{Noise, device, emulated, emulator, opening, put, quantized, take};
+use super::{Noise, device, emulated, emulator, in_both_orders, opening, put, quantized, take};
 
 #[test]
 fn one_clear_line() {
@@ -81,18 +81,9 @@ fn formats_without_a_kernel() {
     assert!(matches!(error, BackendError::UnsupportedType { ty: QuantType::Q2_K, .. }), "{error}");
 }
 
-/// Between two barriers the threads of a block may run in any order: from the first to the last and from the last to the
-/// first give the same bits.
 #[test]
 fn the_order_of_threads_changes_nothing() {
     let Some(cuda) = device() else { return };
-    let Some(library) = emulator().filter(|_| emulated(cuda)) else {
-        println!("skipped: needs the emulated driver");
-        return;
-    };
-    // SAFETY: the signature in libcuda.cpp.
-    let order: libloading::Symbol<'_, unsafe extern "C" fn(i32)> =
-        unsafe { library.get(b"lory_emulate_order") }.unwrap();
     let mut noise = Noise(41);
     // As many rows as a block of the large products has tokens: what is staged is then read to the last.
     let (n, k, rows) = (70, 512, 64);
@@ -108,13 +99,7 @@ fn the_order_of_threads_changes_nothing() {
             take(cuda, &out, rows * n)
         };
         for rows in [3, rows] {
-            let forwards = run(rows);
-            // SAFETY: sets a flag; other tests get the same results in either order.
-            unsafe { order(1) };
-            let backwards = run(rows);
-            // SAFETY: as above.
-            unsafe { order(0) };
-            assert_eq!(forwards, backwards, "{ty}, {rows} rows");
+            in_both_orders(|| run(rows));
         }
     }
 }

@@ -7,6 +7,7 @@ mod finding;
 mod lora;
 mod matmul;
 mod pointwise;
+mod top_k;
 
 use std::path::Path;
 use std::process::Command;
@@ -84,6 +85,27 @@ fn device() -> Option<&'static Cuda> {
 /// Whether the device is the emulated one.
 fn emulated(cuda: &Cuda) -> bool {
     cuda.label().contains("Emulated")
+}
+
+/// Between two barriers the threads of a block may run in any order: from the first to the last and from the last to the first
+/// give the same.
+fn in_both_orders<T: PartialEq + std::fmt::Debug>(run: impl Fn() -> T) {
+    let Some(library) = device().filter(|cuda| emulated(cuda)).and_then(|_| emulator()) else {
+        println!("skipped: needs the emulated driver");
+        return;
+    };
+    // SAFETY: the signature in libcuda.cpp.
+    let order: libloading::Symbol<'_, unsafe extern "C" fn(i32)> =
+        unsafe { library.get(b"lory_emulate_order") }.unwrap();
+    static TURNED: Mutex<()> = Mutex::new(());
+    let _turned = TURNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let forwards = run();
+    // SAFETY: sets a flag; other tests get the same results in either order.
+    unsafe { order(1) };
+    let backwards = run();
+    // SAFETY: as above.
+    unsafe { order(0) };
+    assert_eq!(forwards, backwards);
 }
 
 /// Deterministic noise (a multiplicative generator, the upper bits of each state).

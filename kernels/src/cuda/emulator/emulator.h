@@ -121,6 +121,16 @@ template <class T> inline T __shfl_xor_sync(unsigned, T value, int mask) {
     return value;
 }
 
+inline uint32_t __reduce_add_sync(unsigned, uint32_t value) {
+    auto *shown = emulator::show(&value, 1);
+    uint32_t sum = 0;
+    for (unsigned lane = 0; lane < emulator::WARP; lane++) sum += shown[lane][0];
+    return sum;
+}
+
+// Between two barriers a thread is not interrupted.
+inline uint32_t atomicAdd(uint32_t *at, uint32_t value) { return std::exchange(*at, *at + value); }
+
 inline float __uint_as_float(uint32_t bits) {
     float value;
     std::memcpy(&value, &bits, 4);

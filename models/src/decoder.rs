@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use lory_kernels::backend::{AttentionParams, AttentionRow, Backend, LoraGroup, LoraJob};
+use lory_kernels::backend::{AttentionParams, AttentionRow, Backend, Likeliest, LoraGroup, LoraJob};
 
 use crate::{
     Error, Result,
@@ -216,12 +216,29 @@ impl Decoder {
         out: &mut [f32],
     ) -> Result<()> {
         let (n, vocab) = (range.len(), self.vocab_size());
-        if n > scratch.max_logits || range.end > adapters.rows() || out.len() != n * vocab {
+        if out.len() != n * vocab {
+            let message = format!("{n} rows of {vocab} logits as {} values", out.len());
+            return Err(Error::Request(message));
+        }
+        self.compute_logits(backend, scratch, adapters, range)?;
+        self.read_logits(backend, scratch, 0, out)
+    }
+
+    /// As [`Decoder::logits`], but leaves them in `scratch`, in lines from 0 on, for [`Decoder::read_logits`] and
+    /// [`Decoder::top_k`].
+    pub fn compute_logits<B: Backend>(
+        &self,
+        backend: &B,
+        scratch: &mut Scratch<B>,
+        adapters: &BatchAdapters,
+        range: Range<usize>,
+    ) -> Result<()> {
+        let n = range.len();
+        if n > scratch.max_logits || range.end > adapters.rows() {
             let message = format!(
-                "logits of output rows {range:?} of {} ({} at a time, {} values) cannot be given",
+                "logits of output rows {range:?} of {} ({} at a time) cannot be given",
                 adapters.rows(),
                 scratch.max_logits,
-                out.len()
             );
             return Err(Error::Request(message));
         }
@@ -234,9 +251,45 @@ impl Decoder {
         let mut jobs = [(&self.weights.output, &mut scratch.logits)];
         linear::forward(backend, &scratch.h, n, &mut jobs, &adapters)?;
         if let Some(cap) = self.config.final_softcap {
-            backend.softcap(&mut scratch.logits, n * vocab, cap)?;
+            backend.softcap(&mut scratch.logits, n * self.vocab_size(), cap)?;
         }
-        backend.download(&scratch.logits, 0, out)?;
+        Ok(())
+    }
+
+    /// Lines of the logits last computed, from `first` on: `out` is a multiple of vocab.
+    pub fn read_logits<B: Backend>(
+        &self,
+        backend: &B,
+        scratch: &Scratch<B>,
+        first: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let vocab = self.vocab_size();
+        self.check_logits(scratch, first * vocab + out.len())?;
+        backend.download(&scratch.logits, first * vocab, out)?;
+        Ok(())
+    }
+
+    /// The `k` likeliest of the first `real` tokens in some lines of the logits last computed; `None` where it is
+    /// better to read the lines ([`Backend::top_k`]).
+    pub fn top_k<B: Backend>(
+        &self,
+        backend: &B,
+        scratch: &Scratch<B>,
+        real: usize,
+        lines: &[u32],
+        k: usize,
+    ) -> Result<Option<Vec<Likeliest>>> {
+        let vocab = self.vocab_size();
+        self.check_logits(scratch, lines.iter().max().map_or(0, |line| *line as usize + 1) * vocab)?;
+        Ok(backend.top_k(&scratch.logits, vocab, real.min(vocab), lines, k)?)
+    }
+
+    fn check_logits<B: Backend>(&self, scratch: &Scratch<B>, values: usize) -> Result<()> {
+        let (rows, vocab) = (scratch.max_logits, self.vocab_size());
+        if values > rows * vocab {
+            return Err(Error::Request(format!("{values} logits of {rows} rows of {vocab}")));
+        }
         Ok(())
     }
 

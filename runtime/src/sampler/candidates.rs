@@ -58,8 +58,9 @@ impl Candidates {
                 if !all && self.items.len() == room {
                     self.items.select_nth_unstable_by(k - 1, likelier);
                     self.items.truncate(k);
-                    // Later tokens of this very logit rank behind by their id.
-                    floor = self.items[k - 1].logit;
+                    // Later tokens of this very logit rank behind by their id; but of zeros the positive one is the likelier.
+                    let last = self.items[k - 1].logit;
+                    floor = if last == 0.0 { last.abs().next_down() } else { last };
                 }
             }
         }
@@ -147,6 +148,12 @@ mod tests {
             let got: Vec<u32> = c.items.iter().map(|c| c.id).collect();
             assert_eq!(got, order[..k], "k = {k}");
         }
+        // More zeros than the buffer holds, and then likelier ones.
+        let mut zeros = vec![-0.0f32; 3000];
+        zeros[2500] = 0.0;
+        let mut c = Candidates::default();
+        c.fill(&zeros, 2).unwrap();
+        assert_eq!(c.items.iter().map(|c| c.id).collect::<Vec<_>>(), [2500, 0]);
         let mut rising: Vec<f32> = (0..20_000).map(|i| i as f32).collect();
         let mut c = Candidates::default();
         c.fill(&rising, 3).unwrap();

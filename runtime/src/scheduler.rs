@@ -32,6 +32,13 @@ pub(crate) struct Model<'a, B: Backend> {
     pub tokenizer: &'a Tokenizer,
 }
 
+impl<B: Backend> Model<'_, B> {
+    /// Tokens that can be chosen: the vocabulary may be padded in the file.
+    pub(crate) fn vocab(&self) -> usize {
+        self.tokenizer.vocab_size().min(self.decoder.vocab_size())
+    }
+}
+
 /// All sequences of one engine, and the cache they share.
 pub(crate) struct Scheduler<B: Backend> {
     pub(crate) cache: KvCache<B>,

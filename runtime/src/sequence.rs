@@ -16,7 +16,7 @@ use crate::{
     Stats,
     adapters::Bound,
     memory,
-    sampler::{DryBreakers, token_logprob},
+    sampler::{DryBreakers, Logits, token_logprob},
     stop::StopMatcher,
     stream::Stream,
 };
@@ -257,6 +257,13 @@ impl Sequence {
         })
     }
 
+    /// How many of the likeliest of `vocab` tokens are all that is needed of the logits after the token at `position`; `None` if
+    /// that is all of them.
+    pub(crate) fn wants_top_k(&self, position: usize, vocab: usize) -> Option<usize> {
+        let reported = |a: &&Active| a.wants_prompt_logits(position) || a.wants_logprob_after(position);
+        self.active.as_ref().filter(|a| !reported(a))?.sampler.top_k(vocab)
+    }
+
     /// Whether the final state of the token at `position` is needed.
     pub(crate) fn wants_hidden(&self, position: usize) -> bool {
         self.active.as_ref().is_some_and(|a| a.wants_hidden(position))
@@ -313,7 +320,7 @@ impl Sequence {
         &mut self,
         position: usize,
         hidden: Option<Vec<f32>>,
-        logits: Option<&mut [f32]>,
+        logits: Option<Logits<'_>>,
         tokenizer: &Tokenizer,
         metrics: &mut Metrics,
     ) {
@@ -325,20 +332,22 @@ impl Sequence {
             active.report_from = active.report_from.max(position + 1);
             return;
         };
-        if active.wants_prompt_logits(position) {
-            match memory::copied(logits, "the logits of a prompt token") {
-                Ok(values) => active.stream.push(Event::Logits { position, values }),
-                Err(e) => {
-                    active.end = Some(Err(e));
-                    return;
+        if let Logits::Whole(logits) = &logits {
+            if active.wants_prompt_logits(position) {
+                match memory::copied(logits, "the logits of a prompt token") {
+                    Ok(values) => active.stream.push(Event::Logits { position, values }),
+                    Err(e) => {
+                        active.end = Some(Err(e));
+                        return;
+                    }
                 }
             }
-        }
-        if active.wants_logprob_after(position)
-            && let (Some(id), Some(n)) = (self.tokens.get(position + 1), active.outputs.logprobs)
-        {
-            let (logprob, top) = token_logprob(logits, *id, n);
-            active.stream.push(Event::Prompt { position: position + 1, id: *id, logprob, top });
+            if active.wants_logprob_after(position)
+                && let (Some(id), Some(n)) = (self.tokens.get(position + 1), active.outputs.logprobs)
+            {
+                let (logprob, top) = token_logprob(logits, *id, n);
+                active.stream.push(Event::Prompt { position: position + 1, id: *id, logprob, top });
+            }
         }
         active.report_from = active.report_from.max(position + 1);
         if position + 1 == self.tokens.len() && active.max_new_tokens > 0 {
@@ -346,7 +355,7 @@ impl Sequence {
         }
     }
 
-    fn choose(&mut self, logits: &mut [f32], tokenizer: &Tokenizer, metrics: &mut Metrics) {
+    fn choose(&mut self, logits: Logits<'_>, tokenizer: &Tokenizer, metrics: &mut Metrics) {
         let Some(active) = &mut self.active else { return };
         if self.tokens.len() >= active.n_ctx {
             active.end = Some(Ok(FinishReason::ContextFull));
@@ -358,7 +367,11 @@ impl Sequence {
             return;
         }
         let room = memory::reserve(&mut self.tokens, 1, "a session's tokens");
-        let choice = match room.and_then(|()| Ok(active.sampler.sample(logits)?)) {
+        let sample = || match logits {
+            Logits::Whole(logits) => active.sampler.sample(logits),
+            Logits::Likeliest(tokens) => active.sampler.sample_likeliest(tokens),
+        };
+        let choice = match room.and_then(|()| Ok(sample()?)) {
             Ok(choice) => choice,
             Err(e) => {
                 active.end = Some(Err(e));

@@ -12,9 +12,13 @@ use lory_models::{
 };
 
 use crate::{
-    Error, FinishReason, Result, memory,
+    Error, FinishReason, Result,
     scheduler::{Model, Scheduler, SequenceId},
 };
+
+mod deliver;
+
+use deliver::{Output, Wanted};
 
 /// Rows of one sequence in a step.
 struct Chunk {
@@ -23,15 +27,6 @@ struct Chunk {
     start: usize,
     len: usize,
     slots: Vec<u32>,
-}
-
-/// A row whose final state is wanted.
-#[derive(Clone, Copy)]
-struct Output {
-    id: SequenceId,
-    position: usize,
-    logits: bool,
-    hidden: bool,
 }
 
 impl<B: Backend> Scheduler<B> {
@@ -190,8 +185,12 @@ impl<B: Backend> Scheduler<B> {
         for chunk in chunks {
             let s = &self.sequences[&chunk.id];
             for position in chunk.start..chunk.start + chunk.len {
-                let (logits, hidden) = (s.wants_logits(position), s.wants_hidden(position));
-                if logits || hidden {
+                let hidden = s.wants_hidden(position);
+                let logits = match s.wants_logits(position) {
+                    true => s.wants_top_k(position, model.vocab()).map_or(Wanted::Whole, Wanted::Likeliest),
+                    false => Wanted::Nothing,
+                };
+                if hidden || logits != Wanted::Nothing {
                     output_rows.push(tokens.len() as u32);
                     outputs.push(Output { id: chunk.id, position, logits, hidden });
                 }
@@ -208,73 +207,6 @@ impl<B: Backend> Scheduler<B> {
         let adapters = adapters.select(&output_rows);
         self.deliver(model, &adapters, &outputs);
         Ok(())
-    }
-
-    /// Hands out what the rows asked for. From here on nothing can be run again: an error ends the
-    /// requests that it concerns.
-    fn deliver(&mut self, model: &Model<'_, B>, adapters: &BatchAdapters, outputs: &[Output]) {
-        let mut first = 0;
-        for group in outputs.chunk_by(|a, b| a.logits == b.logits) {
-            let at_once = if group[0].logits { self.scratch.max_logits().max(1) } else { usize::MAX };
-            for part in group.chunks(at_once) {
-                let range = first..first + part.len();
-                first = range.end;
-                match self.compute_logits(model, adapters, part, range.clone()) {
-                    Ok(()) => self.hand_out(model, part, range),
-                    // Each row alone, so that the error finds its request.
-                    Err(_) => {
-                        for (row, output) in range.zip(part) {
-                            let one = std::slice::from_ref(output);
-                            match self.compute_logits(model, adapters, one, row..row + 1) {
-                                Ok(()) => self.hand_out(model, one, row..row + 1),
-                                Err(e) => self.fail(output.id, usize::MAX, e),
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Leaves the logits of some outputs in `self.logits`, if they are wanted.
-    fn compute_logits(
-        &mut self,
-        model: &Model<'_, B>,
-        adapters: &BatchAdapters,
-        outputs: &[Output],
-        range: std::ops::Range<usize>,
-    ) -> Result<()> {
-        if !outputs.iter().any(|o| o.logits) {
-            return Ok(());
-        }
-        let len = range.len() * model.decoder.vocab_size();
-        let more = len.saturating_sub(self.logits.len());
-        memory::reserve(&mut self.logits, more, "logits")?;
-        self.logits.resize(len, 0.0);
-        let (scratch, logits) = (&mut self.scratch, &mut self.logits);
-        Ok(model.decoder.logits(model.backend, scratch, adapters, range, logits)?)
-    }
-
-    fn hand_out(&mut self, model: &Model<'_, B>, outputs: &[Output], range: std::ops::Range<usize>) {
-        // The vocabulary may be padded in the file: padding is never a choice.
-        let vocab = model.decoder.vocab_size();
-        let real = model.tokenizer.vocab_size().min(vocab);
-        for (i, (row, output)) in range.zip(outputs).enumerate() {
-            let hidden = match output.hidden {
-                true => match model.decoder.hidden(model.backend, &self.scratch, row) {
-                    Ok(values) => Some(values),
-                    Err(e) => {
-                        self.fail(output.id, usize::MAX, e.into());
-                        continue;
-                    }
-                },
-                false => None,
-            };
-            let logits = self.logits.get_mut(i * vocab..i * vocab + real).filter(|_| output.logits);
-            if let Some(s) = self.sequences.get_mut(&output.id) {
-                s.take_outputs(output.position, hidden, logits, model.tokenizer, &mut self.metrics);
-            }
-        }
     }
 }
 

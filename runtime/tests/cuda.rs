@@ -13,7 +13,7 @@ use lory_models::adapter::pack::{Pack, SynthSpec, synth_pack};
 use lory_runtime::mapping::Loading;
 use lory_runtime::{
     Bare, BareOptions, DeviceOptions, Engine, EngineOptions, Error, Event, GpuLayers, LoadedModel,
-    OpenOptions, Request, SessionOptions, open_pack,
+    OpenOptions, Request, SamplerOptions, SessionOptions, open_pack,
 };
 
 fn repository() -> PathBuf {
@@ -286,4 +286,60 @@ fn sessions_while_adapters_arrive() {
         running.store(false, Ordering::Relaxed);
         assert_eq!(together, alone);
     });
+}
+
+/// Sessions that draw from candidates which the device selects, beside one that looks at whole rows, draw what they draw when all
+/// look at whole rows (log-probabilities are of those), wherever the output layer is.
+#[test]
+fn candidates_from_the_device() {
+    if !cuda_is_there() {
+        return;
+    }
+    let top =
+        |top_k, seed| SamplerOptions { top_k, seed: Some(seed), temp: 3.0, ..SamplerOptions::default() };
+    let samplers = [
+        SamplerOptions::greedy(),
+        top(40, 1),
+        SamplerOptions { repeat_penalty: 1.3, ..top(40, 2) },
+        SamplerOptions { min_p: 0.0, top_p: 1.0, ..top(200, 3) },
+        SamplerOptions { typical_p: 0.6, ..top(7, 4) },
+    ];
+    for gpu_layers in [GpuLayers::Fit, GpuLayers::Last(1)] {
+        let options = EngineOptions {
+            device: DeviceChoice::Cuda(0),
+            gpu_layers,
+            n_ctx: Some(64),
+            kv_tokens: Some(512),
+            threads: Some(1),
+            ..EngineOptions::default()
+        };
+        let engine = Engine::open(&model("llama.gguf"), &options).unwrap();
+        let tokens = |logprobs| -> Vec<Vec<u32>> {
+            let ask = |(i, sampler): (u32, &SamplerOptions)| {
+                let mut session = engine.session(&SessionOptions::default()).unwrap();
+                let request = Request {
+                    tokens: vec![30 + i, 31, 77],
+                    max_new_tokens: 8,
+                    ignore_eos: true,
+                    sampler: SamplerOptions { logprobs, ..sampler.clone() },
+                    ..Request::default()
+                };
+                let generation = session.generate(request).unwrap();
+                (session, generation)
+            };
+            let running: Vec<_> = (0..).zip(&samplers).map(ask).collect();
+            let ids = |generation: lory_runtime::Generation| {
+                let id = |event| match event {
+                    Ok(Event::Token { id, .. }) => Some(id),
+                    Ok(_) => None,
+                    Err(error) => panic!("{error}"),
+                };
+                generation.filter_map(id).collect()
+            };
+            running.into_iter().map(|(_session, generation)| ids(generation)).collect()
+        };
+        let got = tokens(None);
+        assert!(got.iter().all(|ids| ids.len() == 8), "{got:?}");
+        assert_eq!(got, tokens(Some(0)), "{}", engine.device());
+    }
 }

@@ -75,6 +75,14 @@ impl Candidates {
         Ok(())
     }
 
+    /// Takes the likeliest tokens and their logits, in order, as [`Candidates::fill`] would have chosen them.
+    pub fn take(&mut self, likeliest: &[(u32, f32)]) -> Result<(), SamplerError> {
+        self.items.clear();
+        self.items.extend(likeliest.iter().map(|&(id, logit)| Candidate { id, logit, p: 0.0 }));
+        self.sorted = self.items.len();
+        if self.items.is_empty() { Err(SamplerError::NothingLeft) } else { Ok(()) }
+    }
+
     /// Sorts the `n` likeliest to the front.
     pub fn sort(&mut self, n: usize) {
         sort_prefix(&mut self.items, self.sorted, n, likelier);

@@ -45,6 +45,15 @@ pub struct Sampler {
     constraint: Option<Constraint>,
 }
 
+/// What a model gave for the next token.
+#[derive(Debug)]
+pub(crate) enum Logits<'a> {
+    /// Those of all tokens.
+    Whole(&'a mut [f32]),
+    /// The likeliest tokens and theirs, likeliest first: at least as many as [`Sampler::top_k`] says, if there are.
+    Likeliest(&'a [(u32, f32)]),
+}
+
 /// A drawn token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
@@ -124,6 +133,24 @@ impl Sampler {
         self.mu = self.options.mirostat.map_or(0.0, |m| 2.0 * m.tau);
     }
 
+    /// How many of the likeliest tokens of a vocabulary the next draw looks at; `None` if it looks at whole rows.
+    pub(crate) fn top_k(&self, vocab: usize) -> Option<usize> {
+        let k = self.options.candidates();
+        // All of them are no selection, and stay in the vocabulary's order.
+        let some = 0 < k && k < vocab;
+        (some && self.options.only_candidates() && self.constraint.is_none()).then_some(k)
+    }
+
+    /// Draws from the likeliest tokens what [`Sampler::sample`] draws from the logits of all; where [`Sampler::top_k`] allows it.
+    pub(crate) fn sample_likeliest(&mut self, likeliest: &[(u32, f32)]) -> Result<Choice, SamplerError> {
+        // What is no number comes first.
+        if let Some(&(token, logit)) = likeliest.first() {
+            check_number(token, logit)?;
+        }
+        self.candidates.take(likeliest.get(..self.options.candidates()).unwrap_or(likeliest))?;
+        Ok(Choice { token: self.draw(), logprob: None, top: Vec::new() })
+    }
+
     /// Draws a token; the caller accepts it. Changes `logits` (vocabulary long). On an error
     /// nothing was drawn, and the generator has not moved.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<Choice, SamplerError> {
@@ -150,7 +177,10 @@ impl Sampler {
         }
         let token = match self.options.mirostat {
             Some(m) => self.draw_mirostat(logits, m)?,
-            None => self.draw(logits)?,
+            None => {
+                self.candidates.fill(logits, self.options.candidates())?;
+                self.draw()
+            }
         };
         let Some(untouched) = untouched else {
             return Ok(Choice { token, logprob: None, top: Vec::new() });
@@ -163,28 +193,25 @@ impl Sampler {
         })
     }
 
-    fn draw(&mut self, logits: &[f32]) -> Result<u32, SamplerError> {
+    /// Draws one of the candidates.
+    fn draw(&mut self) -> u32 {
         let o = &self.options;
         let c = &mut self.candidates;
-        let xtc_is_on = o.xtc.probability > 0.0;
-        if o.temp == 0.0 && o.typical_p >= 1.0 && !xtc_is_on {
-            // Whatever top-k, top-p and min-p leave, the likeliest token is among it.
-            c.fill(logits, 1)?;
-            return Ok(c.best().id);
+        if o.is_greedy() {
+            return c.best().id;
         }
-        c.fill(logits, o.top_k as usize)?;
         truncate::typical(c, o.typical_p);
         truncate::top_p(c, o.top_p);
         truncate::min_p(c, o.min_p);
-        if xtc_is_on {
+        if o.xtc.probability > 0.0 {
             truncate::xtc(c, o.xtc, self.rng.uniform());
         }
         if o.temp == 0.0 {
-            return Ok(c.best().id);
+            return c.best().id;
         }
         apply_temperature(c, o.temp);
         c.softmax();
-        Ok(c.items[pick(c, self.rng.uniform())].id)
+        c.items[pick(c, self.rng.uniform())].id
     }
 
     fn draw_mirostat(&mut self, logits: &[f32], m: MirostatOptions) -> Result<u32, SamplerError> {
@@ -230,12 +257,18 @@ fn check_numbers(logits: &[f32]) -> Result<(), SamplerError> {
         if chunk.iter().fold(true, |ok, &l| ok & (l < f32::INFINITY)) {
             continue;
         }
-        if let Some(i) = chunk.iter().position(|&l| l.is_nan() || l == f32::INFINITY) {
-            let value = if chunk[i].is_nan() { "NaN" } else { "inf" };
-            return Err(SamplerError::NotANumber { token: (block * 1024 + i) as u32, value });
+        for (i, logit) in chunk.iter().enumerate() {
+            check_number((block * 1024 + i) as u32, *logit)?;
         }
     }
     Ok(())
+}
+
+fn check_number(token: u32, logit: f32) -> Result<(), SamplerError> {
+    if logit < f32::INFINITY {
+        return Ok(());
+    }
+    Err(SamplerError::NotANumber { token, value: if logit.is_nan() { "NaN" } else { "inf" } })
 }
 
 /// Divides by the temperature around the largest logit, so that even 1e-30 cannot overflow it.

@@ -175,6 +175,22 @@ impl SamplerOptions {
             && (self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0)
     }
 
+    /// Whether the likeliest candidate is drawn, whatever top-k, top-p and min-p leave.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.temp == 0.0 && self.typical_p >= 1.0 && self.xtc.probability == 0.0
+    }
+
+    /// How many of the likeliest tokens are candidates; 0 is all.
+    pub(super) fn candidates(&self) -> usize {
+        if self.is_greedy() { 1 } else { self.top_k as usize }
+    }
+
+    /// Whether nothing but the candidates' logits is looked at, and those as the model gave them.
+    pub(super) fn only_candidates(&self) -> bool {
+        let changes = !self.logit_bias.is_empty() || self.penalties_are_on() || self.dry_is_on();
+        !changes && self.mirostat.is_none() && self.logprobs.is_none()
+    }
+
     /// Refuses values without a meaning; the error names the field and what it accepts.
     pub fn validate(&self) -> Result<(), SamplerError> {
         let float = |name, value: f32, ok: fn(f32) -> bool, expected| {

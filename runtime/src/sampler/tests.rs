@@ -219,3 +219,77 @@ fn logprobs_are_the_models_own() {
     let off = sampler(plain(1)).unwrap().sample(&mut logits.clone()).unwrap();
     assert!(off.logprob.is_none() && off.top.is_empty());
 }
+
+/// Draws from whole rows, and from the likeliest tokens alone: the same choices or errors, and the same random numbers afterwards.
+#[test]
+fn the_likeliest_tokens_are_enough() {
+    let mut rng = Rng::new(77);
+    let mut pick = |n: usize| (rng.uniform() * n as f64) as usize;
+    let (mut draws, mut errors) = (0, 0);
+    for round in 0..400 {
+        let options = SamplerOptions {
+            temp: [0.0, 0.0, 0.7, 1.0, 30.0][pick(5)],
+            top_k: [1, 2, 5, 40, 300, 2999][pick(6)],
+            top_p: [0.0, 0.5, 0.95, 1.0][pick(4)],
+            min_p: [0.0, 0.05, 0.9][pick(3)],
+            typical_p: [0.3, 0.9, 1.0, 1.0][pick(4)],
+            xtc: XtcOptions { probability: [0.0, 0.5, 1.0][pick(3)], threshold: [0.02, 0.1, 0.4][pick(3)] },
+            seed: Some(round),
+            ..Default::default()
+        };
+        let vocab = [3, 100, 3000][pick(3)];
+        let mut whole = sampler(options.clone()).unwrap();
+        let mut likeliest = sampler(options.clone()).unwrap();
+        let Some(k) = likeliest.top_k(vocab) else {
+            assert!(options.top_k as usize >= vocab, "{options:?}");
+            continue;
+        };
+        // Fine or coarse values with ties, with zeros of both signs, with few tokens that are allowed.
+        let (step, allowed) = ([0.0, 0.5, 3.0][pick(3)], [1.0, 1.0, 0.01, 0.0][pick(4)]);
+        let broken = [f32::NAN, f32::INFINITY, -f32::NAN, 0.0, 0.0, 0.0, 0.0, 0.0][pick(8)];
+        for _ in 0..4 {
+            let mut logits: Vec<f32> = (0..vocab)
+                .map(|_| {
+                    let x = (pick(1 << 24) as f32 / (1 << 20) as f32) - 12.0;
+                    let x = if step > 0.0 { (x / step).trunc() * step } else { x };
+                    if (pick(1 << 16) as f32) < allowed * 65536.0 { x } else { f32::NEG_INFINITY }
+                })
+                .collect();
+            if broken != 0.0 {
+                logits[pick(vocab)] = broken;
+                logits[pick(vocab)] = f32::INFINITY;
+            }
+            // More than were asked for, as other requests of a step may need them.
+            let top = lory_kernels::ops::top_k::top_k(&logits, k + pick(2) * 10);
+            let got = likeliest.sample_likeliest(&top);
+            let want = whole.sample(&mut logits);
+            assert_eq!(got, want, "{options:?}, {vocab} tokens");
+            let next = |s: &Sampler| s.rng.clone().uniform();
+            assert_eq!(next(&likeliest), next(&whole), "{options:?}, {vocab} tokens");
+            draws += u32::from(got.is_ok());
+            errors += u32::from(got.is_err());
+        }
+    }
+    assert!(draws > 300 && errors > 100, "{draws} draws, {errors} errors");
+}
+
+#[test]
+fn whole_rows_where_more_than_candidates_is_looked_at() {
+    let top_k = |options: SamplerOptions, vocab| sampler(options).unwrap().top_k(vocab);
+    let base = SamplerOptions::default;
+    assert_eq!(top_k(base(), 100), Some(40));
+    assert_eq!(top_k(base(), 40), None);
+    assert_eq!(top_k(SamplerOptions::greedy(), 100), Some(1));
+    assert_eq!(top_k(SamplerOptions { typical_p: 0.5, ..SamplerOptions::greedy() }, 100), Some(40));
+    for options in [
+        plain(1),
+        SamplerOptions { logit_bias: vec![(1, 0.5)], ..base() },
+        SamplerOptions { repeat_penalty: 1.1, ..base() },
+        SamplerOptions { presence_penalty: 0.1, ..SamplerOptions::greedy() },
+        SamplerOptions { dry: DryOptions { multiplier: 1.0, ..Default::default() }, ..base() },
+        SamplerOptions { mirostat: Some(MirostatOptions::default()), ..base() },
+        SamplerOptions { logprobs: Some(0), ..base() },
+    ] {
+        assert_eq!(top_k(options.clone(), 100), None, "{options:?}");
+    }
+}

@@ -1,4 +1,4 @@
-//! A device that fails: whose request ends, and who goes on.
+//! A device that fails: whose request ends, and who goes on. A device that selects tokens: what is read from it.
 
 use std::sync::{
     Arc,
@@ -6,9 +6,10 @@ use std::sync::{
 };
 
 use lory_kernels::{
-    BackendError, Cpu, QMatrix, QuantType,
+    BackendError, Cpu, QMatrix, QuantType, Reference,
     backend::{
-        Activation, AttentionParams, AttentionRow, Backend, KvShape, KvType, LoraJob, MatmulJob, Rope,
+        Activation, AttentionParams, AttentionRow, Backend, KvShape, KvType, Likeliest, LoraJob, MatmulJob,
+        Rope,
     },
     cpu::Isa,
 };
@@ -37,11 +38,22 @@ struct Failing {
     calls: AtomicUsize,
     fail_at: usize,
     fail_adapters: bool,
+    /// The largest k for which it selects tokens.
+    most_candidates: usize,
+    /// Values that were read from it.
+    downloaded: AtomicUsize,
 }
 
 impl Failing {
     fn new(fail_at: usize, fail_adapters: bool) -> Failing {
-        Failing { cpu: Cpu::new(Some(1), Isa::detect()), calls: AtomicUsize::new(0), fail_at, fail_adapters }
+        Failing {
+            cpu: Cpu::new(Some(1), Isa::detect()),
+            calls: AtomicUsize::new(0),
+            fail_at,
+            fail_adapters,
+            most_candidates: usize::MAX,
+            downloaded: AtomicUsize::new(0),
+        }
     }
 
     fn count(&self) -> Outcome {
@@ -82,6 +94,7 @@ impl Backend for Failing {
     }
     fn download(&self, src: &Buffer, offset: usize, dst: &mut [f32]) -> Outcome {
         self.count()?;
+        self.downloaded.fetch_add(dst.len(), Ordering::Relaxed);
         self.cpu.download(src, offset, dst)
     }
     fn gather(&self, src: &Buffer, width: usize, rows: &[u32], dst: &mut Buffer) -> Outcome {
@@ -130,6 +143,20 @@ impl Backend for Failing {
     fn softcap(&self, x: &mut Buffer, len: usize, cap: f32) -> Outcome {
         self.count()?;
         self.cpu.softcap(x, len, cap)
+    }
+    fn top_k(
+        &self,
+        logits: &Buffer,
+        width: usize,
+        real: usize,
+        rows: &[u32],
+        k: usize,
+    ) -> Outcome<Option<Vec<Likeliest>>> {
+        self.count()?;
+        match k <= self.most_candidates {
+            true => Reference.top_k(logits, width, real, rows, k),
+            false => Ok(None),
+        }
     }
     fn kv_alloc(&self, shape: KvShape, pages: usize) -> Outcome<Kv> {
         self.cpu.kv_alloc(shape, pages)
@@ -212,10 +239,14 @@ impl<'a> World<'a> {
     }
 
     fn ask(&mut self, id: SequenceId, tokens: &[u32], n: usize) -> Arc<Stream> {
+        self.ask_with(id, tokens, n, SamplerOptions::greedy())
+    }
+
+    fn ask_with(&mut self, id: SequenceId, tokens: &[u32], n: usize, sampler: SamplerOptions) -> Arc<Stream> {
         let request = Request {
             tokens: tokens.into(),
             max_new_tokens: n,
-            sampler: SamplerOptions::greedy(),
+            sampler,
             ignore_eos: true,
             ..Request::default()
         };
@@ -313,4 +344,43 @@ fn r10_a_failure_at_any_call_is_an_error_and_nothing_more() {
     }
     // Most failures pass with the second try, where each request runs alone.
     assert!(failures > 0 && failures < calls, "{failures} of {calls}");
+}
+
+/// Requests that need a few tokens, whole rows, and more tokens than the device selects: each draws what it draws from whole
+/// rows, and only those of the last two kinds are read.
+#[test]
+fn rows_are_read_where_candidates_are_not_enough() {
+    let model = loaded();
+    let vocab = model.decoder.vocab_size();
+    let top =
+        |top_k, seed| SamplerOptions { top_k, seed: Some(seed), temp: 2.0, ..SamplerOptions::default() };
+    let penalized = SamplerOptions { repeat_penalty: 1.5, ..top(40, 4) };
+    let requests = [
+        (top(40, 1), false),
+        (penalized, true),
+        (SamplerOptions { logprobs: Some(2), ..top(40, 2) }, true),
+        (SamplerOptions::greedy(), false),
+        (top(101, 3), true),
+        (top(100, 5), false),
+        (top(0, 6), true),
+    ];
+    // Four rows of logits at a time, and seven sequences.
+    let run = |most_candidates, requests: &[(SamplerOptions, bool)]| {
+        let backend = Failing { most_candidates, ..Failing::new(usize::MAX, false) };
+        let mut world = World::new(&model, backend);
+        let ask = |(i, (options, _)): (usize, &(SamplerOptions, bool))| {
+            let id = world.add(&[]);
+            world.ask_with(id, &[1, 2 + i as u32], 5, options.clone())
+        };
+        let streams: Vec<_> = requests.iter().enumerate().map(ask).collect();
+        world.run();
+        let tokens: Vec<_> = streams.iter().map(|s| outcome(s)).collect();
+        (tokens, world.backend.downloaded.load(Ordering::Relaxed) / vocab)
+    };
+    let (want, rows) = run(0, &requests);
+    assert_eq!(rows, 5 * requests.len(), "a processor reads all of them");
+    assert!(want.iter().all(|(tokens, error)| tokens.len() == 5 && error.is_none()));
+    let (got, rows) = run(100, &requests);
+    assert_eq!(got, want);
+    assert_eq!(rows, 5 * requests.iter().filter(|(_, whole)| *whole).count());
 }

@@ -3,9 +3,9 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use lory_kernels::backend::{KvShape, KvType};
+use lory_kernels::backend::{KvShape, KvType, MatmulJob};
 use lory_kernels::cpu::{Cpu, Isa};
-use lory_kernels::{Backend, QuantType, Split};
+use lory_kernels::{Backend, QMatrix, QuantType, Reference, Split};
 use lory_models::adapter::AdapterSet;
 use lory_models::adapter::pack::{Pack, SynthSpec, synth_pack};
 use lory_models::weights::Layer;
@@ -121,4 +121,21 @@ fn pages_of_both_halves() {
             assert!(error.contains("bytes"), "{error}");
         }
     }
+}
+
+/// Tokens are selected on the side that computed the logits: the processor leaves that to the caller, the other side does it.
+#[test]
+fn candidates_come_from_where_the_logits_are() {
+    let split = Split::new(cpu(), Reference, 0);
+    let bytes: Vec<u8> = [1f32, 4.0, -2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let weight = QMatrix::new(QuantType::F32, 4, 1, &bytes).unwrap();
+    let mut x = split.alloc(2).unwrap();
+    split.upload(&[1.0, -1.0], &mut x).unwrap();
+    let mut logits = split.alloc(8).unwrap();
+    split.matmul(&x, 2, &mut [MatmulJob { weight, out: &mut logits }]).unwrap();
+    assert_eq!(split.top_k(&logits, 4, 4, &[0], 2).unwrap(), None);
+    split.load(weight).unwrap();
+    split.matmul(&x, 2, &mut [MatmulJob { weight, out: &mut logits }]).unwrap();
+    let found = split.top_k(&logits, 4, 3, &[1, 0], 2).unwrap();
+    assert_eq!(found, Some(vec![vec![(2, 2.0), (0, -1.0)], vec![(1, 4.0), (0, 1.0)]]));
 }

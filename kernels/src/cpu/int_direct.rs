@@ -10,7 +10,6 @@ use std::marker::PhantomData;
 
 use super::activations::Activations;
 use super::int_sum::GroupSum;
-use super::int_tile::Outputs;
 use super::panel::{PanelBlock, ROWS, Sink};
 use super::simd::{Op, Simd};
 use super::source::Source;
@@ -27,8 +26,8 @@ pub(crate) struct Walk {
     pub bytes: usize,
     /// Bytes of a row, from each to what is fetched ahead; 0: nothing is.
     pub ahead: usize,
-    /// Whether that is there behind the last panel, too.
-    pub goes_on: bool,
+    /// Accumulators from one activation row's to the next one's.
+    pub acc_stride: usize,
 }
 
 /// Some panels of sixteen weight rows × one tile of activations, over all columns.
@@ -45,8 +44,8 @@ pub(crate) struct Direct<'a, B, R, const MIN: bool, const MOST: u8> {
     pub offsets: &'a [i32],
     /// Which tile of it; at most [`Simd::DIRECT_ROWS`] rows.
     pub tile: usize,
-    /// Where the outputs of these panels go.
-    pub outputs: Outputs<'a>,
+    /// Receives `acc[row · acc_stride + panel]`.
+    pub acc: *mut [f32; ROWS],
     /// The format.
     pub block: PhantomData<B>,
 }
@@ -81,8 +80,7 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R,
         let mut panel = self.from;
         for p in 0..walk.panels {
             let mut dot = Dot::<S, M, MIN, MOST> { acc: [s.splat(0.0); M], q, scales, offsets, odd: false };
-            let distance = if p + 1 < walk.panels || walk.goes_on { walk.ahead } else { 0 };
-            let mut ahead = Ahead::new(panel, distance, blocks, size_of::<B>());
+            let mut ahead = Ahead::new(panel, walk.ahead, blocks, size_of::<B>());
             let mut from = panel;
             for _ in 0..blocks {
                 ahead.step(s);
@@ -90,14 +88,9 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R,
                 unsafe { B::unpack(s, &from, &mut dot) };
                 from.advance(size_of::<B>());
             }
-            let mut values = [[0.0; ROWS]; M];
             for m in 0..M {
-                s.store(dot.acc[m], &mut values[m]);
-            }
-            // In a loop of its own: what is indexed in a loop that is not unrolled does not stay in registers.
-            for (m, values) in values.iter().enumerate() {
-                // SAFETY: the caller's outputs.
-                unsafe { self.outputs.put_panel(start + m, p, values) };
+                // SAFETY: the caller's accumulators.
+                s.store(dot.acc[m], unsafe { &mut *self.acc.add(m * walk.acc_stride + p) });
             }
             panel.advance(walk.bytes);
         }

@@ -24,6 +24,8 @@ pub(crate) const ROW_BLOCK: usize = 256;
 const MAX_PANELS: usize = 2;
 /// Sixteen sums each: what a strip has room for.
 const ACCUMULATORS: usize = ROW_BLOCK * MAX_PANELS;
+/// The same where a tile is all there is: 8 KiB, and a call for many panels.
+const DIRECT_ACCUMULATORS: usize = 128;
 /// Panels of fewer bytes follow each other so closely that the processor fetches them by itself.
 const NEAR: usize = 4096;
 /// The most bytes of [`COLUMNS`] weights: those of Q8_0.
@@ -36,7 +38,7 @@ pub(crate) struct IntKernel {
     offset: Offset,
     most: u8,
     fill: unsafe fn(Isa, Rows, usize, *mut Panel),
-    direct: unsafe fn(Isa, &Strip<'_>, Rows, Walk, Outputs<'_>),
+    direct: unsafe fn(Isa, &Strip<'_>, Rows, Walk, *mut [f32; ROWS]),
     /// Of formats that can be repacked.
     woven: Option<WovenKernel>,
     block_len: usize,
@@ -49,7 +51,7 @@ struct WovenKernel {
     /// See [`Weave::HALVES`].
     halves: &'static [usize],
     fill: unsafe fn(Isa, Woven, usize, *mut Panel),
-    direct: unsafe fn(Isa, &Strip<'_>, Woven, Walk, Outputs<'_>),
+    direct: unsafe fn(Isa, &Strip<'_>, Woven, Walk, *mut [f32; ROWS]),
 }
 
 impl IntKernel {
@@ -119,16 +121,16 @@ unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, blocks: usize, panel
 }
 
 /// # Safety
-/// Each row of each panel has `x.columns / B::LEN` blocks of B; the outputs of the strip's first tile are those of the panels.
+/// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's first tile.
 unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     isa: Isa,
     strip: &Strip<'_>,
     from: R,
     walk: Walk,
-    outputs: Outputs<'_>,
+    acc: *mut [f32; ROWS],
 ) {
     let (x, offsets, tile) = (strip.x, strip.offsets, strip.tiles.start);
-    isa.run(Direct::<B, R, MIN, MOST> { from, walk, x, offsets, tile, outputs, block: PhantomData });
+    isa.run(Direct::<B, R, MIN, MOST> { from, walk, x, offsets, tile, acc, block: PhantomData });
 }
 
 /// Some columns of a strip.
@@ -173,7 +175,10 @@ pub(crate) struct Strip<'a> {
 impl Strip<'_> {
     /// The most weight rows of a strip with these activations.
     pub fn most_rows(isa: Isa, x: &Activations) -> usize {
-        if x.tiles.rows() <= isa.direct_rows() { usize::MAX } else { isa.tile_panels() * ROWS }
+        match x.tiles.rows() {
+            few if few <= isa.direct_rows() => DIRECT_ACCUMULATORS / few.max(1) * ROWS,
+            _ => isa.tile_panels() * ROWS,
+        }
     }
 
     /// Computes and writes `out[row · weight.rows() + n]`.
@@ -198,43 +203,54 @@ impl Strip<'_> {
     /// # Safety
     /// The activations are one tile; no one else uses the outputs.
     unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, outputs: Outputs<'_>) {
+        let (n_rows, panels) = (self.x.tiles.rows(), self.rows.len().div_ceil(ROWS));
+        assert!(n_rows * panels <= DIRECT_ACCUMULATORS);
+        let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; DIRECT_ACCUMULATORS];
+        let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
+        // SAFETY: accumulators for all rows and panels, of which each is written; the caller vouches for the outputs.
+        unsafe {
+            self.accumulate(isa, kernel, acc);
+            for row in 0..n_rows {
+                outputs.put(row, acc.add(row * panels));
+            }
+        }
+    }
+
+    /// The products of all panels, as `acc[row][panel]`.
+    ///
+    /// # Safety
+    /// The activations are one tile; `acc` has room.
+    unsafe fn accumulate(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
         let stride = self.weight.row_bytes();
+        let acc_stride = self.rows.len().div_ceil(ROWS);
         if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
             // The processor follows small blocks by itself; of large ones it is told, since their fields are not used in the
             // order of memory.
             let ahead = kernel.block_bytes.max(64);
-            let panels = self.rows.len().div_ceil(ROWS);
-            let walk = Walk { panels, bytes: stride, ahead, goes_on: true };
-            // SAFETY: the caller vouches for the outputs, `Repacked` for the blocks.
-            unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, outputs) };
+            let walk = Walk { panels: acc_stride, bytes: stride, ahead, acc_stride };
+            // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
+            unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, acc) };
             return;
         }
         let panels = self.rows.len() / ROWS;
-        let whole = self.rows.start..self.rows.start + panels * ROWS;
         if panels > 0 {
             let bytes = stride * ROWS;
-            // The next panel, but not beyond it: what lies behind a task is another thread's, and behind the weight something else.
-            let walk = Walk {
-                panels,
-                bytes,
-                ahead: if bytes < NEAR { 0 } else { bytes },
-                goes_on: whole.end < self.weight.rows(),
-            };
-            let from = Rows::new(self.weight.row(whole.start).as_ptr(), stride);
-            let outputs = Outputs { rows: whole.clone(), ..outputs };
-            // SAFETY: these are whole panels of the weight's rows; the caller vouches for the outputs.
-            unsafe { (kernel.direct)(isa, self, from, walk, outputs) };
+            // The next panel, but not beyond it: tasks are a few panels long, and what lies behind a task is another thread's.
+            let ahead = if bytes < NEAR { 0 } else { bytes };
+            let rows = Rows::new(self.weight.row(self.rows.start).as_ptr(), stride);
+            let walk = Walk { panels, bytes, ahead, acc_stride };
+            // SAFETY: these are whole panels of the weight's rows; the caller vouches for `acc`.
+            unsafe { (kernel.direct)(isa, self, rows, walk, acc) };
         }
-        if whole.end < self.rows.end {
+        if panels < acc_stride {
             // Missing rows repeat the last one; their results are not written.
-            let last = self.rows.end - 1;
-            let copies = (whole.end..whole.end + ROWS).flat_map(|row| self.weight.row(row.min(last)));
-            let copies: Vec<u8> = copies.copied().collect();
-            let from = Rows::new(copies.as_ptr(), stride);
-            let walk = Walk { panels: 1, bytes: 0, ahead: 0, goes_on: false };
-            let outputs = Outputs { rows: whole.end..self.rows.end, ..outputs };
-            // SAFETY: 16 rows of the weight's length; the caller vouches for the outputs.
-            unsafe { (kernel.direct)(isa, self, from, walk, outputs) };
+            let (first, last) = (self.rows.start + panels * ROWS, self.rows.end - 1);
+            let copies: Vec<u8> =
+                (first..first + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
+            let rows = Rows::new(copies.as_ptr(), stride);
+            let walk = Walk { panels: 1, bytes: 0, ahead: 0, acc_stride };
+            // SAFETY: 16 rows of the weight's length; the caller vouches for `acc`.
+            unsafe { (kernel.direct)(isa, self, rows, walk, acc.add(panels)) };
         }
     }
 

@@ -95,24 +95,12 @@ impl Outputs<'_> {
     /// # Safety
     /// The accumulators are there, and no one else uses these outputs.
     #[inline(always)]
-    unsafe fn put(&self, row: usize, acc: *const [f32; ROWS]) {
+    pub unsafe fn put(&self, row: usize, acc: *const [f32; ROWS]) {
         // SAFETY: the caller's promises.
         unsafe {
             let values = std::slice::from_raw_parts(acc.cast(), self.rows.len());
             self.out.put(row, self.rows.start, values);
         }
-    }
-
-    /// Writes what one panel gives activation row `row`.
-    ///
-    /// # Safety
-    /// No one else uses these outputs.
-    #[inline(always)]
-    pub unsafe fn put_panel(&self, row: usize, panel: usize, values: &[f32; ROWS]) {
-        let first = self.rows.start + panel * ROWS;
-        let values = values.get(..self.rows.end - first).unwrap_or(values);
-        // SAFETY: the caller's promise.
-        unsafe { self.out.put(row, first, values) };
     }
 }
 

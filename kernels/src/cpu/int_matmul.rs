@@ -174,7 +174,7 @@ pub(crate) struct Strip<'a> {
 
 impl Strip<'_> {
     /// The most weight rows of a strip with these activations. Many only where a call for each tile's would cost as much as what it
-    /// computes: with long rows, a token took longer that way (Q6_K, one row, 12 %).
+    /// computes: with long rows, which come from memory, nothing was gained (`benches/NOTES.md`).
     pub fn most_rows(isa: Isa, weight: QMatrix<'_>, x: &Activations) -> usize {
         match x.tiles.rows() {
             few if few <= isa.direct_rows() && weight.row_bytes() * ROWS < NEAR => {

@@ -100,7 +100,7 @@ impl<'a> Output<'a> {
         let line = self.lines.map_or(row, |lines| lines[row] as usize);
         // SAFETY: the caller's promise.
         let out = unsafe { self.out.slice(line * self.width + start - self.first, values.len()) };
-        if self.lines.is_some() { add(values, out) } else { copy(values, out) }
+        if self.lines.is_some() { write::<true>(values, out) } else { write::<false>(values, out) }
     }
 
     /// Asks for the outputs of some weight rows in the first `lines` lines, which will be written soon.
@@ -128,32 +128,24 @@ impl<'a> Output<'a> {
 
 /// Nearly always they are those of one panel or two; what has a known length is a few instructions and no call.
 #[inline(always)]
-fn copy(values: &[f32], out: &mut [f32]) {
+fn write<const ADD: bool>(values: &[f32], out: &mut [f32]) {
     if let (Some(values), Some(out)) = (values.as_array::<TWO>(), out.as_mut_array::<TWO>()) {
-        *out = *values;
+        write_array::<ADD, TWO>(values, out);
     } else if let (Some(values), Some(out)) = (values.as_array::<ROWS>(), out.as_mut_array::<ROWS>()) {
-        *out = *values;
+        write_array::<ADD, ROWS>(values, out);
+    } else if ADD {
+        out.iter_mut().zip(values).for_each(|(out, v)| *out += v);
     } else {
         out.copy_from_slice(values);
     }
 }
 
-/// The same.
-#[inline(always)]
-fn add(values: &[f32], out: &mut [f32]) {
-    if let (Some(values), Some(out)) = (values.as_array::<TWO>(), out.as_mut_array::<TWO>()) {
-        add_array(values, out);
-    } else if let (Some(values), Some(out)) = (values.as_array::<ROWS>(), out.as_mut_array::<ROWS>()) {
-        add_array(values, out);
-    } else {
-        out.iter_mut().zip(values).for_each(|(out, v)| *out += v);
-    }
-}
-
 /// By way of a copy, which cannot be the memory that is written.
 #[inline(always)]
-fn add_array<const N: usize>(values: &[f32; N], out: &mut [f32; N]) {
-    let mut sums = *out;
-    sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
+fn write_array<const ADD: bool, const N: usize>(values: &[f32; N], out: &mut [f32; N]) {
+    let mut sums = *values;
+    if ADD {
+        sums.iter_mut().zip(&*out).for_each(|(sum, out)| *sum += out);
+    }
     *out = sums;
 }

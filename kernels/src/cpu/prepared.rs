@@ -175,46 +175,7 @@ impl Form<'_> {
         }
     }
 
-    /// Some units of at most [`Form::most_rows`] of the weight's rows.
-    ///
-    /// # Safety
-    /// As for [`Form::run`].
-    unsafe fn strip_of(
-        &self,
-        isa: Isa,
-        weight: QMatrix<'_>,
-        rows: Range<usize>,
-        units: Range<usize>,
-        out: Output<'_>,
-    ) -> Result<(), FormatError> {
-        match *self {
-            Form::Int { kernel, repacked, x, offsets } => {
-                let strip = Strip { weight, repacked, rows, x, offsets, tiles: units };
-                // SAFETY: the caller's promise.
-                unsafe { strip.run(isa, kernel, out) };
-                Ok(())
-            }
-            #[cfg(target_arch = "x86_64")]
-            Form::Bf16 { x, .. } => {
-                // SAFETY: the caller's promise.
-                unsafe { Bf16Strip { weight, rows, x, x_rows: units }.run(out) };
-                Ok(())
-            }
-            #[cfg(target_arch = "x86_64")]
-            Form::Tiles { x } => {
-                // SAFETY: the caller's promise.
-                unsafe { TileStrip { weight, rows, x, tiles: units }.run(out) };
-                Ok(())
-            }
-            Form::Float { x, stride, .. } => {
-                let strip = FloatStrip { weight, rows, x, x_stride: stride, x_rows: units };
-                // SAFETY: the caller's promise.
-                unsafe { strip.run(isa, out) }
-            }
-        }
-    }
-
-    /// The most weight rows that [`Form::strip_of`] takes with so many units.
+    /// The most weight rows that one strip takes with so many units.
     fn most_rows(&self, isa: Isa, weight: QMatrix<'_>, units: usize) -> usize {
         match self {
             Form::Int { x, .. } => Strip::most_rows(isa, weight, x),
@@ -238,9 +199,22 @@ impl Form<'_> {
     ) -> Result<(), FormatError> {
         let step = self.most_rows(isa, weight, units.len());
         for start in rows.clone().step_by(step) {
-            let rows = start..start.saturating_add(step).min(rows.end);
+            let (rows, units) = (start..rows.end.min(start + step), units.clone());
             // SAFETY: the caller's promise.
-            unsafe { self.strip_of(isa, weight, rows, units.clone(), out)? };
+            unsafe {
+                match *self {
+                    Form::Int { kernel, repacked, x, offsets } => {
+                        Strip { weight, repacked, rows, x, offsets, tiles: units }.run(isa, kernel, out)
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    Form::Bf16 { x, .. } => Bf16Strip { weight, rows, x, x_rows: units }.run(out),
+                    #[cfg(target_arch = "x86_64")]
+                    Form::Tiles { x } => TileStrip { weight, rows, x, tiles: units }.run(out),
+                    Form::Float { x, stride, .. } => {
+                        FloatStrip { weight, rows, x, x_stride: stride, x_rows: units }.run(isa, out)?
+                    }
+                }
+            }
         }
         Ok(())
     }

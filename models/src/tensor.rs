@@ -13,7 +13,11 @@ pub type Bytes = Keeper;
 ///
 /// GGUF's `ne[0]` is `cols`; further dimensions are folded into `rows`.
 #[derive(Clone)]
-pub struct Tensor {
+pub struct Tensor(Arc<Inner>);
+
+/// Behind one pointer, so that the cores of an adapter, hundreds of which are put together when it is read, are small.
+#[derive(Clone)]
+struct Inner {
     file: Arc<str>,
     name: Arc<str>,
     ty: QuantType,
@@ -43,7 +47,7 @@ impl Tensor {
             )
         })?;
         QMatrix::new(ty, rows, cols, view).map_err(|e| Error::tensor(&file, name, e.to_string()))?;
-        Ok(Tensor { file, name: name.into(), ty, rows, cols, bytes, range })
+        Ok(Tensor(Arc::new(Inner { file, name: name.into(), ty, rows, cols, bytes, range })))
     }
 
     /// A tensor over bytes of its own, for weights made at load time.
@@ -56,53 +60,52 @@ impl Tensor {
     pub fn matrix(&self) -> QMatrix<'_> {
         // Both steps were checked in `new`; a mapping that shrank since then faults, it cannot
         // change its length here.
-        let view = (*self.bytes).as_ref().get(self.range.clone()).unwrap_or(&[]);
-        let matrix = QMatrix::new(self.ty, self.rows, self.cols, view);
-        matrix.expect("checked when the tensor was made").kept_by(&self.bytes)
+        let Inner { ty, rows, cols, bytes, range, .. } = &*self.0;
+        let view = (**bytes).as_ref().get(range.clone()).unwrap_or(&[]);
+        let matrix = QMatrix::new(*ty, *rows, *cols, view);
+        matrix.expect("checked when the tensor was made").kept_by(bytes)
     }
 
     /// Rows `range` as a tensor of its own, without a copy (fused q/k/v, gate/up).
     pub fn slice_rows(&self, range: Range<usize>) -> Result<Tensor> {
-        if range.start > range.end || range.end > self.rows {
-            return Err(Error::tensor(
-                &self.file,
-                &self.name,
-                format!("rows {}..{} of {} were asked for", range.start, range.end, self.rows),
-            ));
+        let Range { start, end } = range;
+        if start > end || end > self.rows() {
+            let message = format!("rows {start}..{end} of {} were asked for", self.rows());
+            return Err(Error::tensor(self.file(), self.name(), message));
         }
-        let row = self.matrix().row_bytes();
-        let bytes = self.range.start + range.start * row..self.range.start + range.end * row;
-        Ok(Tensor { rows: range.len(), range: bytes, ..self.clone() })
+        let (first, row) = (self.0.range.start, self.matrix().row_bytes());
+        let range = first + start * row..first + end * row;
+        Ok(Tensor(Arc::new(Inner { rows: end - start, range, ..(*self.0).clone() })))
     }
 
     /// The file that holds it.
     pub fn file(&self) -> &str {
-        &self.file
+        &self.0.file
     }
 
     /// Its name in the file.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     /// Its weight format.
     pub fn ty(&self) -> QuantType {
-        self.ty
+        self.0.ty
     }
 
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.0.rows
     }
 
     /// Number of columns.
     pub fn cols(&self) -> usize {
-        self.cols
+        self.0.cols
     }
 }
 
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} x {} {}", self.name, self.rows, self.cols, self.ty)
+        write!(f, "{}: {} x {} {}", self.name(), self.rows(), self.cols(), self.ty())
     }
 }

@@ -80,11 +80,13 @@ fn may_be_bad(ty: QuantType, bytes: &[u8]) -> bool {
         QuantType::Q6_K => &[208],
         _ => return true,
     };
-    let bad = |block: &[u8]| {
-        // The exponent stands in the upper byte.
-        halves.iter().any(|half| block.get(half + 1).is_some_and(|upper| upper & 0x7c == 0x7c))
+    // The exponent stands in the upper byte. Without an early exit, blocks do not wait for each other.
+    let largest = |half: &usize| {
+        let uppers =
+            bytes.chunks_exact(ty.block_bytes()).map(|block| block.get(half + 1).copied().unwrap_or(0));
+        uppers.fold(0, |largest, upper| (upper & 0x7c).max(largest))
     };
-    bytes.chunks_exact(ty.block_bytes()).any(bad)
+    halves.iter().any(|half| largest(half) == 0x7c)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! An adapter's record: decoded when the adapter is first used.
 
-use std::sync::Arc;
+use std::{fmt::Write, sync::Arc};
 
 use lory_kernels::QuantType;
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,14 @@ pub(super) struct Record<'a> {
     pub len: usize,
     pub cluster: u32,
     pub hash: u128,
+}
+
+/// How far a record was read.
+struct Reading {
+    /// The next part's first byte.
+    at: usize,
+    /// The last part's name; one buffer for all.
+    name: String,
 }
 
 /// A record's fixed part.
@@ -160,7 +168,7 @@ impl Record<'_> {
         if let Some(t) = head.invocation.iter().find(|t| **t as usize >= n_vocab) {
             return Err(self.error(format!("is invoked by token {t}, the base has {n_vocab}")));
         }
-        let mut at = head.payload;
+        let mut reading = Reading { at: head.payload, name: String::new() };
         let mut identity = Hasher::new();
         let basis_identity = basis.as_ref().map_or(0, |b| b.identity());
         identity.bytes(&basis_identity.to_le_bytes()).bytes(&self.hash.to_le_bytes());
@@ -169,10 +177,10 @@ impl Record<'_> {
         for (site, entry) in &head.cores {
             let shape = shapes.get(*site).ok_or_else(|| self.error(format!("{site} is not in the base")))?;
             let shared = basis.as_ref().and_then(|b| b.factors(*site));
-            builder.core(*site, self.core(*site, entry, shape, shared, &mut at)?);
+            builder.core(*site, self.core(*site, entry, shape, shared, &mut reading)?);
         }
-        if at != self.len || (head.header.cluster == NO_CLUSTER) != basis.is_none() {
-            return Err(self.error(format!("its cores end at byte {at} of {}", self.len)));
+        if reading.at != self.len || (head.header.cluster == NO_CLUSTER) != basis.is_none() {
+            return Err(self.error(format!("its cores end at byte {} of {}", reading.at, self.len)));
         }
         if let Some(basis) = basis {
             builder = builder.basis(basis);
@@ -186,7 +194,7 @@ impl Record<'_> {
         entry: &CoreEntry,
         shape: SiteShape,
         shared: Option<&Factors>,
-        at: &mut usize,
+        reading: &mut Reading,
     ) -> Result<Core> {
         let scale = entry.scale;
         if !scale.is_finite() || (scale != 0.0 && !scale.is_normal()) {
@@ -202,7 +210,7 @@ impl Record<'_> {
         let mut parts: [Option<Tensor>; 6] = Default::default();
         for (part, ty, rows, cols) in entry.parts(site, shape.out_features, shape.in_features) {
             if let Some(slot) = parts.get_mut(part as usize) {
-                *slot = Some(self.part(site, part, ty, rows, cols, at)?);
+                *slot = Some(self.part(site, part, ty, rows, cols, reading)?);
             }
         }
         let [v, u, matrix, delta_scale, row_scale, bias] = parts;
@@ -229,7 +237,7 @@ impl Record<'_> {
         ty: QuantType,
         rows: usize,
         cols: usize,
-        at: &mut usize,
+        reading: &mut Reading,
     ) -> Result<Tensor> {
         let bytes = ty.bytes_for(cols).and_then(|row| row.checked_mul(rows));
         let bytes = bytes.ok_or_else(|| {
@@ -238,6 +246,7 @@ impl Record<'_> {
                 ty.block_len()
             ))
         })?;
+        let Reading { at, name } = reading;
         let end = at.checked_add(bytes).filter(|end| *end <= self.len).ok_or_else(|| {
             self.error(format!(
                 "{site}: {part:?} of {bytes} bytes at {at} exceeds its record of {}",
@@ -245,8 +254,9 @@ impl Record<'_> {
             ))
         })?;
         let range = self.start + *at..self.start + end;
-        let name = format!("{}/{site}", self.name);
-        let tensor = Tensor::new(self.file.clone(), &name, ty, rows, cols, self.bytes.clone(), range)?;
+        name.clear();
+        let _ = write!(name, "{}/{site}", self.name);
+        let tensor = Tensor::new(self.file.clone(), name, ty, rows, cols, self.bytes.clone(), range)?;
         check_type(&tensor)?;
         check_finite(&tensor)?;
         *at = end.next_multiple_of(PART_ALIGN);

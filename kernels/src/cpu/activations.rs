@@ -3,6 +3,7 @@
 // Tiles index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
 use super::simd::{Op, Simd};
@@ -55,12 +56,12 @@ impl Tiles {
 /// Rows of [`Q8Block`]s, interleaved within each tile of `m` rows: `q[k / 4][row]` are four codes,
 /// `scales[k / 32][row]`, `sums[k / 16][row]`. A tile's step then reads its
 /// operands from consecutive addresses. Tile `t` starts at `start(t) · columns / n`.
-pub(crate) struct Activations {
+pub(crate) struct Activations<'a> {
     pub tiles: Tiles,
     pub columns: usize,
-    pub q: Vec<[i8; 4]>,
-    pub scales: Vec<f32>,
-    pub sums: Vec<i32>,
+    pub q: Cow<'a, [[i8; 4]]>,
+    pub scales: Cow<'a, [f32]>,
+    pub sums: Cow<'a, [i32]>,
 }
 
 /// A pointer that tasks share, each for a part of its own.
@@ -92,7 +93,7 @@ impl<T> Shared<T> {
     }
 }
 
-impl Activations {
+impl Activations<'_> {
     /// Quantizes `rows` lines of `columns`, which are a multiple of 32, for tiles of at most `largest` rows.
     pub fn new(isa: Isa, pool: &ThreadPool, x: &[f32], columns: usize, rows: usize, largest: usize) -> Self {
         // Else blocks at the ends of rows would stay unwritten.
@@ -137,26 +138,36 @@ impl Activations {
             scales.set_len(rows * columns / 32);
             sums.set_len(rows * columns / 16);
         }
-        Activations { tiles, columns, q, scales, sums }
+        Activations { tiles, columns, q: q.into(), scales: scales.into(), sums: sums.into() }
     }
 
-    /// Some rows, for tiles of at most `largest` rows.
-    pub fn select(&self, rows: &[u32], largest: usize) -> Activations {
+    /// Some rows, for tiles of at most `largest` rows. A row that is a tile of its own is not copied.
+    pub fn select(&self, rows: &[u32], largest: usize) -> Activations<'_> {
         let (columns, n) = (self.columns, rows.len());
-        let mut out = Activations {
-            tiles: Tiles::new(n, largest),
-            columns,
-            q: vec![[0; 4]; n * columns / 4],
-            scales: vec![0.0; n * columns / 32],
-            sums: vec![0; n * columns / 16],
-        };
-        for (place, row) in rows.iter().enumerate() {
-            let (from, to) = (self.tiles.place(*row as usize, columns), out.tiles.place(place, columns));
-            from.copy(4, &self.q, to, &mut out.q);
-            from.copy(32, &self.scales, to, &mut out.scales);
-            from.copy(16, &self.sums, to, &mut out.sums);
+        let tiles = Tiles::new(n, largest);
+        if let Some(row) = self.lone(rows) {
+            let of = |unit: usize| row * columns / unit..(row + 1) * columns / unit;
+            let (q, scales, sums) = (&self.q[of(4)], &self.scales[of(32)], &self.sums[of(16)]);
+            return Activations { tiles, columns, q: q.into(), scales: scales.into(), sums: sums.into() };
         }
-        out
+        let mut q = vec![[0; 4]; n * columns / 4];
+        let mut scales = vec![0.0; n * columns / 32];
+        let mut sums = vec![0; n * columns / 16];
+        for (place, row) in rows.iter().enumerate() {
+            let (from, to) = (self.tiles.place(*row as usize, columns), tiles.place(place, columns));
+            from.copy(4, &self.q, to, &mut q);
+            from.copy(32, &self.scales, to, &mut scales);
+            from.copy(16, &self.sums, to, &mut sums);
+        }
+        Activations { tiles, columns, q: q.into(), scales: scales.into(), sums: sums.into() }
+    }
+
+    /// The one row of a list, if every row is a tile of its own.
+    pub fn lone(&self, rows: &[u32]) -> Option<usize> {
+        match rows {
+            [row] if self.tiles.count == self.tiles.rows => Some(*row as usize),
+            _ => None,
+        }
     }
 
     /// What a tile's accumulators start from, or what minima are multiplied with, per group of

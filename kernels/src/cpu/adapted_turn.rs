@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::activations::Shared;
 use super::adapted::{Floats, Layer, Member, Shrunken, Wanted, Workers};
-use super::cores::{Line, Shrunk, run_cores};
+use super::cores::{Line, Shrunk, prepare_shrunk, run_cores};
 use super::matmul::{Input, Plan, Product, count_strips};
 use super::output::Output;
 use super::prepared::Prepared;
@@ -15,6 +15,8 @@ use crate::quant::{FormatError, QMatrix};
 
 /// Outputs that stay in the cache until all is added to them: 128 KiB, a part of the second level.
 const AT_ONCE: usize = 1 << 15;
+/// How often a task asks whether the cores are done before it begins without: some microseconds, less than adding to its outputs later.
+const POLLS: usize = 1 << 10;
 /// Tasks per thread that cores, and what is late, are dealt out in.
 const SMALL_TASKS_PER_THREAD: usize = 4;
 
@@ -31,6 +33,9 @@ struct Shrink<'a> {
     subset: Option<usize>,
     /// Receives a line per row.
     z: Output<'a>,
+    strips_left: AtomicUsize,
+    /// The lines, prepared for the cores.
+    shrunk: OnceLock<Prepared<'a>>,
 }
 
 /// One group of one layer.
@@ -170,9 +175,11 @@ impl<'a> Turn<'a> {
         self.subsets.extend(wanted.subsets.into_iter().map(|rows| Subset { rows, x: OnceLock::new() }));
         for Shrunken { v, subset, rows } in wanted.shrinks {
             let strip = self.x.form(self.workers.isa, v, None).strip(self.workers.isa);
+            let before = self.strips.len();
             self.strips.extend((0..v.rows()).step_by(strip).map(|row| (self.shrinks.len(), row)));
+            let strips_left = AtomicUsize::new(self.strips.len() - before);
             let z = Output::set(floats.take(rows * v.rows()), v.rows());
-            self.shrinks.push(Shrink { v, subset, z });
+            self.shrinks.push(Shrink { v, subset, z, strips_left, shrunk: OnceLock::new() });
         }
         for Member { group, u, shrink, places, lines, .. } in wanted.members {
             let before = self.runs.len();
@@ -184,7 +191,7 @@ impl<'a> Turn<'a> {
         }
         self.runs_per_task =
             self.runs.len().div_ceil(self.workers.pool.threads() * SMALL_TASKS_PER_THREAD).max(1);
-        self.shrunk = Stage(AtomicUsize::new(self.strips.len()));
+        self.shrunk = Stage(AtomicUsize::new(self.shrinks.len()));
         self.cores = Stage(AtomicUsize::new(self.parts.len()));
     }
 
@@ -261,7 +268,7 @@ impl<'a> Turn<'a> {
     fn shrink(&self, i: usize) -> Result<(), FormatError> {
         self.fetch_core(i * self.runs_per_task);
         let (shrink, first) = self.strips[i];
-        let Shrink { v, subset, z } = &self.shrinks[shrink];
+        let Shrink { v, subset, z, strips_left, shrunk } = &self.shrinks[shrink];
         let x = match subset.map(|i| &self.subsets[i].x) {
             None => self.x,
             Some(x) => {
@@ -274,7 +281,14 @@ impl<'a> Turn<'a> {
         let rows = first..(first + form.strip(self.workers.isa)).min(v.rows());
         // SAFETY: `z` was made for these rows, and each strip has one task.
         unsafe { form.run_all(self.workers.isa, *v, rows, *z)? };
-        self.shrunk.done();
+        if strips_left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // SAFETY: all strips are done.
+            let z = unsafe { z.written() };
+            let theirs = self.parts.iter().filter(|part| part.shrink == shrink);
+            let cores = theirs.flat_map(|part| &part.lines).flat_map(Line::cores);
+            drop(shrunk.set(prepare_shrunk(self.workers.isa, self.workers.serial, z, v.rows(), cores)));
+            self.shrunk.done();
+        }
         Ok(())
     }
 
@@ -299,12 +313,14 @@ impl<'a> Turn<'a> {
             let later = i + self.workers.pool.threads();
             self.fetch_core(if run + 1 < end { run + 1 } else { later * self.runs_per_task });
             let width = part.u.cols();
+            let Shrink { z, shrunk, .. } = &self.shrinks[part.shrink];
+            let Some(x) = shrunk.get() else { return Ok(()) };
             // SAFETY: all strips are done.
-            let z = unsafe { self.shrinks[part.shrink].z.written() };
+            let z = unsafe { z.written() };
             // SAFETY: each run has its own lines.
             let out = unsafe { part.inner.slice(first * width, n * width) };
-            let shrunk = Shrunk { z, places: &part.places, width };
-            run_cores(self.workers.isa, self.workers.serial, shrunk, &part.lines[first..first + n], out)?;
+            let shrunk = Shrunk { z, x, places: &part.places, width };
+            run_cores(self.workers.isa, shrunk, &part.lines[first..first + n], out)?;
             if part.runs_left.fetch_sub(1, Ordering::AcqRel) == 1 {
                 // SAFETY: all lines are written.
                 let x = unsafe { part.inner.view(0, part.lines.len() * width) };
@@ -336,7 +352,7 @@ impl<'a> Turn<'a> {
             unsafe {
                 if layer.parts.is_empty() {
                     plan.strips(self.workers.isa, piece, 0, plan.out)?;
-                } else if self.cores.is_over() {
+                } else if self.cores.is_over() || task >= self.early && self.cores_are_over_soon() {
                     self.write_adapted(layer, piece, &mut lines)?;
                 } else {
                     bare = piece.end - strips.start;
@@ -346,6 +362,14 @@ impl<'a> Turn<'a> {
         }
         self.states[task].store(1 + bare, Ordering::Release);
         Ok(())
+    }
+
+    /// Waits a little.
+    fn cores_are_over_soon(&self) -> bool {
+        (0..POLLS).any(|_| {
+            std::hint::spin_loop();
+            self.cores.is_over()
+        })
     }
 
     /// Some strips of a layer with all that is added, put together in `lines`: a layer's lines are whole pages apart, of which the

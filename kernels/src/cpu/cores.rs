@@ -52,6 +52,18 @@ impl<'a> Line<'a> {
         })
     }
 
+    /// Its full cores.
+    pub fn cores(&self) -> impl Iterator<Item = QMatrix<'a>> {
+        let terms = match self.terms {
+            Terms::Plain(terms) => terms,
+            Terms::Scaled(term) => std::slice::from_ref(term),
+        };
+        terms.iter().filter_map(|term| match term.core {
+            Core::Full(core) => Some(core),
+            _ => None,
+        })
+    }
+
     /// The one full core of the line, if it is all there is, and λ.
     pub fn single(&self) -> Option<(QMatrix<'a>, f32)> {
         let (term, scale) = match self.terms {
@@ -75,6 +87,8 @@ impl<'a> Line<'a> {
 pub(super) struct Shrunk<'a> {
     /// Lines of `width`.
     pub z: &'a [f32],
+    /// The same prepared for the cores.
+    pub x: &'a Prepared<'a>,
     /// Which of them each row of the group has.
     pub places: &'a [usize],
     /// The rank.
@@ -82,31 +96,48 @@ pub(super) struct Shrunk<'a> {
 }
 
 impl<'a> Shrunk<'a> {
-    fn of(&self, line: &Line<'_>) -> &'a [f32] {
-        &self.z[self.places[line.index] * self.width..][..self.width]
+    fn place(&self, line: &Line<'_>) -> usize {
+        self.places[line.index]
     }
+
+    fn of(&self, line: &Line<'_>) -> &'a [f32] {
+        &self.z[self.place(line) * self.width..][..self.width]
+    }
+}
+
+/// V x of some rows, quantized or whatever the cores want, once for all of them.
+pub(super) fn prepare_shrunk<'a>(
+    isa: Isa,
+    serial: &ThreadPool,
+    z: &'a [f32],
+    width: usize,
+    cores: impl Iterator<Item = QMatrix<'a>>,
+) -> Prepared<'a> {
+    // What they want depends on their types, which are one or few.
+    let mut kinds: Vec<QMatrix<'_>> = Vec::new();
+    for core in cores {
+        if kinds.iter().all(|kind| kind.ty() != core.ty()) {
+            kinds.push(core);
+        }
+    }
+    let rows = z.len().checked_div(width).unwrap_or(0);
+    Prepared::lines(isa, serial, Input { x: z, rows, columns: width }, &kinds)
 }
 
 /// The lines of a run, in this thread.
 pub(super) fn run_cores(
     isa: Isa,
-    serial: &ThreadPool,
     shrunk: Shrunk<'_>,
     lines: &[Line<'_>],
     out: &mut [f32],
 ) -> Result<(), FormatError> {
     let width = shrunk.width;
-    let z = |line: &Line<'_>| shrunk.of(line);
     if let Some((core, _)) = lines.first().and_then(Line::single) {
-        let gathered: Vec<f32>;
-        let x = match lines {
-            [one] => z(one),
-            _ => {
-                gathered = lines.iter().map(z).collect::<Vec<_>>().concat();
-                &gathered
-            }
-        };
-        core_product(isa, serial, core, x, lines.len(), out)?;
+        let place = |line: &Line<'_>| shrunk.place(line) as u32;
+        match lines {
+            [line] => core_product(isa, core, shrunk.x, &[place(line)], out)?,
+            _ => core_product(isa, core, shrunk.x, &lines.iter().map(place).collect::<Vec<_>>(), out)?,
+        }
         for (line, out) in lines.iter().zip(out.chunks_exact_mut(width)) {
             if let (Terms::Plain(_), Some((_, scale))) = (line.terms, line.single()) {
                 isa.run(Scale { scale, values: out });
@@ -122,10 +153,10 @@ pub(super) fn run_cores(
         };
         for term in terms.iter().filter(|t| scaled || t.delta_scale.is_none()) {
             let diagonal;
-            let z = z(line);
+            let z = shrunk.of(line);
             let cz: &[f32] = match term.core {
                 Core::Full(c) => {
-                    core_product(isa, serial, c, z, 1, &mut full)?;
+                    core_product(isa, c, shrunk.x, &[shrunk.place(line) as u32], &mut full)?;
                     &full
                 }
                 Core::Diagonal(c) => {
@@ -182,19 +213,18 @@ impl Op for Scale<'_> {
 /// take longer than multiplying it.
 fn core_product(
     isa: Isa,
-    serial: &ThreadPool,
     core: QMatrix<'_>,
-    z: &[f32],
-    rows: usize,
+    z: &Prepared<'_>,
+    rows: &[u32],
     out: &mut [f32],
 ) -> Result<(), FormatError> {
-    let (n, columns) = (core.rows(), core.cols());
-    let out = &mut out[..rows * n];
-    if columns == 0 {
+    let n = core.rows();
+    let out = &mut out[..rows.len() * n];
+    if core.cols() == 0 {
         out.fill(0.0);
         return Ok(());
     }
-    let prepared = Prepared::new(isa, serial, Input { x: z, rows, columns }, &[core]);
+    let z = z.select(isa, rows, &[core]);
     // SAFETY: `out` has lines of `n` for all rows, and is this call's alone.
-    unsafe { prepared.form(isa, core, None).run_all(isa, core, 0..n, Output::set(out, n)) }
+    unsafe { z.form(isa, core, None).run_all(isa, core, 0..n, Output::set(out, n)) }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Direct<'a, B, R, const MIN: bool, const MOST: u8> {
     /// How to go on from there.
     pub walk: Walk,
     /// The right-hand side.
-    pub x: &'a Activations,
+    pub x: &'a Activations<'a>,
     /// From [`Activations::offsets`].
     pub offsets: &'a [i32],
     /// Which tile of it; at most [`Simd::DIRECT_ROWS`] rows.

@@ -165,7 +165,7 @@ pub(crate) struct Strip<'a> {
     /// First of the weight rows, and one past the last: at most [`Strip::most_rows`].
     pub rows: std::ops::Range<usize>,
     /// The right-hand side.
-    pub x: &'a Activations,
+    pub x: &'a Activations<'a>,
     /// For the weight's format.
     pub offsets: &'a [i32],
     /// Which tiles; at most [`ROW_BLOCK`] rows.
@@ -175,7 +175,7 @@ pub(crate) struct Strip<'a> {
 impl Strip<'_> {
     /// The most weight rows of a strip with these activations. Many only where a call for each tile's would cost as much as what it
     /// computes: with long rows, which come from memory, nothing was gained (`benches/NOTES.md`).
-    pub fn most_rows(isa: Isa, weight: QMatrix<'_>, x: &Activations) -> usize {
+    pub fn most_rows(isa: Isa, weight: QMatrix<'_>, x: &Activations<'_>) -> usize {
         match x.tiles.rows() {
             few if few <= isa.direct_rows() && weight.row_bytes() * ROWS < NEAR => {
                 DIRECT_ACCUMULATORS / few.max(1) * ROWS

@@ -27,7 +27,7 @@ pub(crate) struct Sweep<'a, const STEPS: usize, const MIN: bool, const MOST: u8>
     /// How many.
     pub columns: usize,
     /// The right-hand side.
-    pub x: &'a Activations,
+    pub x: &'a Activations<'a>,
     /// From [`Activations::offsets`].
     pub offsets: &'a [i32],
     /// Which tiles of it.

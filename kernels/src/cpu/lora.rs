@@ -5,10 +5,10 @@
 //! q, k and v cost one preparation. Bits are those of [`crate::ops::lora`].
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::activations::Shared;
-use super::cores::{Line, Shrunk, Terms, run_cores};
+use super::cores::{Line, Shrunk, Terms, prepare_shrunk, run_cores};
 use super::matmul::{Input, Product, matmul};
 use super::output::Output;
 use super::pointwise::split;
@@ -172,6 +172,7 @@ fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]
     }
     let inner: Vec<_> = work.iter_mut().map(|w| Shared(w.inner.as_mut_ptr())).collect();
     let work = &*work;
+    let shrunk: Vec<_> = work.iter().map(|_| OnceLock::new()).collect();
     let failure = Mutex::new(None);
     let cost = work.iter().map(|w| w.u.cols() * w.u.cols()).max().unwrap_or(0);
     split(pool, runs.len(), cost, &|range| {
@@ -179,8 +180,11 @@ fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]
             let (work, r) = (&work[*w], work[*w].u.cols());
             // SAFETY: each run owns its lines.
             let out = unsafe { inner[*w].slice(first * r, n * r) };
-            let z = Shrunk { z: &work.z, places: &work.places, width: r };
-            if let Err(error) = run_cores(isa, serial, z, &work.lines[*first..first + n], out) {
+            let x = shrunk[*w].get_or_init(|| {
+                prepare_shrunk(isa, serial, &work.z, r, work.lines.iter().flat_map(Line::cores))
+            });
+            let z = Shrunk { z: &work.z, x, places: &work.places, width: r };
+            if let Err(error) = run_cores(isa, z, &work.lines[*first..first + n], out) {
                 *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
         }

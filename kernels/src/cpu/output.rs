@@ -73,7 +73,7 @@ impl<'a> Output<'a> {
     ///
     /// # Safety
     /// Nobody writes any more.
-    pub unsafe fn written(&self) -> &[f32] {
+    pub unsafe fn written(&self) -> &'a [f32] {
         // SAFETY: the caller's promise.
         unsafe { self.out.view(0, self.len) }
     }

@@ -23,7 +23,7 @@ use crate::quant::{FormatError, QMatrix};
 /// An input in all the forms that some weights want.
 pub(super) struct Prepared<'x> {
     rows: usize,
-    quantized: Option<Activations>,
+    quantized: Option<Activations<'x>>,
     /// Lines of the second number's length.
     floats: Option<(Cow<'x, [f32]>, usize)>,
     #[cfg(target_arch = "x86_64")]
@@ -31,8 +31,11 @@ pub(super) struct Prepared<'x> {
     #[cfg(target_arch = "x86_64")]
     paired: Option<Paired>,
     /// Of `quantized`, for the formats that occur.
-    offsets: Vec<((usize, Offset), Vec<i32>)>,
+    offsets: Vec<(Key, Cow<'x, [i32]>)>,
 }
+
+/// Columns of a group, and what its offsets are.
+type Key = (usize, Offset);
 
 impl<'x> Prepared<'x> {
     /// How many lines.
@@ -42,14 +45,28 @@ impl<'x> Prepared<'x> {
 
     /// For products with `weights`.
     pub fn new(isa: Isa, pool: &ThreadPool, input: Input<'x>, weights: &[QMatrix<'_>]) -> Self {
+        Prepared::with_tiles(isa, pool, input, weights, isa.rows_of_tile(input.rows))
+    }
+
+    /// For lines that will be selected, most of them alone, which then copies nothing.
+    pub fn lines(isa: Isa, serial: &ThreadPool, input: Input<'x>, weights: &[QMatrix<'_>]) -> Self {
+        Prepared::with_tiles(isa, serial, input, weights, 1)
+    }
+
+    fn with_tiles(
+        isa: Isa,
+        pool: &ThreadPool,
+        input: Input<'x>,
+        weights: &[QMatrix<'_>],
+        largest: usize,
+    ) -> Self {
         let Input { x, rows, columns } = input;
         let x = &x[..rows * columns];
         // Without columns there is nothing to prepare, and no product asks for it.
         let weights = if columns > 0 { weights } else { &[] };
         let kernels = || weights.iter().map(|w| IntKernel::of(w.ty()));
-        let quantized = kernels()
-            .any(|k| k.is_some())
-            .then(|| Activations::new(isa, pool, x, columns, rows, isa.rows_of_tile(rows)));
+        let quantized =
+            kernels().any(|k| k.is_some()).then(|| Activations::new(isa, pool, x, columns, rows, largest));
         let float = |w: &QMatrix<'_>| IntKernel::of(w.ty()).is_none() && !is_rounded(isa, w.ty());
         let floats = weights.iter().any(float).then(|| padded(x, columns, rows));
         #[cfg(target_arch = "x86_64")]
@@ -60,11 +77,11 @@ impl<'x> Prepared<'x> {
         let paired = Amx::of(isa)
             .filter(|_| weights.iter().any(|w| is_rounded(isa, w.ty())))
             .map(|proof| Paired::new(proof, pool, x, columns, rows));
-        let mut offsets: Vec<((usize, Offset), Vec<i32>)> = Vec::new();
+        let mut offsets: Vec<(Key, Cow<'_, [i32]>)> = Vec::new();
         for (kernel, q) in kernels().flatten().zip(quantized.iter().cycle()) {
             let key = (kernel.group, kernel.offset(isa));
             if offsets.iter().all(|(of, _)| *of != key) {
-                offsets.push((key, q.offsets(key.0, key.1)));
+                offsets.push((key, q.offsets(key.0, key.1).into()));
             }
         }
         Prepared {
@@ -83,8 +100,8 @@ impl<'x> Prepared<'x> {
     pub fn select<'a>(&'a self, isa: Isa, rows: &[u32], weights: &[QMatrix<'_>]) -> Prepared<'a> {
         let tile = isa.rows_of_tile(rows.len());
         let is_int = |w: &QMatrix<'_>| IntKernel::of(w.ty()).is_some();
-        let quantized = self.quantized.as_ref().filter(|_| weights.iter().any(is_int));
-        let quantized = quantized.map(|q| q.select(rows, tile));
+        let all = self.quantized.as_ref().filter(|_| weights.iter().any(is_int));
+        let quantized = all.map(|q| q.select(rows, tile));
         let float = |w: &QMatrix<'_>| !is_int(w) && !is_rounded(isa, w.ty());
         let floats = self.floats.as_ref().filter(|_| weights.iter().any(float)).map(|(x, stride)| {
             let first = rows.first().map_or(0, |row| *row as usize);
@@ -99,13 +116,16 @@ impl<'x> Prepared<'x> {
         });
         #[cfg(target_arch = "x86_64")]
         let is_rounded = weights.iter().any(|w| is_rounded(isa, w.ty()));
-        let offsets = |q: &Activations| {
-            let keys = self.offsets.iter().map(|(key, _)| *key);
-            keys.map(|key| (key, q.offsets(key.0, key.1))).collect()
+        let offsets = |(all, q): (&Activations<'_>, &Activations<'_>)| {
+            let own = |(key, offsets): &'a (Key, Cow<'_, [i32]>)| match all.lone(rows) {
+                Some(row) => (*key, offsets[row * q.columns / key.0..][..q.columns / key.0].into()),
+                None => (*key, q.offsets(key.0, key.1).into()),
+            };
+            self.offsets.iter().map(own).collect()
         };
         Prepared {
             rows: rows.len(),
-            offsets: quantized.as_ref().map(offsets).unwrap_or_default(),
+            offsets: all.zip(quantized.as_ref()).map(offsets).unwrap_or_default(),
             quantized,
             floats,
             #[cfg(target_arch = "x86_64")]
@@ -141,7 +161,12 @@ impl<'x> Prepared<'x> {
 #[derive(Clone, Copy)]
 pub(super) enum Form<'a> {
     /// Quantized, for integer formats.
-    Int { kernel: &'static IntKernel, repacked: Option<&'a Repacked>, x: &'a Activations, offsets: &'a [i32] },
+    Int {
+        kernel: &'static IntKernel,
+        repacked: Option<&'a Repacked>,
+        x: &'a Activations<'a>,
+        offsets: &'a [i32],
+    },
     /// As they are, for the others.
     Float { x: &'a [f32], stride: usize, rows: usize },
     /// Rounded, where there are instructions for that.

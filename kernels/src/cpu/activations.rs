@@ -53,6 +53,9 @@ impl Tiles {
     }
 }
 
+/// Values that a task quantizes at least: fewer are done sooner than another thread.
+const TASK_VALUES: usize = 4096;
+
 /// Rows of [`Q8Block`]s, interleaved within each tile of `m` rows: `q[k / 4][row]` are four codes,
 /// `scales[k / 32][row]`, `sums[k / 16][row]`. A tile's step then reads its
 /// operands from consecutive addresses. Tile `t` starts at `start(t) · columns / n`.
@@ -108,24 +111,33 @@ impl Activations<'_> {
             Shared(scales.spare_capacity_mut().as_mut_ptr()),
             Shared(sums.spare_capacity_mut().as_mut_ptr()),
         );
-        // Below some thousand values a task costs more than it saves.
-        let step = if rows * columns < 16_384 { tiles.count() } else { 1 };
-        pool.run(tiles.count().div_ceil(step.max(1)), &|task| {
+        // A task is some tiles, or a part of a tile's blocks where there are fewer tiles than threads.
+        let blocks = columns / Q8Block::LEN;
+        let parts_of_tile = (rows * columns / (TASK_VALUES * tiles.count().max(1)))
+            .clamp(1, pool.threads().div_ceil(tiles.count().max(1)))
+            .min(blocks.max(1));
+        let step = (TASK_VALUES * tiles.count() / (rows * columns).max(1)).max(1);
+        pool.run(tiles.count().div_ceil(step) * parts_of_tile, &|task| {
             let parts = &parts;
-            for t in task * step..((task + 1) * step).min(tiles.count()) {
+            let first = task / parts_of_tile * step;
+            let part = task % parts_of_tile;
+            let (from, to) = (part * blocks / parts_of_tile, (part + 1) * blocks / parts_of_tile);
+            for t in first..(first + step).min(tiles.count()) {
                 let (start, end) = (tiles.start(t), tiles.start(t + 1));
-                let n = (end - start) * columns;
-                // SAFETY: tiles are disjoint ranges of rows, and each is visited once.
+                let m = end - start;
+                // SAFETY: tiles are disjoint ranges of rows, parts of blocks, and each is visited once.
                 let (q, scales, sums) = unsafe {
                     (
-                        parts.0.slice(start * columns / 4, n / 4),
-                        parts.1.slice(start * columns / 32, n / 32),
-                        parts.2.slice(start * columns / 16, n / 16),
+                        parts.0.slice((start * blocks + from * m) * 8, (to - from) * m * 8),
+                        parts.1.slice(start * blocks + from * m, (to - from) * m),
+                        parts.2.slice((start * blocks + from * m) * 2, (to - from) * m * 2),
                     )
                 };
                 isa.run(Quantize {
                     x: &x[start * columns..end * columns],
-                    rows: end - start,
+                    columns,
+                    from,
+                    rows: m,
                     q,
                     scales,
                     sums,
@@ -223,9 +235,12 @@ pub(crate) enum Offset {
     Min,
 }
 
-/// One tile by [`Q8Block::quantize`], with vectors. Writes all of the last three.
+/// Some blocks of one tile by [`Q8Block::quantize`], with vectors. Writes all of the last three.
 struct Quantize<'a> {
     x: &'a [f32],
+    columns: usize,
+    /// The first of the blocks.
+    from: usize,
     rows: usize,
     q: &'a mut [MaybeUninit<[i8; 4]>],
     scales: &'a mut [MaybeUninit<f32>],
@@ -238,12 +253,12 @@ impl Op for Quantize<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let m = self.rows;
-        let columns = self.x.len() / m;
         // Block by block and not row by row: what is written lies together.
         let outputs = self.q.chunks_exact_mut(8 * m).zip(self.scales.chunks_exact_mut(m));
         for (b, ((q, scales), sums)) in outputs.zip(self.sums.chunks_exact_mut(2 * m)).enumerate() {
             for r in 0..m {
-                let (halves, _) = self.x[r * columns + b * Q8Block::LEN..][..Q8Block::LEN].as_chunks::<16>();
+                let (halves, _) = self.x[r * self.columns + (self.from + b) * Q8Block::LEN..][..Q8Block::LEN]
+                    .as_chunks::<16>();
                 let (low, high) = (s.load(&halves[0]), s.load(&halves[1]));
                 let magnitude = s.splat_i(0x7fff_ffff);
                 let largest = s.max_i(s.and(s.bits(low), magnitude), s.and(s.bits(high), magnitude));

@@ -8,8 +8,8 @@
 //! 2. shrink: `z = Vᵀ x`, each V once for all layers that have it;
 //! 3. the first tasks of the layers, so that nobody waits for the last shrink;
 //! 4. cores: `λ C z`, summed line by line, and prepared for the product with U by whoever finishes a group;
-//! 5. the layers' other tasks, which add `U z'` to what they have written while it is in the cache;
-//! 6. late: the same for tasks that came before the cores were done.
+//! 5. the layers' other tasks, which write the sum of their own products and of `U z'`;
+//! 6. late: `U z'` is added to the outputs of tasks that came before the cores were done.
 //!
 //! Tasks begin in ascending order and wait only for lower ones, so one that waits waits for a task that runs. Bits are those of
 //! [`crate::ops::lora`], whoever adds.

@@ -8,12 +8,12 @@ use super::activations::Shared;
 use super::adapted::{Floats, Layer, Member, Shrunken, Wanted, Workers};
 use super::cores::{Line, Shrunk, prepare_shrunk, run_cores};
 use super::matmul::{Input, Plan, Product, count_strips};
-use super::output::Output;
+use super::output::{Addends, Output};
 use super::prepared::Prepared;
 use super::simd::Fetch;
 use crate::quant::{FormatError, QMatrix};
 
-/// Outputs that stay in the cache until all is added to them: 128 KiB, a part of the second level.
+/// What is expanded before it is used: 128 KiB, a part of the second level.
 const AT_ONCE: usize = 1 << 15;
 /// How often a task asks whether the cores are done before it begins without: some microseconds, less than adding to its outputs later.
 const POLLS: usize = 1 << 10;
@@ -47,6 +47,8 @@ struct Part<'a> {
     lines: Vec<Line<'a>>,
     /// The row of the batch that each line is for.
     rows: Vec<u32>,
+    /// Whether some of these have another part before it.
+    again: bool,
     /// Receives the cores' results, lines of the rank.
     inner: Shared<f32>,
     runs_left: AtomicUsize,
@@ -58,6 +60,8 @@ struct Part<'a> {
 struct Adapted<'a> {
     plan: Plan<'a>,
     parts: Range<usize>,
+    /// The rows that they are for.
+    rows: Vec<bool>,
     /// One past its last task, counted over all layers.
     end: usize,
 }
@@ -160,7 +164,7 @@ impl<'a> Turn<'a> {
             assert!(plan.has_one_block());
             tasks += plan.tasks();
             let parts = members.partition_point(|m| m.layer < i)..members.partition_point(|m| m.layer <= i);
-            self.layers.push(Adapted { plan, parts, end: tasks });
+            self.layers.push(Adapted { plan, parts, rows: vec![false; self.x.rows()], end: tasks });
         }
         self.states.resize_with(tasks, AtomicUsize::default);
         // A thread alone finds everything done in its turn.
@@ -181,13 +185,17 @@ impl<'a> Turn<'a> {
             let z = Output::set(floats.take(rows * v.rows()), v.rows());
             self.shrinks.push(Shrink { v, subset, z, strips_left, shrunk: OnceLock::new() });
         }
-        for Member { group, u, shrink, places, lines, .. } in wanted.members {
+        for Member { layer, group, u, shrink, places, lines } in wanted.members {
             let before = self.runs.len();
             self.runs.extend(Line::runs(&lines).map(|(first, n)| (self.parts.len(), first, n)));
             let runs_left = AtomicUsize::new(self.runs.len() - before);
-            let rows = lines.iter().map(|line| group.rows[line.index].0).collect();
+            let rows: Vec<u32> = lines.iter().map(|line| group.rows[line.index].0).collect();
+            let known = &mut self.layers[layer].rows;
+            let again = rows.iter().any(|row| known[*row as usize]);
+            rows.iter().for_each(|row| known[*row as usize] = true);
             let inner = Shared(floats.take(lines.len() * u.cols()).as_mut_ptr());
-            self.parts.push(Part { u, shrink, places, lines, rows, inner, runs_left, x: OnceLock::new() });
+            let x = OnceLock::new();
+            self.parts.push(Part { u, shrink, places, lines, rows, again, inner, runs_left, x });
         }
         self.runs_per_task =
             self.runs.len().div_ceil(self.workers.pool.threads() * SMALL_TASKS_PER_THREAD).max(1);
@@ -332,31 +340,37 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
-    /// The layer of a task, and which of its tasks it is.
-    fn locate(&self, task: usize) -> (&Adapted<'_>, usize) {
+    /// The layer of a task, and its strips.
+    fn strips_of(&self, task: usize) -> (&Adapted<'_>, Range<usize>) {
         let i = self.layers.partition_point(|layer| layer.end <= task);
         let first = i.checked_sub(1).map_or(0, |before| self.layers[before].end);
-        (&self.layers[i], task - first)
+        (&self.layers[i], self.layers[i].plan.strips_of(task - first))
     }
 
     /// A task of a layer, with what is added if that is known.
     fn layer(&self, task: usize) -> Result<(), FormatError> {
-        let (layer, own) = self.locate(task);
-        let plan = &layer.plan;
-        let strips = plan.strips_of(own);
-        let at_once = (AT_ONCE / (self.x.rows() * plan.strip())).max(1);
+        let (layer, strips) = self.strips_of(task);
+        let at_once = (AT_ONCE / (self.x.rows() * layer.plan.strip())).max(1);
         let (mut bare, mut lines) = (0, Vec::new());
         for first in strips.clone().step_by(at_once) {
             let piece = first..(first + at_once).min(strips.end);
+            let ahead = match piece.end < strips.end {
+                true => (layer, piece.end..strips.end),
+                // As far as can be told, what this thread does next.
+                false => match task + self.workers.pool.threads() {
+                    next if next < self.states.len() => self.strips_of(next),
+                    _ => (layer, 0..0),
+                },
+            };
             // SAFETY: each strip has one task; the output was checked.
             unsafe {
-                if layer.parts.is_empty() {
-                    plan.strips(self.workers.isa, piece, 0, plan.out)?;
-                } else if self.cores.is_over() || task >= self.early && self.cores_are_over_soon() {
-                    self.write_adapted(layer, piece, &mut lines)?;
+                if !layer.parts.is_empty()
+                    && (self.cores.is_over() || task >= self.early && self.cores_are_over_soon())
+                {
+                    self.write_adapted(layer, piece, ahead, &mut lines)?;
                 } else {
                     bare = piece.end - strips.start;
-                    plan.strips(self.workers.isa, piece, 0, plan.out)?;
+                    self.strips(layer, piece, ahead, layer.plan.out)?;
                 }
             }
         }
@@ -372,8 +386,30 @@ impl<'a> Turn<'a> {
         })
     }
 
-    /// Some strips of a layer with all that is added, put together in `lines`: a layer's lines are whole pages apart, of which the
-    /// caches keep only a few. The cores are done.
+    /// Some strips of a layer; meanwhile what others will be expanded with is fetched.
+    ///
+    /// # Safety
+    /// No one else uses the strips.
+    unsafe fn strips(
+        &self,
+        layer: &Adapted<'_>,
+        strips: Range<usize>,
+        (next, ahead): (&Adapted<'_>, Range<usize>),
+        out: Output<'_>,
+    ) -> Result<(), FormatError> {
+        let first = strips.start;
+        for strip in strips {
+            let ahead = (ahead.start + strip - first).min(ahead.end)..ahead.end;
+            self.fetch_parts(next, next.plan.weight_rows(&(ahead.start..(ahead.start + 1).min(ahead.end))));
+            // SAFETY: the caller's promise.
+            unsafe { layer.plan.strips(self.workers.isa, strip..strip + 1, 0, out)? };
+        }
+        Ok(())
+    }
+
+    /// Some strips of a layer with all that is added. The sum of two numbers does not depend on which is computed first: what is added is
+    /// put into `lines`, where it stays in the cache until the strips are written, since a layer's own lines are whole pages apart, of
+    /// which the caches keep only a few. The cores are done.
     ///
     /// # Safety
     /// No one else uses the strips.
@@ -381,23 +417,25 @@ impl<'a> Turn<'a> {
         &self,
         layer: &Adapted<'_>,
         strips: Range<usize>,
+        ahead: (&Adapted<'_>, Range<usize>),
         lines: &mut Vec<f32>,
     ) -> Result<(), FormatError> {
         let plan = &layer.plan;
         let rows = plan.weight_rows(&strips);
         let width = rows.len();
         lines.resize(self.x.rows() * width, 0.0);
+        let parts = &self.parts[layer.parts.clone()];
         let out = Output::set_from(lines, width, rows.start);
-        for strip in strips.clone() {
-            self.fetch_parts(layer, plan.weight_rows(&(strip..strip + 1)));
-            plan.out.fetch(self.workers.isa, self.x.rows(), plan.weight_rows(&(strip..strip + 1)));
-            // SAFETY: the lines are this call's alone.
-            unsafe { plan.strips(self.workers.isa, strip..strip + 1, 0, out)? };
+        for part in parts.iter().filter(|part| !part.again) {
+            // SAFETY: the lines are this call's alone, and the rows distinct (see `join`).
+            unsafe { self.expand(part, rows.clone(), out.placed(&part.rows))? };
         }
-        // SAFETY: the strips are written; the caller's promise.
-        unsafe {
-            self.expand(layer, rows.clone(), out)?;
-            plan.out.put_lines(rows.start, width, lines);
+        let addends = Addends { values: lines, first: rows.start, lines: &layer.rows };
+        // SAFETY: the caller's promise.
+        unsafe { self.strips(layer, strips, ahead, plan.out.plus(addends))? };
+        for part in parts.iter().filter(|part| part.again) {
+            // SAFETY: the strips are written, the rows distinct.
+            unsafe { self.expand(part, rows.clone(), plan.out.added(&part.rows))? };
         }
         Ok(())
     }
@@ -410,23 +448,15 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Adds to the outputs of some rows of a layer's weight. The cores are done.
+    /// What a part gives for some rows of its layer's weight. The cores are done.
     ///
     /// # Safety
-    /// The outputs are written, and no one else uses them.
-    unsafe fn expand(
-        &self,
-        layer: &Adapted<'_>,
-        rows: Range<usize>,
-        out: Output<'_>,
-    ) -> Result<(), FormatError> {
-        for part in &self.parts[layer.parts.clone()] {
-            let Some(x) = part.x.get() else { continue };
-            let form = x.form(self.workers.isa, part.u, None);
-            // SAFETY: the lines' rows are rows of the batch, and distinct (see `join`); the caller's promise.
-            unsafe { form.run_all(self.workers.isa, part.u, rows.clone(), out.added(&part.rows))? };
-        }
-        Ok(())
+    /// No one else uses the outputs.
+    unsafe fn expand(&self, part: &Part<'_>, rows: Range<usize>, out: Output<'_>) -> Result<(), FormatError> {
+        let Some(x) = part.x.get() else { return Ok(()) };
+        let form = x.form(self.workers.isa, part.u, None);
+        // SAFETY: the caller's promise.
+        unsafe { form.run_all(self.workers.isa, part.u, rows, out) }
     }
 
     /// Adds what tasks could not that came before the cores were done; every so many-th of them.
@@ -436,12 +466,11 @@ impl<'a> Turn<'a> {
                 return Ok(());
             }
             let bare = state.load(Ordering::Acquire) - 1;
-            let (layer, own) = self.locate(task);
-            let plan = &layer.plan;
-            let first = plan.strips_of(own).start;
-            if bare > 0 {
-                // SAFETY: the task is over, and this one alone adds to its strips.
-                unsafe { self.expand(layer, plan.weight_rows(&(first..first + bare)), plan.out)? };
+            let (layer, strips) = self.strips_of(task);
+            let rows = layer.plan.weight_rows(&(strips.start..strips.start + bare));
+            for part in self.parts[layer.parts.clone()].iter().filter(|_| bare > 0) {
+                // SAFETY: the task is over, and this one alone adds to its strips; the rows are distinct (see `join`).
+                unsafe { self.expand(part, rows.clone(), layer.plan.out.added(&part.rows))? };
             }
         }
         Ok(())

@@ -261,16 +261,24 @@ impl FloatStrip<'_> {
         assert!(self.rows.len() <= FloatStrip::most_rows(self.weight, self.x_rows.len()));
         assert!(self.x_rows.len() <= ROW_BLOCK);
         assert!(self.x_stride.is_multiple_of(16) && self.x_stride >= self.weight.cols());
-        let panels = self.rows.len() / STRIP;
-        if panels > 0 && is_narrow(self.weight) {
-            let whole = self.rows.start + panels * STRIP;
-            let rest = FloatStrip { rows: whole..self.rows.end, x_rows: self.x_rows.clone(), ..*self };
-            // SAFETY: the caller's promise; whole panels, and fewer rows than one.
-            unsafe {
+        let panels = if is_narrow(self.weight) { self.rows.len() / STRIP } else { 0 };
+        let whole = self.rows.start + panels * STRIP;
+        let rest = FloatStrip { rows: whole..self.rows.end, x_rows: self.x_rows.clone(), ..*self };
+        // SAFETY: the caller's promise; whole panels, and what is left.
+        unsafe {
+            if panels > 0 {
                 self.narrow(isa, self.rows.start..whole, out);
-                return if rest.rows.is_empty() { Ok(()) } else { rest.run(isa, out) };
             }
+            if rest.rows.is_empty() { Ok(()) } else { rest.wide(isa, out) }
         }
+    }
+
+    /// One panel. Not inlined, since its stack, tens of KiB, is touched page by page on every entry.
+    ///
+    /// # Safety
+    /// As for `run`.
+    #[inline(never)]
+    unsafe fn wide(&self, isa: Isa, out: Output<'_>) -> Result<(), FormatError> {
         let mut acc = [const { MaybeUninit::<[f32; 16]>::uninit() }; STRIP * ROW_BLOCK];
         let mut wide = MaybeUninit::<[[f32; COLUMNS]; STRIP]>::uninit();
         let one = self.x_rows.len() == 1 && is_direct(self.weight.ty(), self.weight.cols());

@@ -257,10 +257,12 @@ impl Strip<'_> {
         }
     }
 
-    /// Blocks are unpacked into panels, which all tiles pass.
+    /// Blocks are unpacked into panels, which all tiles pass. Not inlined, since its 56 KiB of stack are touched page by page on every
+    /// entry.
     ///
     /// # Safety
     /// No one else uses the outputs.
+    #[inline(never)]
     unsafe fn through_panels(&self, isa: Isa, kernel: &IntKernel, outputs: Outputs<'_>) {
         let (panels, stride) = (isa.tile_panels(), self.weight.row_bytes());
         let n_rows = self.x.tiles.start(self.tiles.end) - self.x.tiles.start(self.tiles.start);

@@ -1,12 +1,7 @@
 //! Where the lines of a product go.
 
-use std::marker::PhantomData;
-use std::ops::Range;
-
-use super::Isa;
 use super::activations::Shared;
 use super::panel::ROWS;
-use super::simd::Fetch;
 
 const TWO: usize = 2 * ROWS;
 
@@ -19,22 +14,46 @@ pub(crate) struct Output<'a> {
     width: usize,
     /// The weight row whose output a line begins with.
     first: usize,
-    /// Line `i` of the product is added to line `lines[i]`; `None`: it becomes line `i`.
+    /// Line `i` of the product goes to line `lines[i]`; `None`: to line `i`.
     lines: Option<&'a [u32]>,
-    borrow: PhantomData<&'a mut [f32]>,
+    onto: Onto<'a>,
+}
+
+/// What a product's lines are added to.
+#[derive(Clone, Copy)]
+enum Onto<'a> {
+    Nothing,
+    /// What is there.
+    Itself,
+    /// These, and written where they go.
+    Others(Addends<'a>),
+}
+
+/// Values for some of a product's lines and some of its weight rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Addends<'a> {
+    /// Line after line, also for those without.
+    pub values: &'a [f32],
+    /// The weight row whose output a line begins with.
+    pub first: usize,
+    /// Which lines have any.
+    pub lines: &'a [bool],
+}
+
+impl<'a> Addends<'a> {
+    /// Those of some weight rows in a line.
+    #[inline(always)]
+    fn of(&self, line: usize, start: usize, len: usize) -> Option<&'a [f32]> {
+        let width = self.values.len() / self.lines.len();
+        self.lines[line].then(|| &self.values[line * width + start - self.first..][..len])
+    }
 }
 
 impl<'a> Output<'a> {
     /// Line after line of `width`.
     pub fn set(out: &'a mut [f32], width: usize) -> Output<'a> {
-        Output {
-            out: Shared(out.as_mut_ptr()),
-            len: out.len(),
-            width,
-            first: 0,
-            lines: None,
-            borrow: PhantomData,
-        }
+        let len = out.len();
+        Output { out: Shared(out.as_mut_ptr()), len, width, first: 0, lines: None, onto: Onto::Nothing }
     }
 
     /// The same for the outputs of some weight rows, the first of which is `first`.
@@ -48,7 +67,7 @@ impl<'a> Output<'a> {
     /// They stay valid for `'a`, the lines are distinct, and until the product is done nothing else
     /// uses them.
     pub unsafe fn add(out: Shared<f32>, len: usize, width: usize, lines: &'a [u32]) -> Output<'a> {
-        Output { out, len, width, first: 0, lines: Some(lines), borrow: PhantomData }
+        Output { out, len, width, first: 0, lines: Some(lines), onto: Onto::Itself }
     }
 
     /// The same place, where line `i` is added to line `lines[i]`.
@@ -59,7 +78,26 @@ impl<'a> Output<'a> {
     where
         'a: 'b,
     {
+        Output { lines: Some(lines), onto: Onto::Itself, ..*self }
+    }
+
+    /// The same place, where line `i` becomes line `lines[i]`.
+    ///
+    /// # Safety
+    /// The lines exist and are distinct.
+    pub unsafe fn placed<'b>(&self, lines: &'b [u32]) -> Output<'b>
+    where
+        'a: 'b,
+    {
         Output { lines: Some(lines), ..*self }
+    }
+
+    /// The same place, where each line becomes the sum of the product's and of these.
+    pub fn plus<'b>(&self, addends: Addends<'b>) -> Output<'b>
+    where
+        'a: 'b,
+    {
+        Output { onto: Onto::Others(addends), ..*self }
     }
 
     /// The same from a line on, of an output whose line `i` is the product's.
@@ -100,52 +138,37 @@ impl<'a> Output<'a> {
         let line = self.lines.map_or(row, |lines| lines[row] as usize);
         // SAFETY: the caller's promise.
         let out = unsafe { self.out.slice(line * self.width + start - self.first, values.len()) };
-        if self.lines.is_some() { write::<true>(values, out) } else { write::<false>(values, out) }
-    }
-
-    /// Asks for the outputs of some weight rows in the first `lines` lines, which will be written soon.
-    pub fn fetch(&self, isa: Isa, lines: usize, rows: Range<usize>) {
-        for line in 0..lines {
-            let start = line * self.width + rows.start - self.first;
-            isa.run(Fetch {
-                from: self.out.0.wrapping_add(start).cast(),
-                bytes: rows.len() * size_of::<f32>(),
-            });
-        }
-    }
-
-    /// Writes lines of `n` outputs each, those of weight rows `start ..`.
-    ///
-    /// # Safety
-    /// As for [`Output::put`].
-    pub unsafe fn put_lines(&self, start: usize, n: usize, lines: &[f32]) {
-        for (row, values) in lines.chunks_exact(n).enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { self.put(row, start, values) };
+        match self.onto {
+            Onto::Nothing => write(values, out, |_, value, _| value),
+            Onto::Itself => write(values, out, |_, value, out| out + value),
+            Onto::Others(addends) => match addends.of(line, start, values.len()) {
+                None => write(values, out, |_, value, _| value),
+                Some(addends) => write(values, out, |i, value, _| value + addends[i]),
+            },
         }
     }
 }
 
+/// What becomes of an output: from its number in the line, the product's and what is there.
+trait Become: Fn(usize, f32, f32) -> f32 {}
+impl<F: Fn(usize, f32, f32) -> f32> Become for F {}
+
 /// Nearly always they are those of one panel or two; what has a known length is a few instructions and no call.
 #[inline(always)]
-fn write<const ADD: bool>(values: &[f32], out: &mut [f32]) {
+fn write(values: &[f32], out: &mut [f32], of: impl Become) {
     if let (Some(values), Some(out)) = (values.as_array::<TWO>(), out.as_mut_array::<TWO>()) {
-        write_array::<ADD, TWO>(values, out);
+        write_array(values, out, of);
     } else if let (Some(values), Some(out)) = (values.as_array::<ROWS>(), out.as_mut_array::<ROWS>()) {
-        write_array::<ADD, ROWS>(values, out);
-    } else if ADD {
-        out.iter_mut().zip(values).for_each(|(out, v)| *out += v);
+        write_array(values, out, of);
     } else {
-        out.copy_from_slice(values);
+        out.iter_mut().zip(values).enumerate().for_each(|(i, (out, value))| *out = of(i, *value, *out));
     }
 }
 
 /// By way of a copy, which cannot be the memory that is written.
 #[inline(always)]
-fn write_array<const ADD: bool, const N: usize>(values: &[f32; N], out: &mut [f32; N]) {
+fn write_array<const N: usize>(values: &[f32; N], out: &mut [f32; N], of: impl Become) {
     let mut sums = *values;
-    if ADD {
-        sums.iter_mut().zip(&*out).for_each(|(sum, out)| *sum += out);
-    }
+    sums.iter_mut().zip(&*out).enumerate().for_each(|(i, (sum, out))| *sum = of(i, *sum, *out));
     *out = sums;
 }

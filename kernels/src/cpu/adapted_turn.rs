@@ -397,12 +397,14 @@ impl<'a> Turn<'a> {
         (next, ahead): (&Adapted<'_>, Range<usize>),
         out: Output<'_>,
     ) -> Result<(), FormatError> {
-        let first = strips.start;
+        let (first, end) = (strips.start, strips.end);
         for strip in strips {
+            let then = Some(ahead.start).filter(|_| std::ptr::eq(layer, next) && !ahead.is_empty());
+            let then = if strip + 1 < end { Some(strip + 1) } else { then };
             let ahead = (ahead.start + strip - first).min(ahead.end)..ahead.end;
             self.fetch_parts(next, next.plan.weight_rows(&(ahead.start..(ahead.start + 1).min(ahead.end))));
             // SAFETY: the caller's promise.
-            unsafe { layer.plan.strips(self.workers.isa, strip..strip + 1, 0, out)? };
+            unsafe { layer.plan.strips(self.workers.isa, strip..strip + 1, 0, then, out)? };
         }
         Ok(())
     }

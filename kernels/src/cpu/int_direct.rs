@@ -24,8 +24,10 @@ pub(crate) struct Walk {
     pub panels: usize,
     /// What [`Source::advance`] takes from one to the next.
     pub bytes: usize,
-    /// Bytes of a row, from each to what is fetched ahead; 0: nothing is.
+    /// Bytes from each row to what is fetched ahead meanwhile; 0: nothing is.
     pub ahead: usize,
+    /// The same for the last panel.
+    pub ahead_of_last: usize,
     /// Accumulators from one activation row's to the next one's.
     pub acc_stride: usize,
 }
@@ -80,7 +82,8 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R,
         let mut panel = self.from;
         for p in 0..walk.panels {
             let mut dot = Dot::<S, M, MIN, MOST> { acc: [s.splat(0.0); M], q, scales, offsets, odd: false };
-            let mut ahead = Ahead::new(panel, walk.ahead, blocks, size_of::<B>());
+            let distance = if p + 1 < walk.panels { walk.ahead } else { walk.ahead_of_last };
+            let mut ahead = Ahead::new(panel, distance, blocks, size_of::<B>());
             let mut from = panel;
             for _ in 0..blocks {
                 ahead.step(s);

@@ -170,6 +170,8 @@ pub(crate) struct Strip<'a> {
     pub offsets: &'a [i32],
     /// Which tiles; at most [`ROW_BLOCK`] rows.
     pub tiles: std::ops::Range<usize>,
+    /// The weight row that this thread goes on with, as far as can be told, so that it is fetched.
+    pub next: Option<usize>,
 }
 
 impl Strip<'_> {
@@ -230,7 +232,7 @@ impl Strip<'_> {
             // The processor follows small blocks by itself; of large ones it is told, since their fields are not used in the
             // order of memory.
             let ahead = kernel.block_bytes.max(64);
-            let walk = Walk { panels: acc_stride, bytes: stride, ahead, acc_stride };
+            let walk = Walk { panels: acc_stride, bytes: stride, ahead, ahead_of_last: ahead, acc_stride };
             // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
             unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, acc) };
             return;
@@ -240,8 +242,11 @@ impl Strip<'_> {
             let bytes = stride * ROWS;
             // The next panel, but not beyond it: tasks are a few panels long, and what lies behind a task is another thread's.
             let ahead = if bytes < NEAR { 0 } else { bytes };
+            let last = self.rows.start + (panels - 1) * ROWS;
+            let next = self.next.filter(|next| ahead > 0 && next + ROWS <= self.weight.rows());
+            let ahead_of_last = next.map_or(0, |next| next.wrapping_sub(last).wrapping_mul(stride));
             let rows = Rows::new(self.weight.row(self.rows.start).as_ptr(), stride);
-            let walk = Walk { panels, bytes, ahead, acc_stride };
+            let walk = Walk { panels, bytes, ahead, ahead_of_last, acc_stride };
             // SAFETY: these are whole panels of the weight's rows; the caller vouches for `acc`.
             unsafe { (kernel.direct)(isa, self, rows, walk, acc) };
         }
@@ -251,7 +256,7 @@ impl Strip<'_> {
             let copies: Vec<u8> =
                 (first..first + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
             let rows = Rows::new(copies.as_ptr(), stride);
-            let walk = Walk { panels: 1, bytes: 0, ahead: 0, acc_stride };
+            let walk = Walk { panels: 1, bytes: 0, ahead: 0, ahead_of_last: 0, acc_stride };
             // SAFETY: 16 rows of the weight's length; the caller vouches for `acc`.
             unsafe { (kernel.direct)(isa, self, rows, walk, acc.add(panels)) };
         }
@@ -298,11 +303,11 @@ impl Strip<'_> {
                 // SAFETY: the rows have so many blocks from here on.
                 unsafe { (kernel.fill)(isa, rows, blocks, panel.as_mut_ptr()) };
             }
-            // What is unpacked next: the columns that follow, or the first ones of the strip that follows.
-            let (row, skip) = if column + columns < self.x.columns {
-                (self.rows.start, skip + bytes)
-            } else {
-                (self.rows.start + panels * ROWS, 0)
+            // What is unpacked next: the columns that follow, or the first ones of another strip.
+            let (row, skip) = match self.next {
+                _ if column + columns < self.x.columns => (self.rows.start, skip + bytes),
+                Some(next) => (next, 0),
+                None => (self.rows.start + panels * ROWS, 0),
             };
             let ahead = match self.repacked {
                 None => {

@@ -130,22 +130,32 @@ impl<'a> Plan<'a> {
         (strips.start * self.strip).min(self.weight.rows())..(strips.end * self.strip).min(self.weight.rows())
     }
 
+    /// A task of a thread that goes on, as far as can be told, with the `later`-th one from there.
+    ///
     /// # Safety
     /// No one else runs this task, and `out` holds all rows.
-    pub unsafe fn run(&self, isa: Isa, task: usize) -> Result<(), FormatError> {
+    pub unsafe fn run(&self, isa: Isa, task: usize, later: usize) -> Result<(), FormatError> {
         let strips = self.strips_of(task);
         let block = task / self.strips.div_ceil(self.per_task) * self.blocks_per_task;
         let blocks = block..(block + self.blocks_per_task).min(self.blocks);
         for first in strips.clone().step_by(self.group) {
             for block in blocks.clone() {
+                let next = match (block + 1 < blocks.end, first + self.group < strips.end) {
+                    (true, _) => None,
+                    (false, true) => Some(first + self.group),
+                    (false, false) => {
+                        Some(task + later).filter(|t| *t < self.tasks()).map(|t| self.strips_of(t).start)
+                    }
+                };
+                let these = first..(first + self.group).min(strips.end);
                 // SAFETY: the caller's promises.
-                unsafe { self.strips(isa, first..(first + self.group).min(strips.end), block, self.out)? };
+                unsafe { self.strips(isa, these, block, next, self.out)? };
             }
         }
         Ok(())
     }
 
-    /// Some strips and a block, with outputs that go where the plan's do.
+    /// Some strips and a block, with outputs that go where the plan's do. The thread goes on with strip `next`.
     ///
     /// # Safety
     /// No one else runs these strips with this block, and `out` holds all rows.
@@ -154,11 +164,13 @@ impl<'a> Plan<'a> {
         isa: Isa,
         strips: Range<usize>,
         block: usize,
+        next: Option<usize>,
         out: Output<'_>,
     ) -> Result<(), FormatError> {
         let units = block * self.per_block..((block + 1) * self.per_block).min(self.units);
+        let next = next.map(|strip| strip * self.strip);
         // SAFETY: the caller's promise.
-        unsafe { self.x.run(isa, self.weight, self.weight_rows(&strips), units, out) }
+        unsafe { self.x.run(isa, self.weight, self.weight_rows(&strips), units, next, out) }
     }
 
     /// Weight rows of a strip.
@@ -237,7 +249,7 @@ pub(crate) fn matmul(
         let i = ends.partition_point(|end| *end <= task);
         let first = i.checked_sub(1).map_or(0, |before| ends[before]);
         // SAFETY: outputs of distinct tasks are disjoint, and the length of `out` was checked above.
-        if let Err(error) = unsafe { plans[i].run(isa, task - first) } {
+        if let Err(error) = unsafe { plans[i].run(isa, task - first, pool.threads()) } {
             *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     });

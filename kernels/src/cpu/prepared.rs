@@ -210,7 +210,8 @@ impl Form<'_> {
         }
     }
 
-    /// Some units, as many as [`units_of`] allows, of any number of weight rows, which begin where a strip does.
+    /// Some units, as many as [`units_of`] allows, of any number of weight rows, which begin where a strip does. The thread goes on with
+    /// row `next`.
     ///
     /// # Safety
     /// `out` holds all rows, and no one else uses the outputs of these rows and units.
@@ -220,16 +221,18 @@ impl Form<'_> {
         weight: QMatrix<'_>,
         rows: Range<usize>,
         units: Range<usize>,
+        next: Option<usize>,
         out: Output<'_>,
     ) -> Result<(), FormatError> {
         let step = self.most_rows(isa, weight, units.len());
         for start in rows.clone().step_by(step) {
+            let next = if start + step < rows.end { Some(start + step) } else { next };
             let (rows, units) = (start..rows.end.min(start + step), units.clone());
             // SAFETY: the caller's promise.
             unsafe {
                 match *self {
                     Form::Int { kernel, repacked, x, offsets } => {
-                        Strip { weight, repacked, rows, x, offsets, tiles: units }.run(isa, kernel, out)
+                        Strip { weight, repacked, rows, x, offsets, tiles: units, next }.run(isa, kernel, out)
                     }
                     #[cfg(target_arch = "x86_64")]
                     Form::Bf16 { x, .. } => Bf16Strip { weight, rows, x, x_rows: units }.run(out),
@@ -258,7 +261,7 @@ impl Form<'_> {
         let (units, most) = units_of(isa, weight.ty(), self.rows());
         for first in (0..units).step_by(most) {
             // SAFETY: the caller's promise.
-            unsafe { self.run(isa, weight, rows.clone(), first..(first + most).min(units), out)? };
+            unsafe { self.run(isa, weight, rows.clone(), first..(first + most).min(units), None, out)? };
         }
         Ok(())
     }

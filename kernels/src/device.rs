@@ -2,7 +2,7 @@
 
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LinearJob, LoraJob,
-    MatmulJob, Rope,
+    LoraWeight, MatmulJob, Rope,
 };
 use crate::cpu::{Cpu, CpuKv, Isa};
 #[cfg(feature = "cuda")]
@@ -159,7 +159,7 @@ impl Backend for Device {
         on!(self, |b| b.load(weight))
     }
 
-    fn prefetch(&self, weights: &mut dyn Iterator<Item = QMatrix<'_>>) -> Result<(), BackendError> {
+    fn prefetch(&self, weights: &mut dyn Iterator<Item = LoraWeight<'_>>) -> Result<(), BackendError> {
         on!(self, |b| b.prefetch(weights))
     }
 

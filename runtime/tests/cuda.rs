@@ -1,5 +1,6 @@
 //! Whole models on a CUDA device, or on the emulated driver where there is none, beside the processor.
 
+use std::collections::HashMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -125,6 +126,11 @@ fn some_layers_on_the_device() {
         let worst = got.iter().zip(&want).fold(0f32, |m, (g, w)| m.max((g - w).abs()));
         println!("{}: {worst} of {largest}", some.label());
         assert!(worst <= largest * 2e-3, "{n} layers: {worst} of {largest}");
+        let Device::Split(split) = &some else { continue };
+        let (pool, needed) = (split.device().adapter_pool(), adapter_bytes(&pack, layers - n));
+        println!("{pool:?}, {needed} bytes needed");
+        assert_eq!(pool.late, 0, "{n} layers: {pool:?}");
+        assert!((needed..needed + needed / 8).contains(&pool.bytes), "{n} layers: {pool:?}, {needed}");
     }
     // Caches of which the device has room for all, one, none.
     let (free, total) = cuda_memory(&model);
@@ -137,6 +143,16 @@ fn some_layers_on_the_device() {
     assert!(fit(room / 10 * 7).unwrap().label().contains(&format!("layers before {}", layers - 1)));
     let error = fit(room * 2).err().unwrap().to_string();
     assert!(error.contains("out of memory") && error.contains("a single layer"), "{error}");
+}
+
+/// Bytes of all adapters of a pack and their bases in the layers from `first` on, each once.
+fn adapter_bytes(pack: &Pack, first: usize) -> usize {
+    let adapters: Vec<_> = (0..ADAPTERS).map(|i| pack.adapter(&adapter_name(i)).unwrap()).collect();
+    let matrices = adapters.iter().flat_map(|adapter| adapter.matrices());
+    let there = matrices.filter(|(site, _)| site.layer_index().is_some_and(|layer| layer >= first));
+    let places: HashMap<_, _> =
+        there.map(|(_, matrix)| (matrix.bytes().as_ptr(), matrix.bytes().len())).collect();
+    places.values().sum()
 }
 
 /// (free, total) bytes of the device.
@@ -183,7 +199,7 @@ fn with_adapters<B: Backend>(backend: &B, model: &LoadedModel, pack: &Pack, pass
     // The last sequence has none.
     for i in 0..ADAPTERS {
         let adapter = pack.adapter(&adapter_name(i)).unwrap();
-        backend.prefetch(&mut adapter.matrices()).unwrap();
+        backend.prefetch(&mut model.decoder.weights().lora(&adapter)).unwrap();
         bare.set_adapters(i, AdapterSet::single(adapter));
     }
     let mut all = Vec::new();

@@ -94,6 +94,20 @@ impl Device {
         }
     }
 
+    /// Bytes that copies of adapters may have on a device with memory of its own; `None`, as it is at first, is all but an eighth of
+    /// that memory. Nothing on the processor.
+    pub fn set_adapter_budget(&self, bytes: Option<usize>) {
+        match self {
+            Device::Cpu(_) => {
+                let _ = bytes;
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.set_adapter_budget(bytes),
+            #[cfg(feature = "cuda")]
+            Device::Split(split) => split.device().set_adapter_budget(bytes),
+        }
+    }
+
     /// The same for layers `first..`, with the processor for those before and for what is not loaded. Of a processor, the processor.
     pub fn behind(self, host: Cpu, first: usize) -> Device {
         match self {

@@ -61,7 +61,7 @@ impl DeviceArg {
 }
 
 /// A number of layers; negative ones mean auto, as elsewhere.
-fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
+pub fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
     match text {
         "auto" => Ok(GpuLayers::Fit),
         "all" => Ok(GpuLayers::Last(usize::MAX)),

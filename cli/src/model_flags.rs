@@ -61,7 +61,7 @@ impl DeviceArg {
 }
 
 /// A number of layers; negative ones mean auto, as elsewhere.
-fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
+pub fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
     match text {
         "auto" => Ok(GpuLayers::Fit),
         "all" => Ok(GpuLayers::Last(usize::MAX)),
@@ -71,6 +71,11 @@ fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
             Err(_) => Err("a number of layers, auto or all".into()),
         },
     }
+}
+
+/// Bytes of so many MiB.
+fn mebibytes(n: u32) -> usize {
+    usize::try_from(u64::from(n) << 20).unwrap_or(usize::MAX)
 }
 
 /// Whether weights are repacked.
@@ -142,6 +147,10 @@ pub struct EngineFlags {
     /// all that there is room for.
     #[arg(long, value_name = "N|auto|all", default_value = "auto", allow_negative_numbers = true, value_parser = gpu_layers)]
     pub gpu_layers: GpuLayers,
+    /// MiB that adapters may have on the GPU with --device cuda [default: all but an eighth of its memory]. With less than is needed at a
+    /// time they are copied again and again: slower, with the same answers.
+    #[arg(long, value_name = "MIB")]
+    pub device_adapter_mib: Option<u32>,
     /// Read the files into memory instead of mapping them (for files that may change).
     #[arg(long)]
     pub no_mmap: bool,
@@ -165,9 +174,14 @@ impl EngineFlags {
 
     /// Has an engine opened with these options; a context that is too long is the user's mistake.
     pub fn engine(&self, open: impl FnOnce(&EngineOptions) -> Result<Engine, Error>) -> Outcome<Engine> {
-        let some = matches!(self.gpu_layers, GpuLayers::Last(1..));
-        if some && self.verbose && self.device != DeviceArg::Cuda {
-            note("-ngl has no effect without --device cuda");
+        if self.verbose && self.device != DeviceArg::Cuda {
+            let given = [
+                ("-ngl", matches!(self.gpu_layers, GpuLayers::Last(1..))),
+                ("--device-adapter-mib", self.device_adapter_mib.is_some()),
+            ];
+            for (flag, _) in given.into_iter().filter(|(_, given)| *given) {
+                note(&format!("{flag} has no effect without --device cuda"));
+            }
         }
         let options = EngineOptions {
             device: self.device.choice(),
@@ -176,6 +190,7 @@ impl EngineFlags {
             n_ctx: self.ctx_size.filter(|n| *n > 0),
             n_batch: self.batch_size.min(self.ubatch_size) as usize,
             kv_type: self.kv_type.kv_type(),
+            device_adapter_bytes: self.device_adapter_mib.map(mebibytes),
             loading: if self.no_mmap { Loading::Read } else { Loading::Map },
             repacking: self.repack.repacking(),
             ..EngineOptions::default()

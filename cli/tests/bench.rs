@@ -2,9 +2,12 @@
 
 mod program;
 
-use std::path::Path;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use program::{Ran, arg, lory};
+use program::{Ran, arg, command, finish, lory};
 use serde_json::Value;
 
 struct Files {
@@ -43,11 +46,20 @@ impl Files {
         arg(&Path::new(self.folder.path()).join(name))
     }
 
-    fn bench(&self, args: &[&str]) -> Ran {
+    fn command(&self, args: &[&str]) -> Command {
         let model = self.at("model.gguf");
         let mut all = vec!["bench", "-m", &model, "-t", "1", "-r", "2"];
         all.extend_from_slice(args);
-        lory(&all)
+        command(&all)
+    }
+
+    fn bench(&self, args: &[&str]) -> Ran {
+        finish(self.command(args).spawn().expect("the program starts"))
+    }
+
+    /// With the emulated driver in `driver`.
+    fn emulated(&self, driver: &Path, args: &[&str]) -> Ran {
+        finish(self.command(args).env("LD_LIBRARY_PATH", driver).spawn().expect("the program starts"))
     }
 
     fn rows(&self, args: &[&str]) -> Vec<Value> {
@@ -186,6 +198,96 @@ fn a_trace_reports_waiting_times() {
     }
 }
 
+/// The folder of the emulated CUDA driver; `None`, with a line that says so, where it does not build.
+fn emulator() -> Option<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src/cuda/emulator/build.sh");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+    match Command::new("bash").arg(script).arg(&folder).output() {
+        Ok(built) if built.status.success() => Some(folder),
+        failed => {
+            println!("skipped: the emulated driver does not build here: {failed:?}");
+            None
+        }
+    }
+}
+
+/// `name` of every row, in the formats for programs.
+fn values(format: &str, text: &str, name: &str) -> Vec<String> {
+    let object = |row: &Value| row[name].to_string().trim_matches('"').to_owned();
+    let lines = || text.lines().filter(|line| !line.is_empty());
+    // Counted from the end: what computes, in words, may have commas.
+    let behind =
+        |names: &str| names.rsplit(',').position(|n| n.trim_end_matches(')').trim() == name).unwrap();
+    match format {
+        "json" => serde_json::from_str::<Vec<Value>>(text).unwrap().iter().map(object).collect(),
+        "jsonl" => lines().map(|line| object(&serde_json::from_str(line).unwrap())).collect(),
+        "csv" => {
+            let behind = behind(lines().next().unwrap());
+            lines().skip(1).map(|l| l.rsplit(',').nth(behind).unwrap().trim_matches('"').to_owned()).collect()
+        }
+        _ => {
+            let rows = lines().filter_map(|line| line.strip_prefix("INSERT INTO ")?.split_once(" VALUES "));
+            let value = |(names, values): (&str, &str)| {
+                values.rsplit(", ").nth(behind(names)).unwrap().trim_matches('\'').to_owned()
+            };
+            rows.map(value).collect()
+        }
+    }
+}
+
+#[test]
+fn layers_on_a_gpu_have_a_column() {
+    let files = Files::with_pack();
+    let Some(driver) = emulator() else { return };
+    let pack = files.at("pack.gguf");
+    let args = ["-ngl", "0,1-2,all", "-p", "3", "-n", "0", "-o"];
+    for format in ["csv", "json", "jsonl", "sql"] {
+        let text = files.emulated(&driver, &[&args[..], &[format]].concat()).success().to_owned();
+        assert_eq!(values(format, &text, "n_gpu_layers"), ["0", "1", "2", "-2"], "{text}");
+        assert_eq!(values(format, &text, "backends"), ["CPU", "CUDA", "CUDA", "CUDA"], "{text}");
+    }
+    let md = files.emulated(&driver, &[&args[..], &["md"]].concat()).success().to_owned();
+    let cells: Vec<Vec<&str>> = md.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+    assert_eq!(cells[0][4..7], ["backend", "ngl", "threads"], "{md}");
+    let ngl: Vec<_> = cells[2..].iter().map(|row| row[5]).collect();
+    assert_eq!(ngl, ["0", "1", "2", "-2"], "{md}");
+
+    // The other kinds of tests, with adapters.
+    let on_gpu = |more: &[&str]| {
+        let args = [&["--device", "cuda", "--pack", &pack, "-o", "json"], more].concat();
+        let ran = files.emulated(&driver, &args);
+        let rows: Vec<Value> = serde_json::from_str(ran.success()).unwrap();
+        for row in &rows {
+            assert!(row["gpu_info"].as_str().unwrap().starts_with("cuda (Emulated)"), "{row}");
+            assert_eq!((&row["n_gpu_layers"], &row["cpu_info"]), (&(-1).into(), &"".into()), "{row}");
+        }
+        rows.len()
+    };
+    assert_eq!(on_gpu(&["-p", "0", "-n", "2"]), 5);
+    assert_eq!(on_gpu(&["-npp", "2", "-ntg", "1", "-npl", "2"]), 1);
+    assert_eq!(on_gpu(&["--trace", "--rate", "200", "--requests", "2", "-p", "2", "-n", "2"]), 2);
+}
+
+#[test]
+fn layers_on_a_gpu_that_is_not_there_are_one_line() {
+    let files = Files::new();
+    let without_gpu = |mut command: Command| {
+        finish(command.env("CUDA_VISIBLE_DEVICES", "").spawn().expect("the program starts"))
+    };
+    let model = files.at("model.gguf");
+    let elsewhere = without_gpu(command(&["run", "-m", &model, "-p", "x", "--device", "cuda"]));
+    let line = elsewhere.one_line_error(1);
+    for args in [&["-ngl", "1"][..], &["-ngl", "all"], &["--device", "cuda"]] {
+        assert_eq!(without_gpu(files.command(args)).one_line_error(1), line, "{args:?}");
+    }
+    for args in [&["-ngl", "0"][..], &["-ngl", "0", "--device", "cuda"], &["-ngl", "auto"], &["-ngl", "-1"]] {
+        let ran = without_gpu(files.command(&[args, &["-p", "3", "-n", "0", "-o", "json"]].concat()));
+        assert_eq!(values("json", ran.success(), "n_gpu_layers"), ["0"], "{args:?}");
+        let md = without_gpu(files.command(&[args, &["-p", "3", "-n", "0"]].concat()));
+        assert!(!md.success().contains("ngl"), "{md:?}");
+    }
+}
+
 #[test]
 fn nonsense_is_one_line() {
     let files = Files::new();
@@ -195,6 +297,8 @@ fn nonsense_is_one_line() {
         (&["-b", "0"], 2, "-b 0"),
         (&["-ctk", "f16", "-ctv", "q8_0"], 2, "-ctk"),
         (&["-o", "xml"], 2, "xml"),
+        (&["-ngl", "many"], 2, "many"),
+        (&["-ngl", "1", "--device", "cpu"], 2, "--device cpu"),
         (&["--adapter-dist", "one"], 2, "--pack"),
         (&["--trace", "--rate", "0"], 2, "--rate"),
         (&["--pack", "does-not-exist.gguf"], 1, "does-not-exist.gguf"),

@@ -190,6 +190,19 @@ fn an_unknown_adapter_is_named() {
 }
 
 #[test]
+fn flags_for_a_device_say_that_they_have_no_effect_without_one() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let run =
+        |more: &[&str]| lory(&[&["run", "-m", &model, "-p", "x", "-n", "1", "--temp", "0"], more].concat());
+    let want = run(&[]);
+    let ran = run(&["-v", "-ngl", "1", "--device-adapter-mib", "64"]);
+    assert_eq!(ran.success(), want.success());
+    for flag in ["-ngl", "--device-adapter-mib"] {
+        assert!(ran.stderr.contains(&format!("{flag} has no effect without --device cuda")), "{ran:?}");
+    }
+}
+
+#[test]
 fn a_context_without_memory_for_it_is_refused_with_what_fits() {
     let model = arg(&fixture("models/llama.gguf"));
     for n in ["2000000000", "4294967295"] {

@@ -57,6 +57,7 @@ fn unknown_and_missing_arguments_are_named() {
         (&["run", "-m", "x.gguf", "-p", "a", "-b", "0"], "0"),
         (&["run", "-m", "x.gguf", "-p", "a", "-n", "-7"], "-7"),
         (&["run", "-m", "x.gguf", "-p", "a", "--kv-type", "q3"], "q3"),
+        (&["run", "-m", "x.gguf", "-p", "a", "--device-adapter-mib", "all"], "--device-adapter-mib"),
         (&["run", "-m", "x.gguf", "-p", "a", "-t", "-1"], "-t -1: a negative number"),
         (&["run", "-m", "x.gguf", "-p", "a", "-c", "-20"], "-c -20: a negative number"),
         (&["compress", "-m", "x", "-o", "y", "--rank", "-4", "z"], "--rank -4: a negative number"),

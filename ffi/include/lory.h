@@ -371,6 +371,12 @@ typedef struct {
      * the others. 0, the default, is as many as there is room for.
      */
     uint32_t gpu_layers;
+    /**
+     * Bytes that adapters and their bases may have on a device with memory of its own, where they are copied; 0, the default, is all but an
+     * eighth of that memory. With less than a batch needs they are copied again where they are used, which takes time and changes no
+     * answer. On the processor it has no effect.
+     */
+    uint64_t device_adapter_bytes;
 } lory_engine_options;
 
 /**

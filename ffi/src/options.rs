@@ -102,6 +102,10 @@ pub struct lory_engine_options {
     /// How many layers a device with memory of its own gets, from the last one on, the output counting as one more; the processor computes
     /// the others. 0, the default, is as many as there is room for.
     pub gpu_layers: u32,
+    /// Bytes that adapters and their bases may have on a device with memory of its own, where they are copied; 0, the default, is all but an
+    /// eighth of that memory. With less than a batch needs they are copied again where they are used, which takes time and changes no
+    /// answer. On the processor it has no effect.
+    pub device_adapter_bytes: u64,
 }
 
 versioned!(lory_engine_options, last_of_first = progress_user, |zeroed| lory_engine_options {
@@ -173,6 +177,7 @@ impl lory_engine_options {
                 other => return Err(unknown("kv_policy", other)),
             },
             adapter_bytes: limit(self.adapter_bytes),
+            device_adapter_bytes: limit(self.device_adapter_bytes),
             prefix_sharing: self.prefix_sharing != 0,
             loading: match self.loading {
                 LORY_LOADING_MAP => Loading::Map,
@@ -214,5 +219,16 @@ mod tests {
         assert!(matches!(device(LORY_DEVICE_CUDA + 3), Ok(DeviceChoice::Cuda(3))));
         assert!(matches!(device(LORY_DEVICE_CUDA + 63), Ok(DeviceChoice::Cuda(63))));
         assert!(device(LORY_DEVICE_CUDA + 64).is_err() && device(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn budgets_of_nothing_are_none() {
+        let of = |adapter_bytes, device_adapter_bytes| {
+            let defaults = lory_engine_options::defaults();
+            let options = lory_engine_options { adapter_bytes, device_adapter_bytes, ..defaults }.to_rust();
+            options.map(|o| (o.adapter_bytes, o.device_adapter_bytes))
+        };
+        assert!(matches!(of(0, 0), Ok((None, None))));
+        assert!(matches!(of(7, 5), Ok((Some(7), Some(5)))));
     }
 }

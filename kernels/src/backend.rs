@@ -97,6 +97,15 @@ pub struct LoraJob<'a, B> {
     pub groups: &'a [LoraGroup<'a>],
 }
 
+/// A weight of an adapter, and the layer that it is for.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraWeight<'a> {
+    /// The layer's own weight.
+    pub layer: QMatrix<'a>,
+    /// A factor, a core, scales or a bias.
+    pub weight: QMatrix<'a>,
+}
+
 /// One layer of [`Backend::linear`]: `out[row] = W · x[row]`, and what adapters add to it.
 pub struct LinearJob<'a, B> {
     /// The weight, `out_features` × `in_features`.
@@ -240,10 +249,10 @@ pub trait Backend: Send + Sync {
     /// as long as the backend is used. On the CPU, nothing unless weights are to be repacked.
     fn load(&self, weight: QMatrix<'_>) -> Result<(), BackendError>;
 
-    /// Brings weights to the device that come and go, those of adapters, ahead of their first use; they are kept as long as
-    /// their [`QMatrix::keeper`] lives and there is room. The caller waits for the copies, operations of other threads do not.
+    /// Brings weights of adapters, which come and go, to where their layers are computed, ahead of their first use; they are kept as
+    /// long as their [`QMatrix::keeper`] lives and there is room. The caller waits for the copies, operations of other threads do not.
     /// What finds no room is copied where it is used. On the CPU, nothing.
-    fn prefetch(&self, weights: &mut dyn Iterator<Item = QMatrix<'_>>) -> Result<(), BackendError> {
+    fn prefetch(&self, weights: &mut dyn Iterator<Item = LoraWeight<'_>>) -> Result<(), BackendError> {
         let _ = weights;
         Ok(())
     }

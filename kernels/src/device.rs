@@ -2,7 +2,7 @@
 
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LinearJob, LoraJob,
-    MatmulJob, Rope,
+    LoraWeight, MatmulJob, Rope,
 };
 use crate::cpu::{Cpu, CpuKv, Isa};
 #[cfg(feature = "cuda")]
@@ -94,6 +94,20 @@ impl Device {
         }
     }
 
+    /// Bytes that copies of adapters may have on a device with memory of its own; `None`, as it is at first, is all but an eighth of
+    /// that memory. Nothing on the processor.
+    pub fn set_adapter_budget(&self, bytes: Option<usize>) {
+        match self {
+            Device::Cpu(_) => {
+                let _ = bytes;
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.set_adapter_budget(bytes),
+            #[cfg(feature = "cuda")]
+            Device::Split(split) => split.device().set_adapter_budget(bytes),
+        }
+    }
+
     /// The same for layers `first..`, with the processor for those before and for what is not loaded. Of a processor, the processor.
     pub fn behind(self, host: Cpu, first: usize) -> Device {
         match self {
@@ -159,7 +173,7 @@ impl Backend for Device {
         on!(self, |b| b.load(weight))
     }
 
-    fn prefetch(&self, weights: &mut dyn Iterator<Item = QMatrix<'_>>) -> Result<(), BackendError> {
+    fn prefetch(&self, weights: &mut dyn Iterator<Item = LoraWeight<'_>>) -> Result<(), BackendError> {
         on!(self, |b| b.prefetch(weights))
     }
 

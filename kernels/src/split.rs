@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LinearJob, LoraJob,
-    MatmulJob, Rope,
+    LoraWeight, MatmulJob, Rope,
 };
 use crate::host::wrong_page;
 use crate::{QMatrix, QuantType};
@@ -202,9 +202,8 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Backend for Split<H, D> {
         Ok(())
     }
 
-    /// Those of the first layers too, which do not say so.
-    fn prefetch(&self, weights: &mut dyn Iterator<Item = QMatrix<'_>>) -> Result<(), BackendError> {
-        self.device.prefetch(weights)
+    fn prefetch(&self, weights: &mut dyn Iterator<Item = LoraWeight<'_>>) -> Result<(), BackendError> {
+        self.device.prefetch(&mut weights.filter(|weight| self.side_of(weight.layer) == Side::Device))
     }
 
     fn alloc(&self, len: usize) -> Result<Self::Buffer, BackendError> {

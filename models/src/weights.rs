@@ -3,11 +3,15 @@
 
 use std::{collections::BTreeSet, ops::Range};
 
-use lory_kernels::{QuantType, backend::Rope, quant::dequantize_row};
+use lory_kernels::{
+    QuantType,
+    backend::{LoraWeight, Rope},
+    quant::dequantize_row,
+};
 
 use crate::{
     Error, Result, Tensor,
-    adapter::{Projection, Site},
+    adapter::{Adapter, Projection, Site},
     config::{Config, QkNorm},
     gguf::Gguf,
     linear::Linear,
@@ -102,6 +106,12 @@ impl Weights {
             Projection::FfnDown => &l.ffn_down,
         };
         Some(linear.weight())
+    }
+
+    /// Every matrix that a batch with an adapter may need, with the layer that it is for.
+    pub fn lora<'a>(&'a self, adapter: &'a Adapter) -> impl Iterator<Item = LoraWeight<'a>> {
+        let at = |(site, weight)| Some(LoraWeight { layer: self.at(site)?.matrix(), weight });
+        adapter.matrices().filter_map(at)
     }
 
     /// Every matrix, once: for asking a device whether it can run them all.

@@ -4,11 +4,12 @@
 use std::ops::Range;
 
 use lory_kernels::{
-    Backend,
+    Backend, Device,
     backend::{AttentionRow, KvShape, KvType},
 };
 use lory_models::{
     adapter::{AdapterSet, BatchAdapters},
+    config::Config,
     decoder::{Batch, Decoder, Scratch},
     kv_cache::{KvCache, Pages},
 };
@@ -26,6 +27,35 @@ pub struct BareOptions {
     pub n_batch: usize,
     /// Element type of cached keys and values.
     pub kv_type: KvType,
+}
+
+impl BareOptions {
+    fn shape(&self, config: &Config) -> KvShape {
+        KvShape {
+            layers: config.n_layers(),
+            kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+            page_len: PAGE_LEN,
+            ty: self.kv_type,
+        }
+    }
+
+    fn pages(&self) -> usize {
+        self.sequences * self.tokens.div_ceil(PAGE_LEN)
+    }
+
+    /// Rows of a pass, and rows of logits at a time, at most.
+    fn rows(&self) -> (usize, usize) {
+        let rows = self.n_batch.max(1);
+        (rows, rows.min(64))
+    }
+
+    /// Bytes of a layer's keys and values, and of working memory, as [`crate::DeviceOptions`] asks for them.
+    pub fn bytes(&self, decoder: &Decoder) -> (usize, usize) {
+        let (rows, logits) = self.rows();
+        let cache = self.pages().saturating_mul(self.shape(decoder.config()).page_bytes());
+        (cache, Scratch::<Device>::bytes(decoder, rows, logits))
+    }
 }
 
 /// A decoder, a cache, and the sequences in it.
@@ -56,22 +86,13 @@ impl<'a, B: Backend> Bare<'a, B> {
     /// # Errors
     /// Those of allocation.
     pub fn new(backend: &'a B, decoder: &'a Decoder, options: BareOptions) -> Result<Self> {
-        let BareOptions { sequences, tokens, n_batch, kv_type } = options;
-        let c = decoder.config();
-        let shape = KvShape {
-            layers: c.n_layers(),
-            kv_heads: c.n_kv_heads,
-            head_dim: c.head_dim,
-            page_len: PAGE_LEN,
-            ty: kv_type,
-        };
-        let rows = n_batch.max(1);
+        let (rows, logits) = options.rows();
         Ok(Bare {
             backend,
             decoder,
-            cache: KvCache::new(backend, shape, sequences * tokens.div_ceil(PAGE_LEN))?,
-            scratch: Scratch::new(backend, decoder, rows, rows.min(64))?,
-            sequences: (0..sequences).map(|_| Default::default()).collect(),
+            cache: KvCache::new(backend, options.shape(decoder.config()), options.pages())?,
+            scratch: Scratch::new(backend, decoder, rows, logits)?,
+            sequences: (0..options.sequences).map(|_| Default::default()).collect(),
             logits: Vec::new(),
         })
     }

@@ -57,6 +57,10 @@ pub struct EngineOptions {
     /// Bytes that adapters may have for themselves; `None` sets no limit. See
     /// [`AdapterStore::set_budget`].
     pub adapter_bytes: Option<usize>,
+    /// Bytes that adapters and their bases may have on a device with memory of its own, where they are copied; `None` is all but an
+    /// eighth of that memory. With less than a batch needs they are copied again where they are used, which takes time and
+    /// changes no answer. On the processor, which reads them where they are, it has no effect.
+    pub device_adapter_bytes: Option<usize>,
     /// Whether files are mapped or read; [`crate::mapping`] says what mapping promises.
     pub loading: Loading,
     /// Whether weights are copied into a faster order.
@@ -77,6 +81,7 @@ impl Default for EngineOptions {
             kv_policy: KvPolicy::default(),
             prefix_sharing: true,
             adapter_bytes: None,
+            device_adapter_bytes: None,
             loading: Loading::Map,
             repacking: Repacking::Off,
         }
@@ -226,6 +231,7 @@ impl Engine {
             repacking: options.repacking,
             cache_bytes: pages.saturating_mul(page_of_layer),
             working_bytes: Scratch::<Device>::bytes(&model.decoder, max_rows, max_logits),
+            adapter_bytes: options.device_adapter_bytes,
         })?);
         let page_bytes = page_bytes(&backend, shape)?;
         let cache = kv_cache(&backend, shape, options, n_ctx, page_bytes)?;

@@ -26,7 +26,7 @@ use crate::{
 /// Context that is taken when nobody asks for one, unless the model was trained on less.
 const DEFAULT_CTX: u32 = 4096;
 
-/// The share of a device's memory, one in so many, that is left for adapters where as many layers as fit are asked for.
+/// The share of a device's memory, one in so many, that is left at least for adapters where as many layers as fit are asked for.
 const KEPT_FREE: usize = 8;
 
 /// Where a model is computed.
@@ -44,6 +44,8 @@ pub struct DeviceOptions {
     pub cache_bytes: usize,
     /// See `cache_bytes`.
     pub working_bytes: usize,
+    /// Bytes that copies of adapters may have there; see [`crate::EngineOptions::device_adapter_bytes`].
+    pub adapter_bytes: Option<usize>,
 }
 
 /// How a model's file is opened.
@@ -114,17 +116,16 @@ impl LoadedModel {
     /// # Errors
     /// As [`LoadedModel::cpu`]; a device that is not there, or has too little memory for what it is to have.
     pub fn device(&self, options: &DeviceOptions) -> Result<Device> {
-        let DeviceOptions { choice, gpu_layers, threads, repacking, .. } = *options;
+        let DeviceOptions { choice, gpu_layers, threads, repacking, adapter_bytes, .. } = *options;
         let processor = || Ok(Device::Cpu(Box::new(self.cpu(threads, repacking)?)));
         if !matches!(choice, DeviceChoice::Cuda(_)) || gpu_layers == GpuLayers::Last(0) {
             return processor();
         }
         let isa = Isa::from_env().map_err(Error::Request)?;
         let device = Device::open(choice, threads, isa).map_err(lory_models::Error::from)?;
-        let room = device
-            .memory()
-            .map_err(lory_models::Error::from)?
-            .map_or(usize::MAX, |(free, total)| free.saturating_sub(total / KEPT_FREE));
+        let room = device.memory().map_err(lory_models::Error::from)?.map_or(usize::MAX, |(free, total)| {
+            free.saturating_sub((total / KEPT_FREE).max(adapter_bytes.unwrap_or(0)))
+        });
         let placement = self.needs(options).place(gpu_layers, room).map_err(|bytes| {
             let what = "a single layer, its cache and working memory";
             lory_models::Error::from(BackendError::OutOfMemory { device: device.label(), what, bytes })
@@ -141,6 +142,7 @@ impl LoadedModel {
                 (device, last.flat_map(Layer::factors).collect())
             }
         };
+        device.set_adapter_budget(adapter_bytes);
         for tensor in weights {
             device.load(tensor.matrix()).map_err(lory_models::Error::from)?;
         }

@@ -3,7 +3,8 @@
 /// How many layers are computed on a device with memory of its own; see [`crate::EngineOptions::gpu_layers`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GpuLayers {
-    /// All that there is room for, beside their part of the KV cache and an eighth of the device's memory for adapters.
+    /// All that there is room for, beside their part of the KV cache and an eighth of the device's memory for adapters, or what
+    /// they may have ([`crate::EngineOptions::device_adapter_bytes`]) if that is more.
     #[default]
     Fit,
     /// So many, from the last one on; the output counts as one behind the last. With fewer the processor does the rest.

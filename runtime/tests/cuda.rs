@@ -1,5 +1,6 @@
 //! Whole models on a CUDA device, or on the emulated driver where there is none, beside the processor.
 
+use std::collections::HashMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,8 +13,8 @@ use lory_models::adapter::AdapterSet;
 use lory_models::adapter::pack::{Pack, SynthSpec, synth_pack};
 use lory_runtime::mapping::Loading;
 use lory_runtime::{
-    Bare, BareOptions, DeviceOptions, Engine, EngineOptions, Error, Event, GpuLayers, LoadedModel,
-    OpenOptions, Request, SamplerOptions, SessionOptions, open_pack,
+    Bare, BareOptions, DeviceOptions, Engine, EngineOptions, Error, Event, Generation, GpuLayers,
+    LoadedModel, OpenOptions, Request, SamplerOptions, Session, SessionOptions, open_pack,
 };
 
 fn repository() -> PathBuf {
@@ -24,6 +25,19 @@ fn repository() -> PathBuf {
 fn cuda_is_there() -> bool {
     static THERE: OnceLock<bool> = OnceLock::new();
     *THERE.get_or_init(find_or_emulate)
+}
+
+/// The emulated driver, if it stands for a device.
+static EMULATOR: OnceLock<libloading::Library> = OnceLock::new();
+
+/// Bytes that were copied to the emulated device so far, by all tests.
+fn copied() -> Option<usize> {
+    let library = EMULATOR.get()?;
+    // SAFETY: the signature in libcuda.cpp.
+    let copied: libloading::Symbol<'_, unsafe extern "C" fn() -> usize> =
+        unsafe { library.get(b"lory_emulate_copied") }.unwrap();
+    // SAFETY: reads a number.
+    Some(unsafe { copied() })
 }
 
 fn find_or_emulate() -> bool {
@@ -45,7 +59,7 @@ fn find_or_emulate() -> bool {
         }
     }
     // SAFETY: its initializers only register kernels. It stays loaded, so that the driver is found by its name.
-    std::mem::forget(unsafe { libloading::Library::new(folder.join("libcuda.so")) }.unwrap());
+    EMULATOR.get_or_init(|| unsafe { libloading::Library::new(folder.join("libcuda.so")) }.unwrap());
     true
 }
 
@@ -125,18 +139,38 @@ fn some_layers_on_the_device() {
         let worst = got.iter().zip(&want).fold(0f32, |m, (g, w)| m.max((g - w).abs()));
         println!("{}: {worst} of {largest}", some.label());
         assert!(worst <= largest * 2e-3, "{n} layers: {worst} of {largest}");
+        let Device::Split(split) = &some else { continue };
+        let (pool, needed) = (split.device().adapter_pool(), adapter_bytes(&pack, ADAPTERS, layers - n));
+        println!("{pool:?}, {needed} bytes needed");
+        assert_eq!(pool.late, 0, "{n} layers: {pool:?}");
+        assert!((needed..needed + needed / 8).contains(&pool.bytes), "{n} layers: {pool:?}, {needed}");
     }
     // Caches of which the device has room for all, one, none.
     let (free, total) = cuda_memory(&model);
-    let fit = |cache_bytes| {
-        let choice = DeviceChoice::Cuda(0);
-        model.device(&DeviceOptions { choice, threads: Some(1), cache_bytes, ..DeviceOptions::default() })
+    let fit = |cache_bytes, adapter_bytes| {
+        let options = DeviceOptions { choice: DeviceChoice::Cuda(0), threads: Some(1), ..Default::default() };
+        model.device(&DeviceOptions { cache_bytes, adapter_bytes, ..options })
     };
     let room = free - total / 8;
-    assert!(matches!(fit(0).unwrap(), Device::Cuda(_)));
-    assert!(fit(room / 10 * 7).unwrap().label().contains(&format!("layers before {}", layers - 1)));
-    let error = fit(room * 2).err().unwrap().to_string();
-    assert!(error.contains("out of memory") && error.contains("a single layer"), "{error}");
+    assert!(matches!(fit(0, None).unwrap(), Device::Cuda(_)));
+    for budget in [None, Some(0)] {
+        let one = fit(room / 10 * 7, budget).unwrap();
+        assert!(one.label().contains(&format!("layers before {}", layers - 1)), "{}", one.label());
+    }
+    for (cache_bytes, budget) in [(room * 2, None), (room / 10 * 7, Some(free / 2))] {
+        let error = fit(cache_bytes, budget).err().unwrap().to_string();
+        assert!(error.contains("out of memory") && error.contains("a single layer"), "{error}");
+    }
+}
+
+/// Bytes of the first adapters of a pack and of their bases in the layers from `first` on, each once.
+fn adapter_bytes(pack: &Pack, adapters: usize, first: usize) -> usize {
+    let adapters: Vec<_> = (0..adapters).map(|i| pack.adapter(&adapter_name(i)).unwrap()).collect();
+    let matrices = adapters.iter().flat_map(|adapter| adapter.matrices());
+    let there = matrices.filter(|(site, _)| site.layer_index().is_some_and(|layer| layer >= first));
+    let places: HashMap<_, _> =
+        there.map(|(_, matrix)| (matrix.bytes().as_ptr(), matrix.bytes().len())).collect();
+    places.values().sum()
 }
 
 /// (free, total) bytes of the device.
@@ -183,7 +217,7 @@ fn with_adapters<B: Backend>(backend: &B, model: &LoadedModel, pack: &Pack, pass
     // The last sequence has none.
     for i in 0..ADAPTERS {
         let adapter = pack.adapter(&adapter_name(i)).unwrap();
-        backend.prefetch(&mut adapter.matrices()).unwrap();
+        backend.prefetch(&mut model.decoder.weights().lora(&adapter)).unwrap();
         bare.set_adapters(i, AdapterSet::single(adapter));
     }
     let mut all = Vec::new();
@@ -202,20 +236,20 @@ fn adapters_with_much_and_little_room() {
         return;
     }
     let (model, pack) = model_and_pack();
-    let open = |choice| device(&model, choice, GpuLayers::Fit).unwrap();
-    let want = with_adapters(&open(DeviceChoice::Auto), &model, &pack, 2);
+    let want = with_adapters(&device(&model, DeviceChoice::Auto, GpuLayers::Fit).unwrap(), &model, &pack, 2);
     let vocab = model.decoder.vocab_size();
     let rows =
         |logits: &[f32]| logits.chunks(vocab).take(ADAPTERS + 1).map(<[f32]>::to_vec).collect::<Vec<_>>();
     assert!(rows(&want).windows(2).all(|two| two[0] != two[1]), "the adapters add nothing");
     let mut first: Option<Vec<f32>> = None;
     for budget in [None, Some(60_000), Some(20_000), Some(0)] {
-        let device = open(DeviceChoice::Cuda(0));
+        let options = DeviceOptions { choice: DeviceChoice::Cuda(0), ..DeviceOptions::default() };
+        let device = model.device(&DeviceOptions { adapter_bytes: budget, ..options }).unwrap();
         let Device::Cuda(cuda) = &device else { panic!("asked for CUDA") };
-        cuda.set_adapter_budget(budget);
         let got = with_adapters(&device, &model, &pack, 2);
         let pool = cuda.adapter_pool();
         println!("{pool:?}");
+        assert_eq!(pool.budget, budget);
         let Some(first) = &first else {
             assert_eq!((pool.late, pool.evicted), (0, 0), "everything was there ahead of its use: {pool:?}");
             let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -229,46 +263,58 @@ fn adapters_with_much_and_little_room() {
     }
 }
 
+/// An engine on the device with the pack of adapters; `budget` is what they may have there.
+fn engine_with_pack(gpu_layers: GpuLayers, budget: Option<usize>) -> Engine {
+    let folder = tempfile::tempdir().unwrap();
+    let options = EngineOptions {
+        device: DeviceChoice::Cuda(0),
+        gpu_layers,
+        n_ctx: Some(64),
+        kv_tokens: Some(512),
+        prefix_sharing: false,
+        device_adapter_bytes: budget,
+        loading: Loading::Read,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::open(&model("llama.gguf"), &options).unwrap();
+    engine.adapters().open_pack(&pack_for(engine.model(), folder.path())).unwrap();
+    engine
+}
+
+/// Begins a request with an adapter for the logits of a prompt of three tokens.
+fn ask(engine: &Engine, i: usize) -> (Session, Generation) {
+    let id = engine.adapters().resolve(&adapter_name(i)).unwrap();
+    let mut session =
+        engine.session(&SessionOptions { adapters: vec![(id, 1.0)], ..Default::default() }).unwrap();
+    let request = Request {
+        tokens: vec![30 + i as u32, 31, 77],
+        max_new_tokens: 0,
+        prompt_logits: true,
+        ..Request::default()
+    };
+    let generation = session.generate(request).unwrap();
+    (session, generation)
+}
+
+fn answer((_session, generation): (Session, Generation)) -> Vec<Vec<f32>> {
+    let mut all = Vec::new();
+    for event in generation {
+        if let Event::Logits { values, .. } = event.unwrap() {
+            all.push(values);
+        }
+    }
+    assert_eq!(all.len(), 3);
+    all
+}
+
 /// Sessions of an engine with different adapters, each the bits that it has alone, while other adapters arrive from a second thread.
 #[test]
 fn sessions_while_adapters_arrive() {
     if !cuda_is_there() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let options = EngineOptions {
-        device: DeviceChoice::Cuda(0),
-        n_ctx: Some(64),
-        kv_tokens: Some(512),
-        prefix_sharing: false,
-        ..EngineOptions::default()
-    };
-    let engine = Engine::open(&model("llama.gguf"), &options).unwrap();
-    engine.adapters().open_pack(&pack_for(engine.model(), folder.path())).unwrap();
-    let ask = |i: usize| {
-        let id = engine.adapters().resolve(&adapter_name(i)).unwrap();
-        let mut session =
-            engine.session(&SessionOptions { adapters: vec![(id, 1.0)], ..Default::default() }).unwrap();
-        let request = Request {
-            tokens: vec![30 + i as u32, 31, 77],
-            max_new_tokens: 0,
-            prompt_logits: true,
-            ..Request::default()
-        };
-        let generation = session.generate(request).unwrap();
-        (session, generation)
-    };
-    let answer = |(_session, generation): (_, lory_runtime::Generation)| {
-        let mut all = Vec::new();
-        for event in generation {
-            if let Event::Logits { values, .. } = event.unwrap() {
-                all.push(values);
-            }
-        }
-        assert_eq!(all.len(), 3);
-        all
-    };
-    let alone: Vec<_> = (0..3).map(|i| answer(ask(i))).collect();
+    let engine = engine_with_pack(GpuLayers::Fit, None);
+    let alone: Vec<_> = (0..3).map(|i| answer(ask(&engine, i))).collect();
     let running = AtomicBool::new(true);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -281,11 +327,33 @@ fn sessions_while_adapters_arrive() {
                 engine.adapters().unload(&name).unwrap();
             }
         });
-        let together: Vec<_> = (0..3).map(ask).collect();
+        let together: Vec<_> = (0..3).map(|i| ask(&engine, i)).collect();
         let together: Vec<_> = together.into_iter().map(answer).collect();
         running.store(false, Ordering::Relaxed);
         assert_eq!(together, alone);
     });
+}
+
+/// Without room for adapters on the device every step copies what it needs, and nothing else is different.
+#[test]
+fn an_engine_without_room_for_adapters() {
+    if !cuda_is_there() {
+        return;
+    }
+    let (model, pack) = model_and_pack();
+    let layers = model.decoder.weights().layers.len();
+    for (gpu_layers, first) in [(GpuLayers::Fit, 0), (GpuLayers::Last(1), layers - 1)] {
+        let want = answer(ask(&engine_with_pack(gpu_layers, None), 0));
+        let engine = engine_with_pack(gpu_layers, Some(0));
+        let steps = (0..20).filter_map(|_| {
+            let before = copied()?;
+            assert_eq!(answer(ask(&engine, 0)), want);
+            Some(copied()? - before)
+        });
+        // Other tests copy meanwhile.
+        let (least, needed) = (steps.min(), adapter_bytes(&pack, 1, first));
+        assert!(least.is_none_or(|least| least >= needed), "{least:?} bytes in a step that needs {needed}");
+    }
 }
 
 /// Sessions that draw from candidates which the device selects, beside one that looks at whole rows, draw what they draw when all
@@ -328,7 +396,7 @@ fn candidates_from_the_device() {
                 (session, generation)
             };
             let running: Vec<_> = (0..).zip(&samplers).map(ask).collect();
-            let ids = |generation: lory_runtime::Generation| {
+            let ids = |generation: Generation| {
                 let id = |event| match event {
                     Ok(Event::Token { id, .. }) => Some(id),
                     Ok(_) => None,

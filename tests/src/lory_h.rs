@@ -227,10 +227,11 @@ pub struct lory_engine_options {
     pub progress: lory_progress_fn,
     pub progress_user: *mut ::std::os::raw::c_void,
     pub gpu_layers: u32,
+    pub device_adapter_bytes: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of lory_engine_options"][::std::mem::size_of::<lory_engine_options>() - 112usize];
+    ["Size of lory_engine_options"][::std::mem::size_of::<lory_engine_options>() - 120usize];
     ["Alignment of lory_engine_options"][::std::mem::align_of::<lory_engine_options>() - 8usize];
     ["Offset of field: lory_engine_options::struct_size"]
         [::std::mem::offset_of!(lory_engine_options, struct_size) - 0usize];
@@ -269,6 +270,8 @@ const _: () = {
         [::std::mem::offset_of!(lory_engine_options, progress_user) - 96usize];
     ["Offset of field: lory_engine_options::gpu_layers"]
         [::std::mem::offset_of!(lory_engine_options, gpu_layers) - 104usize];
+    ["Offset of field: lory_engine_options::device_adapter_bytes"]
+        [::std::mem::offset_of!(lory_engine_options, device_adapter_bytes) - 112usize];
 };
 impl Default for lory_engine_options {
     fn default() -> Self {

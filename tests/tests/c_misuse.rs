@@ -79,10 +79,14 @@ fn structs_of_other_sizes() {
     let words = open(&longer([0, 5])).expect_err("a field that this library does not have");
     assert!(words.contains("lory_engine_options sets a field"), "{words}");
 
-    // `lory_engine_options` ended here once.
+    // `lory_engine_options` ended before these fields once.
     let first = std::mem::offset_of!(c::lory_engine_options, gpu_layers);
-    let of_first = c::lory_engine_options { struct_size: first, gpu_layers: u32::MAX, ..c::options() };
-    c::engine(&path, &of_first).map(drop).expect("a program of the first header");
+    for struct_size in [first, std::mem::offset_of!(c::lory_engine_options, device_adapter_bytes)] {
+        let later =
+            c::lory_engine_options { gpu_layers: u32::MAX, device_adapter_bytes: u64::MAX, ..c::options() };
+        let earlier = c::lory_engine_options { struct_size, ..later };
+        c::engine(&path, &earlier).map(drop).expect("a program of an earlier header");
+    }
     for wrong in [0, 1, 8, first - 1, 1 << 40, usize::MAX] {
         let options = c::lory_engine_options { struct_size: wrong, ..c::options() };
         let words = c::engine(&path, &options).err().expect("refused");

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use clap::ValueEnum;
+use lory_kernels::Backend;
 use lory_models::adapter::{AdapterSet, BaseCheck, pack::Pack};
 use lory_runtime::open_pack;
 use serde_json::{Map, Value, json};
 
 use crate::failure::{Failure, Outcome};
 
-use super::{Settings, opened::Opened};
+use super::{Device, Settings, opened::Opened};
 
 /// How the adapters of a pack are dealt out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -116,10 +117,13 @@ impl<'a> Draw<'a> {
         &self.pool.names[self.numbers.next()]
     }
 
-    /// The next adapter, alone in its set.
-    pub fn next(&mut self) -> Outcome<AdapterSet> {
+    /// The next adapter, alone in its set, and where the device needs it.
+    pub fn next(&mut self, opened: &Opened, device: &Device) -> Outcome<AdapterSet> {
         let name = self.name();
-        Ok(AdapterSet::single(self.pool.pack.adapter(name)?))
+        let adapter = self.pool.pack.adapter(name)?;
+        let weights = opened.loaded.decoder.weights();
+        device.backend.prefetch(&mut weights.lora(&adapter)).map_err(lory_models::Error::from)?;
+        Ok(AdapterSet::single(adapter))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lory_kernels::Cpu;
+use lory_kernels::Backend;
 use lory_runtime::{Bare, BareOptions, random_tokens};
 use serde_json::{Map, Value, json};
 
@@ -55,8 +55,18 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], cases: &Cases)
     for path in models {
         let opened = Opened::open(path, settings, longest)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
+        // With a pack there is a second one of everything, with adapters.
+        let sides = if pool.is_some() { 2 } else { 1 };
         for run in runs {
-            let device = Device::new(run.threads, &opened, settings)?;
+            let most = BareOptions {
+                sequences: cases.sequences.iter().copied().max().unwrap_or(1),
+                tokens: longest,
+                n_batch: run.rows(),
+                kv_type: settings.kv_type,
+            };
+            let (cache, working) = most.bytes(&opened.loaded.decoder);
+            let bytes = (cache.saturating_mul(sides), working.saturating_mul(sides));
+            let device = Device::new(*run, &opened, settings, bytes)?;
             for pp in &cases.prompt {
                 for tg in &cases.generate {
                     for pl in cases.sequences.iter().filter(|pl| **pl > 0) {
@@ -86,15 +96,15 @@ impl Bed<'_> {
         let options = BareOptions {
             sequences: case.pl,
             tokens: case.pp + case.tg,
-            n_batch: run.n_batch.min(run.n_ubatch),
+            n_batch: run.rows(),
             kv_type: settings.kv_type,
         };
-        let mut sides = vec![Bare::new(&device.cpu, &opened.loaded.decoder, options)?];
+        let mut sides = vec![Bare::new(&device.backend, &opened.loaded.decoder, options)?];
         if let Some(pool) = pool {
-            let mut adapted = Bare::new(&device.cpu, &opened.loaded.decoder, options)?;
+            let mut adapted = Bare::new(&device.backend, &opened.loaded.decoder, options)?;
             let mut draw = pool.draw(settings);
             for sequence in 0..case.pl {
-                adapted.set_adapters(sequence, draw.next()?);
+                adapted.set_adapters(sequence, draw.next(opened, device)?);
             }
             sides.push(adapted);
         }
@@ -116,7 +126,7 @@ impl Bed<'_> {
     }
 
     /// All prompts together, then all sequences token by token, then everything is forgotten.
-    fn sample(&self, bare: &mut Bare<'_, Cpu>) -> Outcome<(Duration, Duration)> {
+    fn sample(&self, bare: &mut Bare<'_, lory_kernels::Device>) -> Outcome<(Duration, Duration)> {
         let Case { pp, tg, pl } = self.case;
         let vocab = self.opened.vocab();
         let tokens: Vec<_> = (0..pl).map(|s| random_tokens(s as u64, pp + tg, vocab)).collect();
@@ -176,7 +186,7 @@ impl Bed<'_> {
         let reached =
             Reached::new(&opened.cost, &device.ceilings, bytes, ops, seconds(&times.generate).max(1e-9));
 
-        let mut fields = opened.fields(device, *run, settings);
+        let mut fields = opened.fields(&device.backend.label(), *run, settings);
         self.insert(&mut fields, times, "");
         reached.fields(&mut fields);
         let mut cells: Vec<Cell> = self

@@ -15,19 +15,20 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use lory_kernels::{
+    DeviceChoice,
     backend::KvType,
     ceilings::Ceilings,
-    cpu::{Cpu, ThreadPool, physical_cores},
+    cpu::{ThreadPool, physical_cores},
 };
-use lory_runtime::{Repacking, mapping::Loading};
+use lory_runtime::{DeviceOptions, GpuLayers, Repacking, mapping::Loading};
 
 use crate::{
     failure::{Failure, Outcome},
-    model_flags::{KvTypeArg, RepackArg},
+    model_flags::{DeviceArg, KvTypeArg, RepackArg},
 };
 
 use adapters::Distribution;
-use ranges::{Numbers, PromptAndGeneration};
+use ranges::{Layers, Numbers, PromptAndGeneration};
 use table::Format;
 
 /// Measure speed: prompts, generation, batches, and what adapters cost.
@@ -39,6 +40,7 @@ use table::Format;
 #[command(after_help = "Examples:
   lory bench -m model.gguf                                     pp512 and tg128
   lory bench -m model.gguf -p 0 -n 64 -d 0,4096 -t 1-4*2       deep contexts, numbers of threads
+  lory bench -m model.gguf -ngl 0,16,99                        layers on the GPU
   lory bench -m model.gguf -npp 128 -ntg 32 -npl 1,8,32        sequences side by side
   lory bench -m model.gguf --pack styles.gguf                  what an adapter costs; swap, load, mem
   lory bench -m model.gguf --pack styles.gguf --adapter-dist distinct -npp 32 -ntg 32 -npl 1,8,32 -o json
@@ -86,9 +88,13 @@ pub struct Bench {
     /// How results are printed.
     #[arg(short = 'o', long, value_name = "FORMAT", value_enum, default_value = "md")]
     output: Format,
-    /// Layers on the GPU (short: -ngl). Accepted for the sake of habit: this command measures the CPU.
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    gpu_layers: Option<String>,
+    /// Where to compute; `cuda` has not been verified on hardware yet.
+    #[arg(long, value_name = "DEVICE", value_enum, default_value = "auto")]
+    device: DeviceArg,
+    /// Layers on the GPU (short: -ngl), the last ones; the output counts as one more. Any number but 0 needs one, also without --device
+    /// cuda; auto is all that there is room for, if --device cuda says so.
+    #[arg(long, value_name = "N,…|auto|all", default_value = "auto", allow_negative_numbers = true)]
+    gpu_layers: Vec<Layers>,
     /// Read the files into memory instead of mapping them.
     #[arg(long)]
     no_mmap: bool,
@@ -144,19 +150,46 @@ struct Settings {
     pack: Option<PathBuf>,
     distribution: Distribution,
     seed: u64,
+    /// Whether a GPU has a part in any of the runs.
+    gpu: bool,
 }
 
 /// One combination of flags other than the test's own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Run {
+    device: DeviceChoice,
+    gpu_layers: GpuLayers,
     threads: usize,
     n_batch: usize,
     n_ubatch: usize,
 }
 
-/// A device and what it can reach.
+impl Run {
+    /// Rows of a step at most.
+    fn rows(self) -> usize {
+        self.n_batch.min(self.n_ubatch)
+    }
+
+    /// Whether a GPU has a part in it.
+    fn on_gpu(self) -> bool {
+        matches!(self.device, DeviceChoice::Cuda(_))
+    }
+
+    /// Layers on the GPU; -1 is auto and -2 all, as llama.cpp numbers them.
+    fn n_gpu_layers(self) -> i64 {
+        match self.gpu_layers {
+            _ if !self.on_gpu() => 0,
+            GpuLayers::Fit => -1,
+            GpuLayers::Last(usize::MAX) => -2,
+            GpuLayers::Last(n) => i64::try_from(n).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+/// What computes a run, and what it can reach.
 struct Device {
-    cpu: Cpu,
+    run: Run,
+    backend: lory_kernels::Device,
     ceilings: Ceilings,
 }
 
@@ -170,8 +203,8 @@ fn or(flags: &[Numbers], default: &[usize]) -> Vec<usize> {
 
 impl Bench {
     pub fn run(self) -> Outcome {
-        let settings = self.settings()?;
         let runs = self.runs()?;
+        let settings = self.settings(&runs)?;
         let batched = [&self.batched.npp, &self.batched.ntg, &self.batched.npl];
         if self.trace.trace {
             let rows =
@@ -189,7 +222,7 @@ impl Bench {
         single::run(&self.model, &settings, &runs, &self.tests())
     }
 
-    fn settings(&self) -> Outcome<Settings> {
+    fn settings(&self, runs: &[Run]) -> Outcome<Settings> {
         let kv_type = self.cache_type_k.kv_type();
         if self.cache_type_v.is_some_and(|v| v.kv_type() != kv_type) {
             return Err(Failure::usage("-ctk and -ctv differ: keys and values have the same type here"));
@@ -205,27 +238,44 @@ impl Bench {
             pack: self.adapters.pack.clone(),
             distribution: self.adapters.adapter_dist,
             seed: self.adapters.seed,
+            gpu: runs.iter().any(|run| run.on_gpu()),
         })
     }
 
     fn runs(&self) -> Outcome<Vec<Run>> {
         let mut runs = Vec::new();
-        for threads in or(&self.threads, &[physical_cores()]) {
-            for n_batch in all(&self.batch_size) {
-                for n_ubatch in all(&self.ubatch_size) {
-                    if !(1..=1024).contains(&threads) {
-                        return Err(Failure::usage(format!("-t {threads}: expected 1 to 1024")));
+        for gpu_layers in self.gpu_layers.iter().flat_map(|layers| layers.0.iter().copied()) {
+            let device = self.choice(gpu_layers)?;
+            for threads in or(&self.threads, &[physical_cores()]) {
+                if !(1..=1024).contains(&threads) {
+                    return Err(Failure::usage(format!("-t {threads}: expected 1 to 1024")));
+                }
+                for n_batch in all(&self.batch_size) {
+                    for n_ubatch in all(&self.ubatch_size) {
+                        let run = Run { device, gpu_layers, threads, n_batch, n_ubatch };
+                        if !(1..=1 << 16).contains(&run.rows()) {
+                            return Err(Failure::usage(format!(
+                                "-b {n_batch} -ub {n_ubatch}: expected 1 to 65536"
+                            )));
+                        }
+                        runs.push(run);
                     }
-                    if n_batch.min(n_ubatch) == 0 || n_batch.min(n_ubatch) > 1 << 16 {
-                        return Err(Failure::usage(format!(
-                            "-b {n_batch} -ub {n_ubatch}: expected 1 to 65536"
-                        )));
-                    }
-                    runs.push(Run { threads, n_batch, n_ubatch });
                 }
             }
         }
         Ok(runs)
+    }
+
+    /// What computes with so many layers on the GPU.
+    fn choice(&self, layers: GpuLayers) -> Outcome<DeviceChoice> {
+        match (self.device, layers) {
+            (_, GpuLayers::Last(0)) => Ok(DeviceChoice::Cpu),
+            (DeviceArg::Cpu, GpuLayers::Last(_)) => {
+                Err(Failure::usage("-ngl: --device cpu has no layers on the GPU"))
+            }
+            (DeviceArg::Auto, GpuLayers::Last(_)) => Ok(DeviceArg::Cuda.choice()),
+            (device, _) => Ok(device.choice()),
+        }
     }
 
     /// Prompts, generations, and both, at every depth.
@@ -245,10 +295,34 @@ fn first(flags: &[Numbers], default: usize) -> usize {
 }
 
 impl Device {
-    /// Threads that run a model, and their ceilings.
-    fn new(threads: usize, opened: &opened::Opened, settings: &Settings) -> Outcome<Device> {
-        let cpu = opened.loaded.cpu(Some(threads), settings.repacking)?;
-        let ceilings = Ceilings::measure(&ThreadPool::new(cpu.threads()), Duration::from_millis(100));
-        Ok(Device { cpu, ceilings })
+    /// What computes a run; the bytes are those of a layer's keys and values and of working memory.
+    fn new(
+        run: Run,
+        opened: &opened::Opened,
+        settings: &Settings,
+        (cache_bytes, working_bytes): (usize, usize),
+    ) -> Outcome<Device> {
+        let backend = opened.loaded.device(&DeviceOptions {
+            choice: run.device,
+            gpu_layers: run.gpu_layers,
+            threads: Some(run.threads),
+            repacking: settings.repacking,
+            cache_bytes,
+            working_bytes,
+            adapter_bytes: None,
+        })?;
+        let ceilings = if run.on_gpu() {
+            // A GPU's are not measured.
+            Ceilings::default()
+        } else {
+            Ceilings::measure(&ThreadPool::new(run.threads), Duration::from_millis(100))
+        };
+        Ok(Device { run, backend, ceilings })
+    }
+
+    /// Whether it also computes this run.
+    fn is_for(&self, run: Run) -> bool {
+        let place = |run: Run| (run.device, run.gpu_layers, run.threads);
+        place(self.run) == place(run)
     }
 }

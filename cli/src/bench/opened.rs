@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use lory_kernels::{Backend, ceilings::Ceilings};
+use lory_kernels::ceilings::Ceilings;
 use lory_models::{cost::Cost, synth::FileType};
 use lory_runtime::{LoadedModel, OpenOptions};
 use serde_json::{Map, Value, json};
 
 use crate::failure::Outcome;
 
-use super::{Device, Run, Settings, table::Cell, timing};
+use super::{Run, Settings, table::Cell, timing};
 
 /// An opened model.
 pub struct Opened {
@@ -50,13 +50,15 @@ impl Opened {
         self.loaded.decoder.vocab_size()
     }
 
-    /// What every row begins with.
-    pub fn fields(&self, device: &Device, run: Run, settings: &Settings) -> Map<String, Value> {
+    /// What every row begins with; `device` is what computes, in words.
+    pub fn fields(&self, device: &str, run: Run, settings: &Settings) -> Map<String, Value> {
         let kv_type = format!("{:?}", settings.kv_type).to_lowercase();
+        let (cpu, gpu) = if run.on_gpu() { ("", device) } else { (device, "") };
         let fields = json!({
             "build_version": env!("CARGO_PKG_VERSION"),
-            "cpu_info": device.cpu.label(),
-            "backends": "CPU",
+            "cpu_info": cpu,
+            "gpu_info": gpu,
+            "backends": backend(run),
             "model_filename": self.path.to_string_lossy(),
             "model_type": self.kind,
             "model_size": self.bytes,
@@ -66,6 +68,7 @@ impl Opened {
             "n_threads": run.threads,
             "type_k": kv_type,
             "type_v": kv_type,
+            "n_gpu_layers": run.n_gpu_layers(),
             "test_time": timing::now(),
         });
         match fields {
@@ -75,15 +78,24 @@ impl Opened {
     }
 
     /// The same for people.
-    pub fn cells(&self, run: Run) -> Vec<Cell> {
-        vec![
+    pub fn cells(&self, run: Run, settings: &Settings) -> Vec<Cell> {
+        let mut cells = vec![
             Cell::new("model", self.kind.clone(), 22),
             Cell::new("size", gibibytes(self.bytes), 10),
             Cell::new("params", billions(self.parameters), 10),
-            Cell::new("backend", "CPU", 8),
-            Cell::new("threads", run.threads.to_string(), 7),
-        ]
+            Cell::new("backend", backend(run), 8),
+        ];
+        if settings.gpu {
+            cells.push(Cell::new("ngl", run.n_gpu_layers().to_string(), 3));
+        }
+        cells.push(Cell::new("threads", run.threads.to_string(), 7));
+        cells
     }
+}
+
+/// As llama.cpp names it.
+fn backend(run: Run) -> &'static str {
+    if run.on_gpu() { "CUDA" } else { "CPU" }
 }
 
 fn billions(n: u64) -> String {

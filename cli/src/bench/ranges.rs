@@ -2,6 +2,10 @@
 
 use std::str::FromStr;
 
+use lory_runtime::GpuLayers;
+
+use crate::model_flags::gpu_layers;
+
 /// One flag's values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Numbers(pub Vec<usize>);
@@ -67,6 +71,25 @@ fn range(item: &str, out: &mut Vec<usize>) -> Result<(), String> {
     Ok(())
 }
 
+/// `-ngl`: numbers of layers, auto or all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layers(pub Vec<GpuLayers>);
+
+impl FromStr for Layers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Layers, String> {
+        let mut layers = Vec::new();
+        for item in text.split(',') {
+            match gpu_layers(item) {
+                Ok(n) => layers.push(n),
+                Err(_) => layers.extend(item.parse::<Numbers>()?.0.into_iter().map(GpuLayers::Last)),
+            }
+        }
+        Ok(Layers(layers))
+    }
+}
+
 /// `-pg PP,TG`: a prompt and a generation after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PromptAndGeneration(pub usize, pub usize);
@@ -96,6 +119,11 @@ mod tests {
         assert_eq!(numbers("8-32+8,7"), [8, 16, 24, 32, 7]);
         assert_eq!(numbers("8-100*2"), [8, 16, 32, 64]);
         assert_eq!("512,128".parse(), Ok(PromptAndGeneration(512, 128)));
+        let layers = |text: &str| text.parse::<Layers>().unwrap().0;
+        let last = GpuLayers::Last;
+        assert_eq!(layers("0,99"), [last(0), last(99)]);
+        assert_eq!(layers("8-24+8,all"), [last(8), last(16), last(24), last(usize::MAX)]);
+        assert_eq!((layers("auto"), layers("-1")), (vec![GpuLayers::Fit], vec![GpuLayers::Fit]));
     }
 
     #[test]
@@ -105,5 +133,8 @@ mod tests {
             assert!(error.contains('`'), "{bad}: {error}");
         }
         assert!("512".parse::<PromptAndGeneration>().is_err());
+        for bad in ["", "x", "4-1", "1,,2", "auto-4"] {
+            assert!(bad.parse::<Layers>().is_err(), "{bad}");
+        }
     }
 }

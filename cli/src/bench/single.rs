@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lory_kernels::Cpu;
+use lory_kernels::Backend;
 use lory_models::cost::Cost;
 use lory_runtime::{Bare, BareOptions, random_tokens};
 use serde_json::{Map, Value, json};
@@ -64,7 +64,12 @@ impl Test {
     }
 
     /// Runs once, from the context's depth back to it.
-    fn sample(&self, bare: &mut Bare<'_, Cpu>, sequence: usize, vocab: usize) -> Outcome<Duration> {
+    fn sample(
+        &self,
+        bare: &mut Bare<'_, lory_kernels::Device>,
+        sequence: usize,
+        vocab: usize,
+    ) -> Outcome<Duration> {
         let tokens = random_tokens(3, self.tokens(), vocab);
         let (prompt, generated) = tokens.split_at(self.n_prompt);
         let start = Instant::now();
@@ -87,21 +92,36 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]
     for path in models {
         let opened = Opened::open(path, settings, longest)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
+        let most = BareOptions {
+            sequences: sequences(pool.as_ref()),
+            tokens: longest,
+            n_batch: runs.iter().map(|run| run.rows()).max().unwrap_or(1),
+            kv_type: settings.kv_type,
+        };
         let mut device: Option<Device> = None;
         for run in runs {
-            if device.as_ref().is_none_or(|d| d.cpu.threads() != run.threads) {
-                device = Some(Device::new(run.threads, &opened, settings)?);
+            // The one before it gives its memory back first.
+            device = device.filter(|device| device.is_for(*run));
+            if device.is_none() {
+                let bytes = most.bytes(&opened.loaded.decoder);
+                device = Some(Device::new(*run, &opened, settings, bytes)?);
             }
             let Some(device) = &device else { continue };
             for test in tests {
                 measure(&opened, device, *run, settings, pool.as_ref(), *test, &mut table)?;
             }
         }
-        if let (Some(pool), Some(device), Some(run)) = (&pool, &device, runs.last()) {
-            store::measure(path, &opened, device, *run, settings, pool, &mut table)?;
+        drop(device);
+        if let (Some(pool), Some(run)) = (&pool, runs.last()) {
+            store::measure(path, &opened, *run, settings, pool, &mut table)?;
         }
     }
     table.finish()
+}
+
+/// The base's, and with a pack the one that has adapters.
+fn sequences(pool: Option<&Pool>) -> usize {
+    if pool.is_some() { 2 } else { 1 }
 }
 
 fn measure(
@@ -114,16 +134,15 @@ fn measure(
     table: &mut Table,
 ) -> Outcome {
     sleep(settings.delay);
-    let sequences = if pool.is_some() { 2 } else { 1 };
-    let n_batch = run.n_batch.min(run.n_ubatch);
+    let sequences = sequences(pool);
     let tokens = test.n_depth + test.tokens();
-    let options = BareOptions { sequences, tokens, n_batch, kv_type: settings.kv_type };
-    let mut bare = Bare::new(&device.cpu, &opened.loaded.decoder, options)?;
+    let options = BareOptions { sequences, tokens, n_batch: run.rows(), kv_type: settings.kv_type };
+    let mut bare = Bare::new(&device.backend, &opened.loaded.decoder, options)?;
     let mut draw = pool.map(|pool| pool.draw(settings));
     let vocab = opened.vocab();
     for sequence in 0..sequences {
         if let (1, Some(draw)) = (sequence, &mut draw) {
-            bare.set_adapters(1, draw.next()?);
+            bare.set_adapters(1, draw.next(opened, device)?);
         }
         if test.n_depth > 0 {
             bare.run(&[(sequence, &random_tokens(2, test.n_depth, vocab))])?;
@@ -137,7 +156,7 @@ fn measure(
     let mut samples = [(); 2].map(|()| Samples { tokens: test.tokens(), times: Vec::new() });
     for repetition in 0..settings.repetitions {
         if let Some(draw) = &mut draw {
-            bare.set_adapters(1, draw.next()?);
+            bare.set_adapters(1, draw.next(opened, device)?);
         }
         // Who begins changes, so that what drifts hits both.
         let order = if repetition % 2 == 0 { [0, 1] } else { [1, 0] };
@@ -166,12 +185,12 @@ impl Row<'_> {
     /// One result; with adapters also how it compares to the base.
     fn print(&self, table: &mut Table, samples: &Samples, adapters: Option<(&Pool, f64)>) -> Outcome {
         let Row { opened, device, run, settings, test } = self;
-        let (bytes, ops) = test.work(&opened.cost, run.n_batch.min(run.n_ubatch));
+        let (bytes, ops) = test.work(&opened.cost, run.rows());
         let seconds = samples.tokens as f64 / samples.rate().max(1e-9);
         let reached = Reached::new(&opened.cost, &device.ceilings, bytes, ops, seconds);
         let name = test.name(adapters.map_or(0, |(pool, _)| pool.len()));
 
-        let mut fields: Map<String, Value> = opened.fields(device, *run, settings);
+        let mut fields: Map<String, Value> = opened.fields(&device.backend.label(), *run, settings);
         fields.insert("test".into(), json!(name));
         fields.insert("n_prompt".into(), json!(test.n_prompt));
         fields.insert("n_gen".into(), json!(test.n_gen));
@@ -183,7 +202,7 @@ impl Row<'_> {
         reached.fields(&mut fields);
         samples.fields(&mut fields);
 
-        let mut cells = opened.cells(*run);
+        let mut cells = opened.cells(*run, settings);
         if run.n_batch != 2048 || run.n_ubatch != 512 {
             cells.push(Cell::new("n_batch", run.n_batch.to_string(), 7));
             cells.push(Cell::new("n_ubatch", run.n_ubatch.to_string(), 8));

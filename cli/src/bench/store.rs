@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::{failure::Outcome, terminal::bytes};
 
 use super::{
-    Device, Run, Settings,
+    Run, Settings,
     adapters::Pool,
     opened::Opened,
     table::{Cell, Table},
@@ -26,7 +26,6 @@ const SWITCHES: usize = 10_000;
 pub fn measure(
     model: &Path,
     opened: &Opened,
-    device: &Device,
     run: Run,
     settings: &Settings,
     pool: &Pool,
@@ -34,6 +33,8 @@ pub fn measure(
 ) -> Outcome {
     let Some(pack) = &settings.pack else { return Ok(()) };
     let options = EngineOptions {
+        device: run.device,
+        gpu_layers: run.gpu_layers,
         threads: Some(run.threads),
         n_ctx: Some(64),
         n_batch: 8,
@@ -85,11 +86,11 @@ pub fn measure(
         },
     ];
     for row in rows {
-        let mut fields = opened.fields(device, run, settings);
+        let mut fields = opened.fields(&engine.device(), run, settings);
         fields.insert("test".into(), json!(row.test));
         pool.fields(&mut fields, settings, 1, None);
         row.values.iter().for_each(|(name, value)| insert(&mut fields, name, *value));
-        let mut cells = opened.cells(run);
+        let mut cells = opened.cells(run, settings);
         cells.push(Cell::new("test", row.test, 6));
         cells.push(Cell::new("adapters", pool.len().to_string(), 8));
         cells.push(Cell::new("result", row.text, 48));

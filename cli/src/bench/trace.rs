@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::failure::{Failure, Outcome};
 
 use super::{
-    Device, Run, Settings,
+    Run, Settings,
     adapters::{Pool, Random},
     opened::Opened,
     table::{Cell, Table},
@@ -87,8 +87,7 @@ pub fn run(
         let opened = Opened::open(path, settings, work.prompt + work.generate)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
         for run in runs {
-            let device = Device::new(run.threads, &opened, settings)?;
-            let trace = Trace { opened: &opened, device: &device, run: *run, settings, flags, work };
+            let trace = Trace { opened: &opened, run: *run, settings, flags, work };
             trace.measure(path, None, &mut table)?;
             if let Some(pool) = &pool {
                 trace.measure(path, Some(pool), &mut table)?;
@@ -100,7 +99,6 @@ pub fn run(
 
 struct Trace<'a> {
     opened: &'a Opened,
-    device: &'a Device,
     run: Run,
     settings: &'a Settings,
     flags: &'a TraceFlags,
@@ -136,15 +134,17 @@ impl Trace<'_> {
             };
             requests.into_iter().map(join).collect::<Outcome<_>>()
         })?;
-        self.print(table, &served, start.elapsed().as_secs_f64(), pool)
+        self.print(table, &engine.device(), &served, start.elapsed().as_secs_f64(), pool)
     }
 
     fn engine(&self, path: &Path) -> Outcome<Engine> {
         let tokens = self.work.prompt + self.work.generate;
         let options = EngineOptions {
+            device: self.run.device,
+            gpu_layers: self.run.gpu_layers,
             threads: Some(self.run.threads),
             n_ctx: Some(u32::try_from(tokens).unwrap_or(u32::MAX)),
-            n_batch: self.run.n_batch.min(self.run.n_ubatch),
+            n_batch: self.run.rows(),
             kv_type: self.settings.kv_type,
             kv_tokens: Some((self.flags.requests as usize).min(256) * tokens.next_multiple_of(32)),
             loading: self.settings.loading,
@@ -154,8 +154,15 @@ impl Trace<'_> {
         Ok(Engine::open(path, &options)?)
     }
 
-    fn print(&self, table: &mut Table, served: &[Served], seconds: f64, pool: Option<&Pool>) -> Outcome {
-        let Trace { opened, device, run, settings, flags, work } = self;
+    fn print(
+        &self,
+        table: &mut Table,
+        device: &str,
+        served: &[Served],
+        seconds: f64,
+        pool: Option<&Pool>,
+    ) -> Outcome {
+        let Trace { opened, run, settings, flags, work } = self;
         let ms = |values: Vec<f64>| values.into_iter().map(|s| s * 1e3).collect::<Vec<_>>();
         let ttft = ms(served.iter().map(Served::ttft).collect());
         let tpot = ms(served.iter().filter_map(Served::tpot).collect());
@@ -186,7 +193,7 @@ impl Trace<'_> {
         ] {
             fields.insert(name.into(), json!(value));
         }
-        let mut cells = opened.cells(*run);
+        let mut cells = opened.cells(*run, settings);
         cells.push(Cell::new("test", name, 11));
         for (columns, times) in [
             (["mean_ttft_ms", "median_ttft_ms", "p99_ttft_ms"], &ttft),

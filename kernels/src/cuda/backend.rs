@@ -11,8 +11,8 @@ use super::products::{Input, flat, supports, word};
 use super::scratch::{Scratch, Slot};
 use super::weights::Weights;
 use crate::backend::{
-    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LoraJob, MatmulJob,
-    Rope, RopeStyle,
+    Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LoraJob,
+    LoraWeight, MatmulJob, Rope, RopeStyle,
 };
 use crate::{QMatrix, QuantType};
 
@@ -113,7 +113,7 @@ impl Backend for Cuda {
         self.weights.load(weight)
     }
 
-    fn prefetch(&self, weights: &mut dyn Iterator<Item = QMatrix<'_>>) -> Result<(), BackendError> {
+    fn prefetch(&self, weights: &mut dyn Iterator<Item = LoraWeight<'_>>) -> Result<(), BackendError> {
         self.device.enter()?;
         self.weights.prefetch(weights)
     }

@@ -12,7 +12,7 @@ use super::device::Device;
 use super::memory::Memory;
 use super::pool::{AdapterPool, Extent, Found, Pool, extent_of};
 use crate::QMatrix;
-use crate::backend::BackendError;
+use crate::backend::{BackendError, LoraWeight};
 
 type Key = (usize, usize);
 
@@ -76,8 +76,8 @@ impl Weights {
     }
 
     /// [`Backend::prefetch`](crate::Backend::prefetch).
-    pub fn prefetch(&self, weights: &mut dyn Iterator<Item = QMatrix<'_>>) -> Result<(), BackendError> {
-        let wanted: Vec<_> = weights.filter_map(extent_of).collect();
+    pub fn prefetch(&self, weights: &mut dyn Iterator<Item = LoraWeight<'_>>) -> Result<(), BackendError> {
+        let wanted: Vec<_> = weights.filter_map(|added| extent_of(added.weight)).collect();
         let mut held = self.lock();
         let turn = held.pool.next_turn();
         let missing = held.pool.missing(wanted, turn)?;

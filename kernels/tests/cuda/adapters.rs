@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use lory_kernels::backend::{Backend, Core, LoraGroup, LoraJob, LoraTerm};
+use lory_kernels::backend::{Backend, Core, LoraGroup, LoraJob, LoraTerm, LoraWeight};
 use lory_kernels::quant::Keeper;
 use lory_kernels::{Cuda, QMatrix, QuantType};
 
@@ -64,7 +64,9 @@ impl Pack {
     }
 
     fn prefetch(&self, cuda: &Cuda, adapter: usize) {
-        cuda.prefetch(&mut self.cores(adapter, true)).unwrap();
+        // A device that has all layers does not ask for which one.
+        let [layer, _] = self.factors();
+        cuda.prefetch(&mut self.cores(adapter, true).map(|weight| LoraWeight { layer, weight })).unwrap();
     }
 
     /// Launches what these adapters add, each to a row of its own: the output, and the input, whose end would wait.

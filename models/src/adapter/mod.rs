@@ -28,8 +28,6 @@ use std::sync::Arc;
 
 use lory_kernels::QMatrix;
 
-use crate::Tensor;
-
 pub use self::{
     activation::{Phase, Phases, last_occurrence},
     base::{BaseCheck, BaseInfo, Fingerprint, synthetic_base},
@@ -100,11 +98,13 @@ impl Adapter {
         }
     }
 
-    /// Every matrix that a batch with it may need: its own where it adds anything, and the factors that it shares.
-    pub fn matrices(&self) -> impl Iterator<Item = QMatrix<'_>> {
+    /// Every matrix that a batch with it may need, with its site: its own where it adds anything, and the factors that it shares.
+    pub fn matrices(&self) -> impl Iterator<Item = (Site, QMatrix<'_>)> {
         let adding = self.cores.iter().zip(&self.adds).filter(|(_, adds)| **adds);
-        let shared = self.basis.iter().flat_map(|basis| basis.iter()).flat_map(|(_, f)| [f.u(), f.v()]);
-        adding.flat_map(|((_, core), _)| core.own_tensors()).chain(shared).map(Tensor::matrix)
+        let own = adding.flat_map(|((site, core), _)| core.own_tensors().map(|tensor| (*site, tensor)));
+        let shared = self.basis.iter().flat_map(|basis| basis.iter());
+        let shared = shared.flat_map(|(site, f)| [(site, f.u()), (site, f.v())]);
+        own.chain(shared).map(|(site, tensor)| (site, tensor.matrix()))
     }
 
     /// Bytes that belong to it alone; a shared basis does not count.

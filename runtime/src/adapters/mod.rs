@@ -314,7 +314,7 @@ impl AdapterStore {
     /// Has everything at hand that a step with this adapter needs, so that no step waits for it.
     fn warm(&self, adapter: &Adapter) -> Result<()> {
         self.warm_basis(adapter);
-        let copied = self.device.prefetch(&mut adapter.matrices());
+        let copied = self.device.prefetch(&mut self.model.decoder.weights().lora(adapter));
         Ok(copied.map_err(lory_models::Error::from)?)
     }
 

@@ -47,7 +47,7 @@ struct Part<'a> {
     lines: Vec<Line<'a>>,
     /// The row of the batch that each line is for.
     rows: Vec<u32>,
-    /// Whether some of these have another part before it.
+    /// Whether one of these is also a row of a part before it.
     again: bool,
     /// Receives the cores' results, lines of the rank.
     inner: Shared<f32>,
@@ -60,7 +60,7 @@ struct Part<'a> {
 struct Adapted<'a> {
     plan: Plan<'a>,
     parts: Range<usize>,
-    /// The rows that they are for.
+    /// The rows of those of them that have no row in common with one before it.
     rows: Vec<bool>,
     /// One past its last task, counted over all layers.
     end: usize,
@@ -185,14 +185,18 @@ impl<'a> Turn<'a> {
             let z = Output::set(floats.take(rows * v.rows()), v.rows());
             self.shrinks.push(Shrink { v, subset, z, strips_left, shrunk: OnceLock::new() });
         }
+        let mut taken = vec![vec![false; self.x.rows()]; self.layers.len()];
         for Member { layer, group, u, shrink, places, lines } in wanted.members {
             let before = self.runs.len();
             self.runs.extend(Line::runs(&lines).map(|(first, n)| (self.parts.len(), first, n)));
             let runs_left = AtomicUsize::new(self.runs.len() - before);
             let rows: Vec<u32> = lines.iter().map(|line| group.rows[line.index].0).collect();
-            let known = &mut self.layers[layer].rows;
-            let again = rows.iter().any(|row| known[*row as usize]);
-            rows.iter().for_each(|row| known[*row as usize] = true);
+            let (taken, first) = (&mut taken[layer], &mut self.layers[layer].rows);
+            let again = rows.iter().any(|row| taken[*row as usize]);
+            for row in &rows {
+                taken[*row as usize] = true;
+                first[*row as usize] |= !again;
+            }
             let inner = Shared(floats.take(lines.len() * u.cols()).as_mut_ptr());
             let x = OnceLock::new();
             self.parts.push(Part { u, shrink, places, lines, rows, again, inner, runs_left, x });

@@ -85,7 +85,8 @@ fn one_basis_for_all_rows() {
 fn groups_of_some_rows() {
     let mut noise = Noise(42);
     let mut store = Store(Vec::new());
-    let (in_width, widths, rank) = (256, [72, 40, 96, 16], 32);
+    // The second so wide that a task puts it together in several pieces.
+    let (in_width, widths, rank) = (256, [72, 2000, 96, 16], 32);
     let w: Vec<_> = widths.iter().map(|n| store.add(QuantType::Q4_0, *n, in_width, &mut noise)).collect();
     let types = [QuantType::Q4_0, QuantType::F16, QuantType::BF16, QuantType::Q8_0];
     let bases: Vec<Vec<_>> = widths
@@ -110,7 +111,10 @@ fn groups_of_some_rows() {
                     _ => vec![plain(core[0], 0.3)],
                 }
             };
-            let members = (0..rows).filter(|row| basis == 0 || row % 4 != basis && *row < 100 * basis).rev();
+            // In one layer rows come for the first time in a group of which others have come before.
+            let first = |row: usize| basis == 0 && (layer != 1 || row % 5 != 0);
+            let later = |row: usize| basis > 0 && row % 4 != basis && row < 100 * basis;
+            let members = (0..rows).filter(|row| first(*row) || later(*row)).rev();
             let mut rows: Vec<_> = members.map(|row| (row as u32, terms(row))).collect();
             if (layer, basis) == (2, 1) {
                 rows.iter_mut().for_each(|(_, terms)| terms[0].bias = Some(store.get(bias)));

@@ -112,7 +112,7 @@ fn groups_of_some_rows() {
                 }
             };
             // In one layer rows come for the first time in a group of which others have come before.
-            let first = |row: usize| basis == 0 && (layer != 1 || row % 5 != 0);
+            let first = |row: usize| basis == 0 && (layer != 1 || !row.is_multiple_of(5));
             let later = |row: usize| basis > 0 && row % 4 != basis && row < 100 * basis;
             let members = (0..rows).filter(|row| first(*row) || later(*row)).rev();
             let mut rows: Vec<_> = members.map(|row| (row as u32, terms(row))).collect();

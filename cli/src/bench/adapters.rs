@@ -36,6 +36,11 @@ impl Distribution {
     }
 }
 
+/// How many of everything a run has: the base's, and with a pack the one with adapters.
+pub fn sides(pool: Option<&Pool>) -> usize {
+    if pool.is_some() { 2 } else { 1 }
+}
+
 /// The adapters of a pack.
 pub struct Pool {
     /// The pack.

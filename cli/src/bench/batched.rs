@@ -14,7 +14,7 @@ use crate::failure::Outcome;
 
 use super::{
     Device, Run, Settings,
-    adapters::Pool,
+    adapters::{Pool, sides},
     opened::{Opened, Reached},
     table::{Cell, Table},
     timing::{mean, median_ratio},
@@ -55,8 +55,7 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], cases: &Cases)
     for path in models {
         let opened = Opened::open(path, settings, longest)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
-        // With a pack there is a second one of everything, with adapters.
-        let sides = if pool.is_some() { 2 } else { 1 };
+        let sides = sides(pool.as_ref());
         for run in runs {
             let most = BareOptions {
                 sequences: cases.sequences.iter().copied().max().unwrap_or(1),

@@ -15,7 +15,7 @@ use crate::failure::Outcome;
 
 use super::{
     Device, Run, Settings,
-    adapters::Pool,
+    adapters::{Pool, sides},
     opened::{Opened, Reached},
     store,
     table::{Cell, Table},
@@ -93,7 +93,7 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]
         let opened = Opened::open(path, settings, longest)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
         let most = BareOptions {
-            sequences: sequences(pool.as_ref()),
+            sequences: sides(pool.as_ref()),
             tokens: longest,
             n_batch: runs.iter().map(|run| run.rows()).max().unwrap_or(1),
             kv_type: settings.kv_type,
@@ -119,11 +119,6 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]
     table.finish()
 }
 
-/// The base's, and with a pack the one that has adapters.
-fn sequences(pool: Option<&Pool>) -> usize {
-    if pool.is_some() { 2 } else { 1 }
-}
-
 fn measure(
     opened: &Opened,
     device: &Device,
@@ -134,7 +129,7 @@ fn measure(
     table: &mut Table,
 ) -> Outcome {
     sleep(settings.delay);
-    let sequences = sequences(pool);
+    let sequences = sides(pool);
     let tokens = test.n_depth + test.tokens();
     let options = BareOptions { sequences, tokens, n_batch: run.rows(), kv_type: settings.kv_type };
     let mut bare = Bare::new(&device.backend, &opened.loaded.decoder, options)?;

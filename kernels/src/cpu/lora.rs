@@ -175,14 +175,19 @@ fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]
     let shrunk: Vec<_> = work.iter().map(|_| OnceLock::new()).collect();
     let failure = Mutex::new(None);
     let cost = work.iter().map(|w| w.u.cols() * w.u.cols()).max().unwrap_or(0);
+    // In a turn of their own: to wait for another thread's would be to sleep.
+    split(pool, work.len(), cost, &|range| {
+        for (work, shrunk) in work[range.clone()].iter().zip(&shrunk[range]) {
+            let cores = work.lines.iter().flat_map(Line::cores);
+            drop(shrunk.set(prepare_shrunk(isa, serial, &work.z, work.u.cols(), cores)));
+        }
+    });
     split(pool, runs.len(), cost, &|range| {
         for (w, first, n) in &runs[range] {
             let (work, r) = (&work[*w], work[*w].u.cols());
             // SAFETY: each run owns its lines.
             let out = unsafe { inner[*w].slice(first * r, n * r) };
-            let x = shrunk[*w].get_or_init(|| {
-                prepare_shrunk(isa, serial, &work.z, r, work.lines.iter().flat_map(Line::cores))
-            });
+            let Some(x) = shrunk[*w].get() else { continue };
             let z = Shrunk { z: &work.z, x, places: &work.places, width: r };
             if let Err(error) = run_cores(isa, z, &work.lines[*first..first + n], out) {
                 *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

@@ -443,10 +443,10 @@ fn index(source: &Source, loaded: Loaded, scratch: &Mutex<Scratch>, folder: &Pat
             entry.extras.insert(*site, extras);
         }
         let (factors, matrix) = match &core.delta {
-            Delta::Private(factors, matrix) => (factors, matrix),
+            Delta::Private(factors, matrix) if !factors.is_in_bands() => (factors, matrix),
             Delta::None => continue,
-            Delta::Shared(_) => {
-                return Err(Error::Request(format!("{}: shares a basis already", source.path.display())));
+            _ => {
+                return Err(Error::Request(format!("{}: is part of a pack already", source.path.display())));
             }
         };
         let core_numbers = match matrix {
@@ -455,7 +455,7 @@ fn index(source: &Source, loaded: Loaded, scratch: &Mutex<Scratch>, folder: &Pat
         };
         let place = |t: &Tensor| locate(t, &loaded.files, scratch, folder);
         let at = SiteEntry {
-            u: place(factors.u())?,
+            u: place(factors.stored_u())?,
             v: place(factors.v())?,
             core: core_numbers,
             rank: factors.rank(),

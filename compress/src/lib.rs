@@ -52,5 +52,5 @@ pub use pipeline::compress;
 pub use progress::{Progress, Silent};
 pub use report::{AdapterReport, Errors, ModuleReport, Report, Seconds, peak_memory};
 pub use rng::Rng;
-pub use storage::{Storage, Stored, plan_rank, read_matrix, row_type};
+pub use storage::{Storage, Stored, read_matrix};
 pub use synthetic::{Kind, Synthetic};

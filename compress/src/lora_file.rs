@@ -11,7 +11,7 @@ use lory_models::adapter::{
 use lory_models::gguf::Writer;
 
 use crate::factors::Factors;
-use crate::storage::{Stored, read_matrix};
+use crate::storage::{Stored, read_matrix, u_of};
 use crate::{Error, Result, linalg};
 
 /// Writes `deltas` (ascending by site, scale folded into B) as a GGUF LoRA for `base`.
@@ -151,7 +151,7 @@ pub fn plain_factors(adapter: &Adapter) -> Result<Vec<(Site, Factors)>> {
             let m = t.matrix();
             read_matrix(m.ty(), m.rows(), m.cols(), m.bytes())
         };
-        let (u, v) = (matrix_of(factors.u())?, matrix_of(factors.v())?);
+        let (u, v) = (u_of(factors)?, matrix_of(factors.v())?);
         let a = if *site == Site::TOKEN_EMBD { v.transpose().to_owned() } else { v };
         let b = match matrix {
             CoreMatrix::Identity => u,

@@ -5,13 +5,13 @@ use faer::{Mat, MatRef};
 use crate::Result;
 use crate::factors::{Stack, trace_of_product};
 use crate::linalg::{self, Qr};
-use crate::storage::{Storage, Stored, plan_rank};
+use crate::storage::{Storage, Stored};
 
 /// One delta by itself.
 pub(crate) struct Own {
-    /// d_out × rank, padded.
+    /// d_out × rank.
     pub u: Stored,
-    /// rank × d_in, padded.
+    /// rank × d_in.
     pub v: Stored,
     /// err² of the unit-norm delta, truncation and rounding together.
     pub err2: f64,
@@ -23,10 +23,9 @@ pub(crate) fn truncate(stack: &Stack, entry: usize, rank: usize, storage: Storag
     let left = stack.left.as_ref().subcols(span.start, span.len());
     let right = stack.right.as_ref().subcols(span.start, span.len());
     let (b, a) = leading(left, right, rank);
-    let (u_type, padded) = plan_rank(storage.basis, rank);
     let at = |m: &Mat<f32>, i: usize, j: usize| if j < m.ncols() { m[(i, j)] } else { 0.0 };
-    let u = Stored::new(u_type, b.nrows(), padded, |i, j| at(&b, i, j))?;
-    let v = Stored::new(storage.basis, padded, a.nrows(), |i, j| at(&a, j, i))?;
+    let u = Stored::u(storage.basis, b.nrows(), rank, |i, j| at(&b, i, j))?;
+    let v = Stored::new(storage.basis, rank, a.nrows(), |i, j| at(&a, j, i))?;
     let (seen_b, seen_a) = (linalg::widen(u.read()?.as_ref()), linalg::widen(v.read()?.transpose()));
     let (left, right) = (linalg::widen(left), linalg::widen(right));
     let cross = linalg::mul_tn(left.as_ref(), seen_b.as_ref());

@@ -24,7 +24,7 @@ use crate::frozen::{Frozen, Method};
 use crate::output::{meta, new_cores, shared_core, storage_types};
 use crate::pipeline::stored_core;
 use crate::progress::{Progress, check};
-use crate::storage::{Storage, read_matrix};
+use crate::storage::{Storage, read_matrix, u_of};
 use crate::{Error, Result, modules};
 
 /// How files become bytes: mapped by the caller, or read.
@@ -246,12 +246,11 @@ struct Fitted {
 /// The best core of one delta on a basis as it is stored; `None` where the basis has no factors.
 fn fit(basis: &Basis, site: Site, stack: &Stack, style: &Style) -> Result<Option<(Site, Fitted)>> {
     let Some(factors) = basis.factors(site) else { return Ok(None) };
-    let (u, v) = (numbers(factors.u())?, numbers(factors.v())?);
-    let padded = u.ncols();
+    let (u, v) = (u_of(factors)?, numbers(factors.v())?);
     let frozen = Frozen::new(u, v.transpose().to_owned(), style.method);
     let Some(projection) = frozen.projections(stack).into_iter().next() else { return Ok(None) };
     let storage = Storage { core: style.core, ..Storage::default() };
-    let core = stored_core(&frozen.core(&projection), padded, storage)?;
+    let core = stored_core(&frozen.core(&projection), storage)?;
     let err2 = frozen.error2(&projection, &core).max(0.0);
     let places = (0..core.nrows()).flat_map(|i| (0..core.ncols()).map(move |j| (i, j)));
     let numbers = places.map(|p| core[p] as f32).collect();

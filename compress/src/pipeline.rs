@@ -23,7 +23,7 @@ use crate::own::truncate;
 use crate::plan::Plan;
 use crate::progress::{Progress, check};
 use crate::report::{ModuleReport, Report, Run};
-use crate::storage::{Storage, Stored, plan_rank};
+use crate::storage::{Storage, Stored};
 use crate::{Error, Result, modules, output, plan};
 
 /// Compresses `collection` and writes the pack at `path`, whole or not at all.
@@ -75,7 +75,7 @@ pub(crate) struct ModuleResult {
 impl ModuleResult {
     /// The adapters' spectra with what a rank costs in a pack.
     pub(crate) fn stored_singles(&self, options: &Options) -> Vec<Single> {
-        // By the cost of the full rank: it only steps where padding begins.
+        // By the cost of the full rank: it steps where the layout changes.
         let shape = (self.report.d_out, self.report.d_in);
         let of = |s: &Single| {
             let rank = s.spectrum.len().max(1);
@@ -89,7 +89,7 @@ impl ModuleResult {
 /// One cluster's U and V at a site, in the spool.
 #[derive(Clone, Debug)]
 pub(crate) struct BasisPlace {
-    /// r before padding.
+    /// r.
     pub rank: usize,
     u: Place,
     /// `None` where an earlier module's V is used.
@@ -147,8 +147,7 @@ impl Spool {
 
     fn get(&mut self, place: &Place) -> Result<Mat<f32>> {
         let mut stored = place.shape.clone();
-        let len = stored.ty.bytes_for(stored.cols).unwrap_or(0) * stored.rows;
-        stored.bytes = vec![0; len];
+        stored.bytes = vec![0; stored.byte_len()];
         let read = self.file.seek(SeekFrom::Start(place.offset));
         read.and_then(|_| self.file.read_exact(&mut stored.bytes)).map_err(Error::io(&self.folder))?;
         Ok(stored.read()?)
@@ -156,14 +155,12 @@ impl Spool {
 }
 
 impl Compressed {
-    /// U (d_out × r) and V (r × d_in; nothing where it is shared) of a basis, without padding, as readers will
-    /// see them.
+    /// U (d_out × r) and V (r × d_in; nothing where it is shared) of a basis, as readers will see them.
     pub(crate) fn basis(&self, place: &BasisPlace) -> Result<(Mat<f32>, Mat<f32>)> {
         let mut spool = self.spool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let r = place.rank;
-        let u = spool.get(&place.u)?.as_ref().subcols(0, r).to_owned();
+        let u = spool.get(&place.u)?;
         let v = match &place.v {
-            Some(v) => spool.get(v)?.as_ref().subrows(0, r).to_owned(),
+            Some(v) => spool.get(v)?,
             None => Mat::zeros(0, 0),
         };
         Ok((u, v))
@@ -352,16 +349,13 @@ fn finish(stack: &Stack, u: &Mat<f32>, full: &Full, rank: usize, options: &Optio
         }
     };
     let (u, v) = diag.as_ref().map_or((u, &full.v), |d| (&d.u, &d.v));
-    let (u_type, padded) = plan_rank(options.storage.basis, rank);
     let at = |m: &Mat<f32>, i: usize, j: usize| if j < m.ncols() { m[(i, j)] } else { 0.0 };
-    let u = Stored::new(u_type, stack.left.nrows(), padded, |i, j| at(u, i, j))?;
-    let v = Stored::new(options.storage.basis, padded, stack.right.nrows(), |i, j| at(v, j, i))?;
-    let seen_u = u.read()?.as_ref().subcols(0, rank).to_owned();
-    let seen_v = v.read()?.as_ref().subrows(0, rank).transpose().to_owned();
-    let frozen = Frozen::new(seen_u, seen_v, options.method);
+    let u = Stored::u(options.storage.basis, stack.left.nrows(), rank, |i, j| at(u, i, j))?;
+    let v = Stored::new(options.storage.basis, rank, stack.right.nrows(), |i, j| at(v, j, i))?;
+    let frozen = Frozen::new(u.read()?, v.read()?.transpose().to_owned(), options.method);
     let mut members = Vec::with_capacity(stack.len());
     for (entry, projection) in frozen.projections(stack).iter().enumerate() {
-        let core = stored_core(&frozen.core(projection), padded, options.storage)?;
+        let core = stored_core(&frozen.core(projection), options.storage)?;
         let err2 = frozen.error2(projection, &core).max(0.0);
         let numbers = (0..core.nrows()).flat_map(|i| (0..core.ncols()).map(move |j| (i, j)));
         let numbers = numbers.map(|p| core[p] as f32).collect();
@@ -372,15 +366,13 @@ fn finish(stack: &Stack, u: &Mat<f32>, full: &Full, rank: usize, options: &Optio
     Ok(ClusterSite { rank, u, v, members, energy })
 }
 
-/// A core as readers will see it, without padding: rows of `padded` numbers are what is quantised.
-pub(crate) fn stored_core(core: &Mat<f64>, padded: usize, storage: Storage) -> Result<Mat<f64>> {
+/// A core as readers will see it.
+pub(crate) fn stored_core(core: &Mat<f64>, storage: Storage) -> Result<Mat<f64>> {
     let (r, c) = core.shape();
     let seen = if c == 1 {
-        let row = Stored::new(storage.core, 1, padded, |_, j| if j < r { core[(j, 0)] as f32 } else { 0.0 })?;
-        row.read()?.transpose().to_owned()
+        Stored::new(storage.core, 1, r, |_, j| core[(j, 0)] as f32)?.read()?.transpose().to_owned()
     } else {
-        let at = |i: usize, j: usize| if j < c { core[(i, j)] as f32 } else { 0.0 };
-        Stored::new(storage.core, r, padded, at)?.read()?
+        Stored::new(storage.core, r, c, |i, j| core[(i, j)] as f32)?.read()?
     };
     Ok(Mat::from_fn(r, c, |i, j| f64::from(seen[(i, j)])))
 }

@@ -3,6 +3,8 @@
 use faer::Mat;
 use lory_kernels::QuantType;
 use lory_kernels::quant::{FormatError, dequantize_row, quantize_row};
+use lory_models::adapter::Factors;
+use lory_models::adapter::pack::{ULayout, row_type};
 
 use crate::frozen::Method;
 
@@ -21,22 +23,6 @@ impl Default for Storage {
     }
 }
 
-/// The format in which rows of `cols` numbers can be stored: blocks do not cross rows, so rows of partial
-/// blocks are stored as F16. As the pack format has it.
-pub fn row_type(wanted: QuantType, cols: usize) -> QuantType {
-    if wanted.bytes_for(cols).is_some() { wanted } else { QuantType::F16 }
-}
-
-/// Format of U, whose rows have r numbers, and the rank it is padded to: up to whole blocks where that takes
-/// fewer bytes than F16 does. As the pack format has it.
-pub fn plan_rank(wanted: QuantType, rank: usize) -> (QuantType, usize) {
-    let padded = rank.next_multiple_of(wanted.block_len());
-    match wanted.bytes_for(padded) {
-        Some(bytes) if padded == rank || bytes < 2 * rank => (wanted, padded),
-        _ => (QuantType::F16, rank),
-    }
-}
-
 fn matrix_bytes(ty: QuantType, rows: usize, cols: usize) -> usize {
     row_type(ty, cols).bytes_for(cols).unwrap_or(4 * cols) * rows
 }
@@ -44,21 +30,21 @@ fn matrix_bytes(ty: QuantType, rows: usize, cols: usize) -> usize {
 impl Storage {
     /// Bytes of one cluster's U and V at a module of d_out × d_in.
     pub fn basis_bytes(self, (d_out, d_in): (usize, usize), rank: usize) -> usize {
-        self.u_bytes(d_out, rank) + matrix_bytes(self.basis, plan_rank(self.basis, rank).1, d_in)
+        self.u_bytes(d_out, rank) + matrix_bytes(self.basis, rank, d_in)
     }
 
     /// Bytes of U alone, where V is another module's.
     pub fn u_bytes(self, d_out: usize, rank: usize) -> usize {
-        let (u_type, padded) = plan_rank(self.basis, rank);
-        matrix_bytes(u_type, d_out, padded)
+        let layout = ULayout::plan(self.basis, d_out, rank);
+        let (rows, cols) = layout.size(d_out);
+        matrix_bytes(layout.ty, rows, cols)
     }
 
     /// Bytes of one adapter's core at a module.
     pub fn core_bytes(self, method: Method, rank: usize) -> usize {
-        let (_, padded) = plan_rank(self.basis, rank);
         match method {
-            Method::Full => matrix_bytes(self.core, padded, padded),
-            Method::Diag => matrix_bytes(self.core, 1, padded),
+            Method::Full => matrix_bytes(self.core, rank, rank),
+            Method::Diag => matrix_bytes(self.core, 1, rank),
         }
     }
 }
@@ -72,7 +58,9 @@ pub struct Stored {
     pub rows: usize,
     /// Numbers in a row.
     pub cols: usize,
-    /// The blocks, row by row.
+    /// Whether it is a U that lies in bands ([`ULayout`]).
+    pub bands: bool,
+    /// The blocks, row by row or band by band.
     pub bytes: Vec<u8>,
 }
 
@@ -87,17 +75,46 @@ impl Stored {
         cols: usize,
         number: impl Fn(usize, usize) -> f32,
     ) -> Result<Stored, FormatError> {
-        let ty = row_type(wanted, cols);
-        let row_bytes = ty.bytes_for(cols).unwrap_or(0);
-        let mut bytes = vec![0; row_bytes * rows];
-        let mut row = vec![0.0f32; cols];
+        Stored::laid_out(ULayout { ty: row_type(wanted, cols), rank: cols, bands: false }, rows, number)
+    }
+
+    /// A U of d_out × rank numbers, laid out as a pack has it.
+    ///
+    /// # Errors
+    /// A format that this program cannot write.
+    pub fn u(
+        wanted: QuantType,
+        d_out: usize,
+        rank: usize,
+        number: impl Fn(usize, usize) -> f32,
+    ) -> Result<Stored, FormatError> {
+        Stored::laid_out(ULayout::plan(wanted, d_out, rank), d_out, number)
+    }
+
+    fn laid_out(
+        layout: ULayout,
+        rows: usize,
+        number: impl Fn(usize, usize) -> f32,
+    ) -> Result<Stored, FormatError> {
+        let ULayout { ty, rank: cols, bands } = layout;
+        let (stored_rows, stored_cols) = layout.size(rows);
+        let row_bytes = ty.bytes_for(stored_cols).unwrap_or(0);
+        let mut bytes = vec![0; row_bytes * stored_rows];
+        let mut row = vec![0.0f32; stored_cols];
         for (i, out) in bytes.chunks_exact_mut(row_bytes.max(1)).enumerate() {
             for (j, x) in row.iter_mut().enumerate() {
+                let (i, j) = layout.place(i, j);
                 *x = number(i, j);
             }
             quantize_row(ty, &row, out)?;
         }
-        Ok(Stored { ty, rows, cols, bytes })
+        Ok(Stored { ty, rows, cols, bands, bytes })
+    }
+
+    /// Bytes of its numbers, also where they are elsewhere.
+    pub fn byte_len(&self) -> usize {
+        let numbers = self.rows * self.cols;
+        numbers / self.ty.block_len() * self.ty.block_bytes()
     }
 
     /// The numbers that a reader gets.
@@ -105,7 +122,19 @@ impl Stored {
     /// # Errors
     /// A format that this program cannot read.
     pub fn read(&self) -> Result<Mat<f32>, FormatError> {
-        read_matrix(self.ty, self.rows, self.cols, &self.bytes)
+        let layout = ULayout { ty: self.ty, rank: self.cols, bands: self.bands };
+        let (rows, cols) = layout.size(self.rows);
+        let stored = read_matrix(self.ty, rows, cols, &self.bytes)?;
+        if !self.bands {
+            return Ok(stored);
+        }
+        let mut u = Mat::zeros(self.rows, self.cols);
+        for i in 0..rows {
+            for j in 0..cols {
+                u[layout.place(i, j)] = stored[(i, j)];
+            }
+        }
+        Ok(u)
     }
 }
 
@@ -117,6 +146,12 @@ pub fn read_matrix(ty: QuantType, rows: usize, cols: usize, bytes: &[u8]) -> Res
     let mut flat = vec![0.0f32; rows * cols];
     dequantize_row(ty, bytes, &mut flat)?;
     Ok(Mat::from_fn(rows, cols, |i, j| flat[i * cols + j]))
+}
+
+/// U of stored factors as numbers, d_out × r.
+pub(crate) fn u_of(factors: &Factors) -> Result<Mat<f32>, lory_models::Error> {
+    let (numbers, rank) = (factors.u_numbers()?, factors.rank());
+    Ok(Mat::from_fn(numbers.len() / rank.max(1), rank, |i, j| numbers[i * rank + j]))
 }
 
 #[cfg(test)]
@@ -137,15 +172,18 @@ mod tests {
     }
 
     #[test]
-    fn partial_blocks_are_padded_or_stored_as_halves() {
-        assert_eq!(row_type(QuantType::Q8_0, 16), QuantType::F16);
-        assert_eq!(row_type(QuantType::Q8_0, 64), QuantType::Q8_0);
-        assert_eq!(plan_rank(QuantType::Q8_0, 16), (QuantType::F16, 16));
-        assert_eq!(plan_rank(QuantType::Q8_0, 24), (QuantType::Q8_0, 32));
+    fn bytes_are_those_of_the_layout() {
         let s = Storage::default();
+        assert_eq!(s.basis_bytes((64, 96), 16), 2 * 16 * 34 + 16 * 3 * 34);
         assert_eq!(s.basis_bytes((8, 64), 16), 8 * 16 * 2 + 16 * 68);
         assert_eq!(s.core_bytes(Method::Full, 32), 32 * 34);
         assert_eq!(s.core_bytes(Method::Diag, 32), 34);
-        assert_eq!(s.core_bytes(Method::Full, 24), 32 * 34);
+        assert_eq!(s.core_bytes(Method::Full, 24), 24 * 48);
+        let x = linalg::random(64, 16, &mut Rng::new(2));
+        let u = Stored::u(s.basis, 64, 16, |i, j| x[(i, j)]).unwrap();
+        assert_eq!((u.bands, u.bytes.len(), u.byte_len()), (true, s.u_bytes(64, 16), s.u_bytes(64, 16)));
+        let back = u.read().unwrap();
+        assert_eq!(back.shape(), (64, 16));
+        assert!((0..64 * 16).all(|i| (x[(i / 16, i % 16)] - back[(i / 16, i % 16)]).abs() <= 0.02));
     }
 }

@@ -10,7 +10,7 @@ mod measure;
 
 use std::time::Instant;
 
-use lory_kernels::backend::{Backend, Core, LinearJob, LoraGroup, LoraTerm};
+use lory_kernels::backend::{BAND, Backend, Core, Expand, LinearJob, LoraGroup, LoraTerm};
 use lory_kernels::{QuantType, Reference};
 
 use measure::weights::Weights;
@@ -29,15 +29,30 @@ struct Kind {
     factors: QuantType,
 }
 
-const KINDS: [Kind; 3] = [
+impl Kind {
+    /// As packs have it: where the rank is not whole blocks.
+    fn bands(&self) -> bool {
+        !self.rank.is_multiple_of(self.factors.block_len())
+    }
+
+    /// The format of the cores.
+    fn cores(&self) -> QuantType {
+        if self.rank.is_multiple_of(QuantType::Q8_0.block_len()) { QuantType::Q8_0 } else { QuantType::F16 }
+    }
+}
+
+const KINDS: [Kind; 4] = [
     Kind { name: "one basis of rank 64", rank: 64, clusters: 1, factors: QuantType::Q4_0 },
     Kind { name: "25 clusters of rank 16", rank: 16, clusters: 25, factors: QuantType::Q4_0 },
     Kind { name: "plain LoRAs of rank 16", rank: 16, clusters: 0, factors: QuantType::F16 },
+    Kind { name: "plain LoRAs of rank 16 in Q8_0", rank: 16, clusters: 0, factors: QuantType::Q8_0 },
 ];
 
 /// Layers with the same input, and what adapters have for them: one V for all, a U for each.
 struct Call {
     input: usize,
+    /// Whether U is in bands.
+    bands: bool,
     weights: Vec<Weights>,
     /// Of each cluster or adapter.
     factors: Vec<(Weights, Vec<Weights>)>,
@@ -48,15 +63,17 @@ struct Call {
 impl Call {
     fn new(kind: Kind, adapters: usize, input: usize, outputs: &[usize]) -> Call {
         let weights = outputs.iter().map(|rows| Weights::new(QuantType::Q4_0, *rows, input)).collect();
-        let width = kind.rank.next_multiple_of(kind.factors.block_len());
         let bases = if kind.clusters == 0 { adapters } else { kind.clusters.min(adapters) };
         let factors = (0..bases).map(|_| {
-            let u = outputs.iter().map(|rows| Weights::new(kind.factors, *rows, width));
-            (Weights::new(kind.factors, width, input), u.collect())
+            let u = outputs.iter().map(|rows| match kind.bands() {
+                false => Weights::new(kind.factors, *rows, kind.rank),
+                true => Weights::new(kind.factors, *rows / BAND, kind.rank * BAND),
+            });
+            (Weights::new(kind.factors, kind.rank, input), u.collect())
         });
         let cores = (0..if kind.clusters == 0 { 0 } else { adapters })
-            .map(|_| outputs.iter().map(|_| Weights::new(QuantType::Q8_0, width, width)).collect());
-        Call { input, weights, factors: factors.collect(), cores: cores.collect() }
+            .map(|_| outputs.iter().map(|_| Weights::new(kind.cores(), kind.rank, kind.rank)).collect());
+        Call { input, bands: kind.bands(), weights, factors: factors.collect(), cores: cores.collect() }
     }
 
     /// What the adapters with one of the bases add to a layer.
@@ -67,7 +84,9 @@ impl Call {
             (row as u32, vec![term(core)])
         });
         let (v, u) = &self.factors[basis];
-        LoraGroup { v: Some(v.matrix()), u: Some(u[layer].matrix()), rows: rows.collect() }
+        let u = u[layer].matrix();
+        let u = if self.bands { Expand::Bands(u) } else { Expand::Rows(u) };
+        LoraGroup { v: Some(v.matrix()), u: Some(u), rows: rows.collect() }
     }
 
     /// What the adapters of `rows` rows add to each layer.

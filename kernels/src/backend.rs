@@ -75,14 +75,52 @@ pub struct LoraTerm<'a> {
     pub bias: Option<QMatrix<'a>>,
 }
 
+/// Outputs of one band of [`Expand::Bands`].
+pub const BAND: usize = 32;
+
+/// U, which expands: `y = U z'`.
+#[derive(Clone, Copy, Debug)]
+pub enum Expand<'a> {
+    /// out_features × r (a plain LoRA's B).
+    Rows(QMatrix<'a>),
+    /// A row for every [`BAND`] outputs, out_features / 32 × 32 r: their coefficients in the first column of U, then those in the
+    /// second, and so on. So a rank that is not whole blocks of a format needs no padding.
+    Bands(QMatrix<'a>),
+}
+
+impl<'a> Expand<'a> {
+    /// The weights as they are stored.
+    pub fn matrix(&self) -> QMatrix<'a> {
+        match self {
+            Expand::Rows(u) | Expand::Bands(u) => *u,
+        }
+    }
+
+    /// r.
+    pub fn rank(&self) -> usize {
+        match self {
+            Expand::Rows(u) => u.cols(),
+            Expand::Bands(u) => u.cols() / BAND,
+        }
+    }
+
+    /// out_features.
+    pub fn outputs(&self) -> usize {
+        match self {
+            Expand::Rows(u) => u.rows(),
+            Expand::Bands(u) => u.rows() * BAND,
+        }
+    }
+}
+
 /// The rows of a batch that share one basis at one site.
 #[derive(Clone, Debug)]
 pub struct LoraGroup<'a> {
     /// Vᵀ: r × in_features (a plain LoRA's A). `None` with a `u`: the input already is `Vᵀ x`
     /// and `in_width` is r (embeddings, whose shrink is a look-up).
     pub v: Option<QMatrix<'a>>,
-    /// U: out_features × r (a plain LoRA's B). `None` where no term has a delta.
-    pub u: Option<QMatrix<'a>>,
+    /// U. `None` where no term has a delta.
+    pub u: Option<Expand<'a>>,
     /// (row of the batch, its terms); a row may stand in several groups, once in each.
     pub rows: Vec<(u32, Vec<LoraTerm<'a>>)>,
 }

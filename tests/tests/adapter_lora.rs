@@ -131,7 +131,7 @@ fn all_projections_embedding_and_output_are_read() {
     assert_eq!(scale(&a, Site::layer(1, Projection::FfnDown)), 8.0 / 3.0);
     assert_eq!(scale(&a, Site::OUTPUT), 0.5);
     let f = a.factors(Site::TOKEN_EMBD).unwrap();
-    assert_eq!((f.rank(), f.v().rows(), f.u().rows()), (5, 100, 64));
+    assert_eq!((f.rank(), f.v().rows(), f.stored_u().rows()), (5, 100, 64));
     assert_eq!(a.bytes(), lora.tensors.iter().map(|t| t.3.len()).sum::<usize>());
 }
 
@@ -143,10 +143,10 @@ fn fused_tensors_become_their_parts() {
     let a = lora.load_for(&base).unwrap();
     let part = |p| {
         let f = a.factors(Site::layer(1, p)).unwrap();
-        let whole = lora.tensors.iter().find(|t| t.0 == f.u().name()).unwrap();
-        let start = f.u().matrix().bytes();
+        let whole = lora.tensors.iter().find(|t| t.0 == f.stored_u().name()).unwrap();
+        let start = f.stored_u().matrix().bytes();
         let at = whole.3.windows(start.len()).position(|w| w == start).unwrap();
-        (at / (4 * f.rank()), f.u().rows())
+        (at / (4 * f.rank()), f.stored_u().rows())
     };
     assert_eq!(
         [Projection::AttnQ, Projection::AttnK, Projection::AttnV].map(part),

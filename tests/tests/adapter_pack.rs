@@ -109,13 +109,22 @@ fn writer(u_type: QuantType) -> PackWriter<Cursor<Vec<u8>>> {
     w
 }
 
-fn pack_bytes() -> Vec<u8> {
-    let mut w = writer(QuantType::F32);
+fn pack_of(factors: QuantType) -> Vec<u8> {
+    let mut w = writer(factors);
     // Not in the order of their names.
     for a in [shared("beta", 0, 1), private("gamma", 2), shared("alpha", 1, 3), shared("delta", 1, 4)] {
-        w.adapter(&a).unwrap();
+        w.adapter(&NewAdapter { types: StorageTypes { factors, ..a.types }, ..a }).unwrap();
     }
     w.finish().unwrap().into_inner()
+}
+
+fn pack_bytes() -> Vec<u8> {
+    pack_of(QuantType::F32)
+}
+
+/// Its ranks are no whole blocks, so that every U lies in bands.
+fn banded_bytes() -> Vec<u8> {
+    pack_of(QuantType::Q8_0)
 }
 
 fn values(t: &Tensor) -> Vec<f32> {
@@ -136,7 +145,7 @@ fn what_was_written_comes_back() {
     assert_eq!(beta.basis().unwrap().cluster(), 0);
     let (u, v) = factors(&layout(QuantType::F32)[0]);
     let f = beta.factors(Q).unwrap();
-    assert_eq!((values(f.u()), values(f.v()), f.rank()), (u, v, 8));
+    assert_eq!((f.u_numbers().unwrap(), values(f.v()), f.rank()), (u, v, 8));
     let core = beta.core(Q).unwrap();
     let Delta::Shared(CoreMatrix::Full(c)) = &core.delta else { panic!("{core:?}") };
     assert_eq!((values(c), core.scale, core.err2), (numbers(64, 1), 0.5, Some(0.25)));
@@ -175,8 +184,8 @@ fn adapters_of_one_cluster_share_the_basis_and_identity_follows_content() {
 }
 
 #[test]
-fn quantized_and_padded_factors_stay_close() {
-    // Rank 24 in Q8_0 is padded to 32; the cores are padded with it.
+fn a_rank_of_partial_blocks_lies_in_bands() {
+    // Rank 24 is no whole block of Q8_0.
     let mut l = layout(QuantType::Q8_0)[0];
     l.rank = 24;
     let (u, v) = factors(&l);
@@ -193,14 +202,16 @@ fn quantized_and_padded_factors_stay_close() {
     pack.verify().unwrap();
     let a = pack.adapter("a").unwrap();
     let f = a.factors(Q).unwrap();
-    assert_eq!((f.rank(), f.u().ty(), f.v().ty()), (32, QuantType::Q8_0, QuantType::Q8_0));
+    assert_eq!((f.rank(), f.stored_u().ty(), f.v().ty()), (24, QuantType::Q8_0, QuantType::Q8_0));
+    assert!(f.is_in_bands() && f.stored_u().cols() == 24 * 32);
+    for (got, want) in f.u_numbers().unwrap().iter().zip(&u) {
+        assert!((got - want).abs() <= 0.5 / 127.0, "{got} {want}");
+    }
+    // Rows of 24 are no blocks of Q8_0.
     let Delta::Shared(CoreMatrix::Full(c)) = &a.core(Q).unwrap().delta else { panic!() };
-    let c = values(c);
-    for i in 0..32 {
-        for j in 0..32 {
-            let want = if i < 24 && j < 24 { core[i * 24 + j] } else { 0.0 };
-            assert!((c[i * 32 + j] - want).abs() <= 0.5 / 127.0 * 0.6, "{i} {j}");
-        }
+    assert_eq!(c.ty(), QuantType::F16);
+    for (got, want) in values(c).iter().zip(&core) {
+        assert!((got - want).abs() <= 1e-3, "{got} {want}");
     }
 }
 
@@ -327,10 +338,12 @@ fn try_everything(bytes: Vec<u8>) -> Result<usize, Error> {
 
 #[test]
 fn a_pack_cut_anywhere_is_an_error() {
-    let bytes = pack_bytes();
-    for len in (0..bytes.len()).step_by(97).chain(bytes.len() - 200..bytes.len()) {
-        // The last bytes are padding of the names, but the tensor table counts them.
-        assert!(try_everything(bytes[..len].to_vec()).is_err(), "cut at {len}");
+    for bytes in [pack_bytes(), banded_bytes()] {
+        assert_eq!(try_everything(bytes.clone()).unwrap(), 4);
+        for len in (0..bytes.len()).step_by(97).chain(bytes.len() - 200..bytes.len()) {
+            // The last bytes are padding of the names, but the tensor table counts them.
+            assert!(try_everything(bytes[..len].to_vec()).is_err(), "cut at {len}");
+        }
     }
 }
 
@@ -403,17 +416,93 @@ fn forge(change: impl FnOnce(&mut Vec<u8>, usize)) -> Result<Arc<Adapter>, Error
 
 #[test]
 fn forged_packs_are_never_a_panic() {
-    let bytes = pack_bytes();
-    let gguf = parse("p.gguf", bytes.clone()).unwrap();
-    let factors_end = gguf.info("adapters.data").unwrap().byte_range().start;
-    let header_end = gguf.info("cluster.0.blk.0.attn_q.basis_u").unwrap().byte_range().start;
-    for i in (0..header_end).chain(factors_end..bytes.len()) {
-        for change in [0x01, 0x80, 0xff] {
-            let mut forged = bytes.clone();
-            forged[i] ^= change;
-            let _ = rehashed(forged).map(try_everything);
+    for (bytes, first_factor) in [(pack_bytes(), "basis_u"), (banded_bytes(), "basis_u_bands")] {
+        let gguf = parse("p.gguf", bytes.clone()).unwrap();
+        let factors_end = gguf.info("adapters.data").unwrap().byte_range().start;
+        let first_factor = format!("cluster.0.blk.0.attn_q.{first_factor}");
+        let header_end = gguf.info(&first_factor).unwrap().byte_range().start;
+        for i in (0..header_end).chain(factors_end..bytes.len()) {
+            for change in [0x01, 0x40, 0x80, 0xff] {
+                let mut forged = bytes.clone();
+                forged[i] ^= change;
+                let _ = rehashed(forged).map(try_everything);
+            }
         }
     }
+}
+
+/// A pack whose one U is in bands, with what `change` makes of its bytes, which begin with the header.
+fn banded(change: impl FnOnce(&mut Vec<u8>)) -> String {
+    let mut bytes = banded_bytes();
+    change(&mut bytes);
+    let error = |pack: Pack| pack.basis(0).map(drop).and_then(|()| pack.basis(1).map(drop));
+    open(bytes, vec![]).and_then(error).unwrap_err().to_string()
+}
+
+fn place(bytes: &[u8], name: &str) -> usize {
+    bytes.windows(name.len()).position(|w| w == name.as_bytes()).unwrap()
+}
+
+#[test]
+fn bands_of_another_shape_or_beside_rows_are_refused() {
+    let name = "cluster.0.blk.0.attn_q.basis_u_bands";
+    // 2 rows of 8 · 32 become 4 rows of 4 · 32: the same bytes. Behind the name stand a u32 and the sizes.
+    let reshaped = banded(|b| {
+        let at = place(b, name) + name.len() + 4;
+        b[at..at + 16].copy_from_slice(&[128u64.to_le_bytes(), 4u64.to_le_bytes()].concat());
+    });
+    assert!(reshaped.contains("gives 128 outputs") && reshaped.contains("64"), "{reshaped}");
+    // Rank 5 for a V of 8.
+    let other = banded(|b| {
+        let (zero, one) = (place(b, name), place(b, &name.replace("r.0", "r.1")));
+        (b[zero + 8], b[one + 8]) = (b'1', b'0');
+    });
+    assert!(other.contains("has rank 5") && other.contains("rank 8"), "{other}");
+    // Both forms for one site: only a file in which one cluster has rows can become one.
+    let mut l = layout(QuantType::Q8_0);
+    (l[2].u_type, l[3].u_type) = (QuantType::F16, QuantType::F16);
+    let mut w = PackWriter::new(Cursor::new(Vec::new()), PackSpec::of(&base()), &l).unwrap();
+    for l in &l {
+        let (u, v) = factors(l);
+        w.factors(&u, &v).unwrap();
+    }
+    let mut bytes = w.finish().unwrap().into_inner();
+    open(bytes.clone(), vec![]).unwrap().verify().unwrap();
+    let rows = place(&bytes, "cluster.1.blk.0.attn_q.basis_u");
+    bytes[rows + 8] = b'0';
+    let both = open(bytes, vec![]).unwrap_err().to_string();
+    assert!(both.contains(name) && both.contains("another way"), "{both}");
+}
+
+#[test]
+fn a_pack_with_bands_merges_and_keeps_its_bytes() {
+    let pack = open(banded_bytes(), vec![]).unwrap();
+    pack.verify().unwrap();
+    let merged = merge(&pack, Cursor::new(Vec::new())).unwrap().into_inner();
+    let merged = open(merged, vec![]).unwrap();
+    assert_eq!((merged.hash(), merged.len()), (pack.hash(), 4));
+    merged.verify().unwrap();
+    for name in ["alpha", "gamma"] {
+        let (a, b) = (pack.adapter(name).unwrap(), merged.adapter(name).unwrap());
+        let u = |a: &Adapter| a.factors(Q).unwrap().u_numbers().unwrap();
+        assert!(a.factors(Q).unwrap().is_in_bands());
+        assert_eq!(u(&a), u(&b), "{name}");
+    }
+    // What is its own may be taken over into another pack, near enough to be the same.
+    let gamma = pack.adapter("gamma").unwrap();
+    let again = NewAdapter::from_adapter(&gamma, private("gamma", 2).types).unwrap();
+    let mut w = writer(QuantType::F32);
+    w.adapter(&again).unwrap();
+    let copy = open(w.finish().unwrap().into_inner(), vec![]).unwrap().adapter("gamma").unwrap();
+    assert!(!copy.factors(Q).unwrap().is_in_bands());
+    let u = |a: &Adapter| a.factors(Q).unwrap().u_numbers().unwrap();
+    assert_eq!(u(&copy), u(&gamma));
+}
+
+#[test]
+fn bands_are_for_factors_of_ones_own() {
+    let e = forge(|b, r| b[r + ENTRIES] |= 64).unwrap_err().to_string();
+    assert!(e.contains("entry of blk.0.attn_q is not valid"), "{e}");
 }
 
 /// First byte of the record's entry for site number `i` in order: header 48, bitmap 16.
@@ -504,7 +593,7 @@ fn b6_a_basis_outlives_its_pack() {
     let pack = open(pack_bytes(), vec![]).unwrap();
     let beta = pack.adapter("beta").unwrap();
     drop(pack);
-    assert_eq!(values(beta.factors(Q).unwrap().u()), factors(&layout(QuantType::F32)[0]).0);
+    assert_eq!(beta.factors(Q).unwrap().u_numbers().unwrap(), factors(&layout(QuantType::F32)[0]).0);
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn dense(set: &AdapterSet, site: Site, x: &[f32], y0: &[f32]) -> Vec<f64> {
 /// `scale · U C Vᵀ`, out × in (for the embedding as it is added to the table: in × out).
 fn merged(adapter: &Adapter, site: Site) -> Option<Vec<f64>> {
     let (f, core) = (adapter.factors(site)?, adapter.core(site)?);
-    let (u, v, r) = (values(f.u()), values(f.v()), f.rank());
+    let (u, v, r) = (f.u_numbers().unwrap(), values(f.v()), f.rank());
     let matrix = match &core.delta {
         Delta::Shared(m) | Delta::Private(_, m) => m,
         Delta::None => return None,
@@ -148,7 +148,7 @@ fn merged(adapter: &Adapter, site: Site) -> Option<Vec<f64>> {
     let turned = site == Site::TOKEN_EMBD;
     let n_in = if turned { f.v().rows() } else { f.v().cols() };
     let v_at = |j: usize, k: usize| f64::from(if turned { v[k * r + j] } else { v[j * n_in + k] });
-    let n_out = f.u().rows();
+    let n_out = f.expand().outputs();
     let mut out = vec![0.0; n_out * n_in];
     for i in 0..n_out {
         for j in 0..r {
@@ -293,7 +293,7 @@ fn a_zero_core_costs_nothing() {
         assert_eq!(batch.groups(UP).len(), groups);
     }
     let mut private = factors(&mut n, Q, 3);
-    let (u, v) = (private.u().clone(), tensor(3, 64, &[0.0; 192]));
+    let (u, v) = (private.stored_u().clone(), tensor(3, 64, &[0.0; 192]));
     private = Factors::new(Q, base().shapes.get(Q).unwrap(), u, v).unwrap();
     let mut b = AdapterBuilder::new("untrained");
     b.core(Q, Core::new(Delta::Private(private, CoreMatrix::Identity), 1.0));

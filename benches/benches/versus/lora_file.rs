@@ -29,10 +29,12 @@ pub fn write(adapter: &Adapter, architecture: &str, path: &Path) -> Result<(), S
         if *alpha.get_or_insert(rank) != rank {
             return Err(format!("{}: sites of different ranks", adapter.name()));
         }
-        let b = times(numbers(factors.u())?, rank, matrix, core.scale)?;
+        let u = factors.u_numbers().map_err(|e| e.to_string())?;
+        let outputs = u.len() / rank;
+        let b = times(u, rank, matrix, core.scale)?;
         let (a_name, b_name) = (format!("{site}.weight.lora_a"), format!("{site}.weight.lora_b"));
         writer.tensor(&a_name, QuantType::F16, &[factors.v().cols(), rank]);
-        writer.tensor(&b_name, QuantType::F16, &[rank, factors.u().rows()]);
+        writer.tensor(&b_name, QuantType::F16, &[rank, outputs]);
         tensors.push((a_name, numbers(factors.v())?));
         tensors.push((b_name, b));
     }

@@ -24,7 +24,7 @@ use super::output::Output;
 use super::prepared::Prepared;
 use super::repack::Repacked;
 use super::{Isa, ThreadPool};
-use crate::backend::LoraGroup;
+use crate::backend::{Expand, LoraGroup};
 use crate::quant::{FormatError, QMatrix};
 
 /// One layer.
@@ -41,7 +41,7 @@ pub(crate) struct Layer<'a> {
 
 /// Whether groups can be added in the layer's own turn: sums of `U C Vᵀ x` are all that they add.
 pub(crate) fn join(groups: &[LoraGroup<'_>]) -> bool {
-    groups.iter().all(|g| g.v.is_some() && g.u.is_some_and(|u| u.cols() > 0)) && is_plain(groups)
+    groups.iter().all(|g| g.v.is_some() && g.u.is_some_and(|u| u.rank() > 0)) && is_plain(groups)
 }
 
 /// Who works, and how.
@@ -81,8 +81,8 @@ pub(super) struct Member<'a> {
     pub layer: usize,
     /// The group itself.
     pub group: &'a LoraGroup<'a>,
-    /// Rows of the layer × rank.
-    pub u: QMatrix<'a>,
+    /// Its U.
+    pub u: Expand<'a>,
     /// Which of the shrinks.
     pub shrink: usize,
     /// Where among its rows each row of the group stands.
@@ -101,7 +101,7 @@ impl<'a> Wanted<'a> {
                 if lines.is_empty() {
                     continue;
                 }
-                assert!(v.cols() == input.columns && u.rows() == l.weight.rows() && v.rows() == u.cols());
+                assert!(v.cols() == input.columns && u.outputs() == l.weight.rows() && v.rows() == u.rank());
                 let (rows, places) = ascending(group);
                 assert!(rows.iter().all(|row| (*row as usize) < input.rows));
                 let shrink = wanted.shrink(v, rows, input.rows);
@@ -133,7 +133,7 @@ impl<'a> Wanted<'a> {
     /// Floats that shrinks and cores write.
     fn floats(&self) -> usize {
         let shrinks = self.shrinks.iter().map(|s| s.rows * s.v.rows());
-        let cores = self.members.iter().map(|m| m.lines.len() * m.u.cols());
+        let cores = self.members.iter().map(|m| m.lines.len() * m.u.rank());
         shrinks.chain(cores).sum()
     }
 }

@@ -1,16 +1,19 @@
 //! The tasks of one turn of [`super::adapted`].
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::activations::Shared;
 use super::adapted::{Floats, Layer, Member, Shrunken, Wanted, Workers};
+use super::bands::Bands;
 use super::cores::{Line, Shrunk, prepare_shrunk, run_cores};
 use super::matmul::{Input, Plan, Product, count_strips};
 use super::output::{Addends, Output};
 use super::prepared::Prepared;
 use super::simd::Fetch;
+use crate::backend::Expand;
 use crate::quant::{FormatError, QMatrix};
 
 /// What is expanded before it is used: 128 KiB, a part of the second level.
@@ -19,6 +22,11 @@ const AT_ONCE: usize = 1 << 15;
 const POLLS: usize = 1 << 10;
 /// Tasks per thread that cores, and what is late, are dealt out in.
 const SMALL_TASKS_PER_THREAD: usize = 4;
+
+thread_local! {
+    /// What the last task expanded into: memory that is in the cache, and was cleared once.
+    static LINES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
 
 /// Rows that a group is for, other than all.
 struct Subset<'a> {
@@ -40,7 +48,7 @@ struct Shrink<'a> {
 
 /// One group of one layer.
 struct Part<'a> {
-    u: QMatrix<'a>,
+    u: Expand<'a>,
     shrink: usize,
     /// Where among the rows of the shrink each row of the group stands.
     places: Vec<usize>,
@@ -52,8 +60,19 @@ struct Part<'a> {
     /// Receives the cores' results, lines of the rank.
     inner: Shared<f32>,
     runs_left: AtomicUsize,
-    /// The same, prepared.
+    /// The same, prepared for a U in rows.
     x: OnceLock<Prepared<'a>>,
+}
+
+impl Part<'_> {
+    /// What some rows of its layer's weight are expanded with, a piece of memory.
+    fn bytes(&self, rows: &Range<usize>) -> &[u8] {
+        let range = match self.u {
+            Expand::Rows(u) => rows.start * u.row_bytes()..rows.end * u.row_bytes(),
+            Expand::Bands(u) => Bands::bytes(u, rows),
+        };
+        &self.u.matrix().bytes()[range]
+    }
 }
 
 /// A layer's plan and its parts.
@@ -197,7 +216,7 @@ impl<'a> Turn<'a> {
                 taken[*row as usize] = true;
                 first[*row as usize] |= !again;
             }
-            let inner = Shared(floats.take(lines.len() * u.cols()).as_mut_ptr());
+            let inner = Shared(floats.take(lines.len() * u.rank()).as_mut_ptr());
             let x = OnceLock::new();
             self.parts.push(Part { u, shrink, places, lines, rows, again, inner, runs_left, x });
         }
@@ -324,7 +343,7 @@ impl<'a> Turn<'a> {
             let part = &self.parts[index];
             let later = i + self.workers.pool.threads();
             self.fetch_core(if run + 1 < end { run + 1 } else { later * self.runs_per_task });
-            let width = part.u.cols();
+            let width = part.u.rank();
             let Shrink { z, shrunk, .. } = &self.shrinks[part.shrink];
             let Some(x) = shrunk.get() else { return Ok(()) };
             // SAFETY: all strips are done.
@@ -334,10 +353,12 @@ impl<'a> Turn<'a> {
             let shrunk = Shrunk { z, x, places: &part.places, width };
             run_cores(self.workers.isa, shrunk, &part.lines[first..first + n], out)?;
             if part.runs_left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                // SAFETY: all lines are written.
-                let x = unsafe { part.inner.view(0, part.lines.len() * width) };
-                let input = Input { x, rows: part.lines.len(), columns: width };
-                drop(part.x.set(Prepared::new(self.workers.isa, self.workers.serial, input, &[part.u])));
+                if let Expand::Rows(u) = part.u {
+                    // SAFETY: all lines are written.
+                    let x = unsafe { part.inner.view(0, part.lines.len() * width) };
+                    let input = Input { x, rows: part.lines.len(), columns: width };
+                    drop(part.x.set(Prepared::new(self.workers.isa, self.workers.serial, input, &[u])));
+                }
                 self.cores.done();
             }
         }
@@ -355,7 +376,8 @@ impl<'a> Turn<'a> {
     fn layer(&self, task: usize) -> Result<(), FormatError> {
         let (layer, strips) = self.strips_of(task);
         let at_once = (AT_ONCE / (self.x.rows() * layer.plan.strip())).max(1);
-        let (mut bare, mut lines) = (0, Vec::new());
+        // Taken, for nothing else that runs in this thread has it.
+        let (mut bare, mut lines) = (0, LINES.take());
         for first in strips.clone().step_by(at_once) {
             let piece = first..(first + at_once).min(strips.end);
             let ahead = match piece.end < strips.end {
@@ -378,6 +400,7 @@ impl<'a> Turn<'a> {
                 }
             }
         }
+        LINES.set(lines);
         self.states[task].store(1 + bare, Ordering::Release);
         Ok(())
     }
@@ -429,7 +452,9 @@ impl<'a> Turn<'a> {
         let plan = &layer.plan;
         let rows = plan.weight_rows(&strips);
         let width = rows.len();
-        lines.resize(self.x.rows() * width, 0.0);
+        let len = self.x.rows() * width;
+        lines.resize(lines.len().max(len), 0.0);
+        let lines = &mut lines[..len];
         let parts = &self.parts[layer.parts.clone()];
         let out = Output::set_from(lines, width, rows.start);
         for part in parts.iter().filter(|part| !part.again) {
@@ -446,11 +471,10 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
-    /// Asks for what some rows of a layer's weight are expanded with. U's rows lie side by side, so it is a piece of memory.
+    /// Asks for what some rows of a layer's weight are expanded with.
     fn fetch_parts(&self, layer: &Adapted<'_>, rows: Range<usize>) {
         for part in &self.parts[layer.parts.clone()] {
-            let bytes = part.u.row_bytes();
-            self.workers.isa.run(Fetch::of(&part.u.bytes()[rows.start * bytes..rows.end * bytes]));
+            self.workers.isa.run(Fetch::of(part.bytes(&rows)));
         }
     }
 
@@ -459,10 +483,19 @@ impl<'a> Turn<'a> {
     /// # Safety
     /// No one else uses the outputs.
     unsafe fn expand(&self, part: &Part<'_>, rows: Range<usize>, out: Output<'_>) -> Result<(), FormatError> {
-        let Some(x) = part.x.get() else { return Ok(()) };
-        let form = x.form(self.workers.isa, part.u, None);
-        // SAFETY: the caller's promise.
-        unsafe { form.run_all(self.workers.isa, part.u, rows, out) }
+        let isa = self.workers.isa;
+        match part.u {
+            Expand::Rows(u) => {
+                let Some(x) = part.x.get() else { return Ok(()) };
+                // SAFETY: the caller's promise.
+                unsafe { x.form(isa, u, None).run_all(isa, u, rows, out) }
+            }
+            // SAFETY: the cores have written all lines; and the caller's promise.
+            Expand::Bands(u) => unsafe {
+                let z = part.inner.view(0, part.lines.len() * part.u.rank());
+                Bands { u, z }.run(isa, rows, out)
+            },
+        }
     }
 
     /// Adds what tasks could not that came before the cores were done; every so many-th of them.

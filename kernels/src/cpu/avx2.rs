@@ -127,6 +127,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         })
     }
     #[inline(always)]
+    fn load_u8(self, x: &[u8; 16]) -> I {
+        proven!({
+            let bytes = _mm_loadu_si128(x.as_ptr().cast());
+            [_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes))]
+        })
+    }
+    #[inline(always)]
     fn store_i8(self, x: F, out: &mut [i8; 16]) {
         proven!({
             let words = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
@@ -338,6 +345,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
             [_mm256_shuffle_epi8(table, bytes[0]), _mm256_shuffle_epi8(table, bytes[1])]
         })
+    }
+    #[inline(always)]
+    fn pick(self, table: F, lanes: I) -> F {
+        let pick = |lanes| {
+            proven!({
+                let low = _mm256_permutevar8x32_ps(table[0], lanes);
+                let high = _mm256_permutevar8x32_ps(table[1], lanes);
+                _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(lanes)))
+            })
+        };
+        lanes.map(pick)
     }
     #[inline(always)]
     fn to_f(self, x: I) -> F {

@@ -70,6 +70,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         proven!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
     }
     #[inline(always)]
+    fn load_u8(self, x: &[u8; 16]) -> __m512i {
+        proven!(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
+    }
+    #[inline(always)]
     fn store_i8(self, x: __m512, out: &mut [i8; 16]) {
         proven!(_mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x))))
     }
@@ -265,6 +269,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
             _mm512_shuffle_epi8(table, bytes)
         })
+    }
+    #[inline(always)]
+    fn pick(self, table: __m512, lanes: __m512i) -> __m512 {
+        proven!(_mm512_permutexvar_ps(lanes, table))
     }
     #[inline(always)]
     fn to_f(self, x: __m512i) -> __m512 {

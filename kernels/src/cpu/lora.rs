@@ -8,12 +8,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::activations::Shared;
+use super::bands::Bands;
 use super::cores::{Line, Shrunk, Terms, prepare_shrunk, run_cores};
 use super::matmul::{Input, Product, matmul};
 use super::output::Output;
 use super::pointwise::split;
 use super::{Isa, ThreadPool};
-use crate::backend::{LoraGroup, LoraJob, LoraTerm};
+use crate::backend::{Expand, LoraGroup, LoraJob, LoraTerm};
 use crate::ops::lora::line;
 use crate::quant::{FormatError, QMatrix};
 
@@ -27,10 +28,10 @@ struct Work<'a> {
     places: Vec<usize>,
     /// `None` where the input was shrunk already.
     v: Option<QMatrix<'a>>,
-    u: QMatrix<'a>,
+    u: Expand<'a>,
     /// V x, a line per row of the list.
     z: Vec<f32>,
-    /// What is expanded: lines of `u.cols()`.
+    /// What is expanded: lines of the rank.
     lines: Vec<Line<'a>>,
     inner: Vec<f32>,
     /// Whether U of `inner` is added to the output at once.
@@ -75,6 +76,9 @@ pub(crate) fn lora(
 /// Callers sort rows by adapter. In ascending order the rows of a whole batch are its input as it lies there,
 /// and groups with the same rows share one.
 pub(super) fn ascending(group: &LoraGroup<'_>) -> (Vec<u32>, Vec<usize>) {
+    if group.rows.is_sorted_by_key(|(row, _)| *row) {
+        return (group.rows.iter().map(|(row, _)| *row).collect(), (0..group.rows.len()).collect());
+    }
     let mut order: Vec<usize> = (0..group.rows.len()).collect();
     order.sort_by_key(|entry| group.rows[*entry].0);
     let mut places = vec![0; order.len()];
@@ -98,12 +102,12 @@ impl<'a> Work<'a> {
         job: usize,
         group: &'a LoraGroup<'a>,
         (rows, places): (usize, Vec<usize>),
-        u: QMatrix<'a>,
+        u: Expand<'a>,
         onto: bool,
     ) -> Self {
         let lines = Line::all(group);
-        let z = vec![0.0; group.rows.len() * u.cols()];
-        let inner = vec![0.0; lines.len() * u.cols()];
+        let z = vec![0.0; group.rows.len() * u.rank()];
+        let inner = vec![0.0; lines.len() * u.rank()];
         Work { job, group, rows, places, v: group.v, u, z, lines, inner, onto, delta: Vec::new() }
     }
 }
@@ -174,17 +178,17 @@ fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]
     let work = &*work;
     let shrunk: Vec<_> = work.iter().map(|_| OnceLock::new()).collect();
     let failure = Mutex::new(None);
-    let cost = work.iter().map(|w| w.u.cols() * w.u.cols()).max().unwrap_or(0);
+    let cost = work.iter().map(|w| w.u.rank() * w.u.rank()).max().unwrap_or(0);
     // In a turn of their own: to wait for another thread's would be to sleep.
     split(pool, work.len(), cost, &|range| {
         for (work, shrunk) in work[range.clone()].iter().zip(&shrunk[range]) {
             let cores = work.lines.iter().flat_map(Line::cores);
-            drop(shrunk.set(prepare_shrunk(isa, serial, &work.z, work.u.cols(), cores)));
+            drop(shrunk.set(prepare_shrunk(isa, serial, &work.z, work.u.rank(), cores)));
         }
     });
     split(pool, runs.len(), cost, &|range| {
         for (w, first, n) in &runs[range] {
-            let (work, r) = (&work[*w], work[*w].u.cols());
+            let (work, r) = (&work[*w], work[*w].u.rank());
             // SAFETY: each run owns its lines.
             let out = unsafe { inner[*w].slice(first * r, n * r) };
             let Some(x) = shrunk[*w].get() else { continue };
@@ -219,38 +223,42 @@ fn expand_onto(
         turns[turn as usize].push((w, lines));
     }
     for turn in &turns {
-        let inputs: Vec<_> = turn
-            .iter()
-            .map(|(w, lines)| Input { x: &w.inner, rows: lines.len(), columns: w.u.cols() })
-            .collect();
-        let products: Vec<_> = turn
-            .iter()
-            .enumerate()
-            .map(|(i, (w, lines))| {
-                let (out, len) = outs[w.job];
-                // SAFETY: `jobs` are borrowed here until the end; the rows of a group are distinct (see
-                // `is_plain`), and those of a turn belong to one group each.
-                let out = unsafe { Output::add(out, len, w.u.rows(), lines) };
-                Product { input: i, weight: w.u, repacked: None, out }
-            })
-            .collect();
-        matmul(isa, pool, &inputs, &products)?;
+        let expansions = turn.iter().map(|(w, lines)| {
+            let (out, len) = outs[w.job];
+            // SAFETY: `jobs` are borrowed here until the end; the rows of a group are distinct (see
+            // `is_plain`), and those of a turn belong to one group each.
+            (w.u, &w.inner[..], lines.len(), unsafe { Output::add(out, len, w.u.outputs(), lines) })
+        });
+        expand_all(isa, pool, expansions)?;
     }
     Ok(())
 }
 
 /// Expands what has scales of its own, or other additions in between.
 fn expand(isa: Isa, pool: &ThreadPool, work: &mut [Work<'_>]) -> Result<(), FormatError> {
+    let expansions = work.iter_mut().filter(|w| !w.onto).map(|w| {
+        w.delta = vec![0.0; w.lines.len() * w.u.outputs()];
+        (w.u, &w.inner[..], w.lines.len(), Output::set(&mut w.delta, w.u.outputs()))
+    });
+    expand_all(isa, pool, expansions)
+}
+
+/// Several times U of some lines: (U, the lines, their number, where they go).
+fn expand_all<'a>(
+    isa: Isa,
+    pool: &ThreadPool,
+    expansions: impl Iterator<Item = (Expand<'a>, &'a [f32], usize, Output<'a>)>,
+) -> Result<(), FormatError> {
     let (mut inputs, mut products) = (Vec::new(), Vec::new());
-    for w in work.iter_mut().filter(|w| !w.onto) {
-        w.delta = vec![0.0; w.lines.len() * w.u.rows()];
-        products.push(Product {
-            input: inputs.len(),
-            weight: w.u,
-            repacked: None,
-            out: Output::set(&mut w.delta, w.u.rows()),
-        });
-        inputs.push(Input { x: &w.inner, rows: w.lines.len(), columns: w.u.cols() });
+    for (u, x, rows, out) in expansions {
+        match u {
+            Expand::Rows(weight) => {
+                products.push(Product { input: inputs.len(), weight, repacked: None, out });
+                inputs.push(Input { x, rows, columns: weight.cols() });
+            }
+            // SAFETY: an output is for all lines, and the iterator gave each once.
+            Expand::Bands(u) => unsafe { Bands { u, z: x }.run_all(isa, pool, out)? },
+        }
     }
     matmul(isa, pool, &inputs, &products)
 }
@@ -304,7 +312,7 @@ fn add_row(
                 }
         };
         let i = work.lines.iter().position(is)?;
-        Some(&work.delta[i * work.u.rows()..][..work.u.rows()])
+        Some(&work.delta[i * work.u.outputs()..][..work.u.outputs()])
     };
     if let Some(delta) = delta(None) {
         y.iter_mut().zip(delta).for_each(|(y, d)| *y += d);

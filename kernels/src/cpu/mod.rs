@@ -16,6 +16,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
 mod backend;
+mod bands;
 mod cores;
 mod float_matmul;
 mod int_direct;

@@ -69,6 +69,10 @@ impl Simd for Portable {
         x.map(f32::from)
     }
     #[inline(always)]
+    fn load_u8(self, x: &[u8; 16]) -> [u32; 16] {
+        x.map(u32::from)
+    }
+    #[inline(always)]
     fn store_i8(self, x: [f32; 16], out: &mut [i8; 16]) {
         *out = x.map(|v| v.round_ties_even() as i8);
     }
@@ -233,6 +237,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn lookup(self, table: &[u8; 16], bytes: [u32; 16]) -> [u32; 16] {
         bytes.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|b| table[usize::from(b & 15)])))
+    }
+    #[inline(always)]
+    fn pick(self, table: [f32; 16], lanes: [u32; 16]) -> [f32; 16] {
+        lanes.map(|lane| table[lane as usize % 16])
     }
     #[inline(always)]
     fn to_f(self, x: [u32; 16]) -> [f32; 16] {

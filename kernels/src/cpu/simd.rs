@@ -67,6 +67,8 @@ pub(crate) trait Simd: Copy {
     fn load_bf16(self, x: &[[u8; 2]; 16]) -> Self::F;
     /// 16 signed bytes.
     fn load_i8(self, x: &[i8; 16]) -> Self::F;
+    /// 16 bytes, zero-extended.
+    fn load_u8(self, x: &[u8; 16]) -> Self::I;
     /// Rounds to integers, ties to even, and saturates to bytes.
     fn store_i8(self, x: Self::F, out: &mut [i8; 16]);
 
@@ -148,6 +150,8 @@ pub(crate) trait Simd: Copy {
     fn largest_i(self, x: Self::I) -> i32;
     /// `table[byte]`; every byte is below 16.
     fn lookup(self, table: &[u8; 16], bytes: Self::I) -> Self::I;
+    /// `table[low four bits]` of each 32-bit lane.
+    fn pick(self, table: Self::F, lanes: Self::I) -> Self::F;
     /// Exact up to 2²⁴.
     fn to_f(self, x: Self::I) -> Self::F;
     /// The low half of each 32-bit lane, a half-precision float.

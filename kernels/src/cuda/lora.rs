@@ -6,7 +6,7 @@ use super::products::{Input, THREADS, word};
 use super::scratch::Slot;
 use super::weights::Turn;
 use crate::QMatrix;
-use crate::backend::{BackendError, Core, LoraGroup, LoraJob, LoraTerm};
+use crate::backend::{BackendError, Core, Expand, LoraGroup, LoraJob, LoraTerm};
 
 /// The numbers of `kernels/lora.cu`.
 mod number {
@@ -161,7 +161,7 @@ impl State {
         if let Some(u) = group.u
             && plan.n_lines > 0
         {
-            assert_eq!((u.rows(), u.cols()), (width, rank), "shape of U");
+            assert_eq!((u.outputs(), u.rank()), (width, rank), "shape of U");
             let lines = self.scratch.words(Slot::Lines, &plan.lines)?;
             let terms = self.scratch.words(Slot::Terms, &plan.terms)?;
             let cored = self.scratch.room(Slot::Cored, plan.n_lines * rank * 4)?;
@@ -173,7 +173,7 @@ impl State {
             }?;
             deltas = self.scratch.room(Slot::Expanded, plan.n_lines * width * 4)?;
             // SAFETY: as many lines as were just written, and room for their products.
-            unsafe { self.product(&mut turn, u, &mut Input::lines(cored, plan.n_lines, rank), deltas) }?;
+            unsafe { self.expand(&mut turn, u, (cored, plan.n_lines), deltas) }?;
         }
         if plan.n_rows == 0 {
             return Ok(());
@@ -187,6 +187,39 @@ impl State {
         // are different from each other, deltas are the lines above, and the steps' weights are lines of `width` that the
         // turn keeps.
         unsafe { self.device.launch("lora_apply", grid, &arguments) }
+    }
+
+    /// U of some lines.
+    ///
+    /// # Safety
+    /// The lines have the rank, and there is room for as many of all outputs.
+    unsafe fn expand(
+        &mut self,
+        turn: &mut Turn<'_>,
+        u: Expand<'_>,
+        (lines, n): (u64, usize),
+        out: u64,
+    ) -> Result<(), BackendError> {
+        let rank = u.rank();
+        match u {
+            // SAFETY: the caller's promise.
+            Expand::Rows(u) => unsafe { self.product(turn, u, &mut Input::lines(lines, n, rank), out) },
+            Expand::Bands(u) => {
+                let (weights, ty) = self.weight(turn, u)?;
+                let arguments = [
+                    weights.into(),
+                    ty.into(),
+                    word(u.rows()).into(),
+                    lines.into(),
+                    word(rank).into(),
+                    word(n).into(),
+                    out.into(),
+                ];
+                let grid = [word(u.rows().div_ceil(8)), word(n.div_ceil(8)), 1];
+                // SAFETY: the parameters of `lora_expand_bands`; and the caller's promise.
+                unsafe { self.device.launch("lora_expand_bands", grid, &arguments) }
+            }
+        }
     }
 
     /// The lines and steps of one row; `delta` is its line of z and the rank, where the group has a U.

@@ -33,5 +33,5 @@ pub(super) const MODULES: &[Module] = &[
     module!("kv", "kv_write": 256),
     module!("attention", "attention_span": 256, "attention_merge": 128),
     module!("top_k", "top_k_logits": 256, "top_k_keys": 256, "top_k_rank": 256),
-    module!("lora", "lora_core": 256, "lora_apply": 256),
+    module!("lora", "lora_core": 256, "lora_expand_bands": 256, "lora_apply": 256),
 ];

@@ -1,12 +1,30 @@
 //! What adapters add to one line.
 
 use crate::QMatrix;
-use crate::backend::{Core, LoraGroup, LoraTerm};
+use crate::backend::{BAND, Core, Expand, LoraGroup, LoraTerm};
 use crate::quant::{FormatError, dequantize_row, dot_row};
 
 /// `W x`, every output by the canonical product.
 pub fn matvec(w: QMatrix<'_>, x: &[f32]) -> Result<Vec<f32>, FormatError> {
     (0..w.rows()).map(|i| dot_row(w.ty(), w.row(i), x)).collect()
+}
+
+/// `U z`. In bands every output sums over the columns in order, each by one fused multiply-add.
+pub fn expand(u: Expand<'_>, z: &[f32]) -> Result<Vec<f32>, FormatError> {
+    let bands = match u {
+        Expand::Rows(u) => return matvec(u, z),
+        Expand::Bands(u) => u,
+    };
+    let (mut out, mut band) = (vec![0f32; u.outputs()], vec![0.0; bands.cols()]);
+    for (i, out) in out.chunks_exact_mut(BAND).enumerate() {
+        dequantize_row(bands.ty(), bands.row(i), &mut band)?;
+        for (column, z) in band.chunks_exact(BAND).zip(z) {
+            for (y, u) in out.iter_mut().zip(column) {
+                *y = u.mul_add(*z, *y);
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// A 1 × n matrix as floats.
@@ -45,19 +63,19 @@ pub fn apply(
     if let (Some(z), Some(u)) = (&z, group.u)
         && terms.iter().any(|t| t.delta_scale.is_none())
     {
-        let mut sum = vec![0f32; u.cols()];
+        let mut sum = vec![0f32; u.rank()];
         for term in terms.iter().filter(|t| t.delta_scale.is_none()) {
             for (sum, c) in sum.iter_mut().zip(core(term.core, z)?) {
                 *sum = term.scale.mul_add(c, *sum);
             }
         }
-        for (y, delta) in y.iter_mut().zip(matvec(u, &sum)?) {
+        for (y, delta) in y.iter_mut().zip(expand(u, &sum)?) {
             *y += delta;
         }
     }
     for term in terms {
         if let (Some(z), Some(u), Some(g)) = (&z, group.u, term.delta_scale) {
-            let delta = matvec(u, &core(term.core, z)?)?;
+            let delta = expand(u, &core(term.core, z)?)?;
             for ((y, g), delta) in y.iter_mut().zip(line(g)?).zip(delta) {
                 *y = (term.scale * g).mul_add(delta, *y);
             }

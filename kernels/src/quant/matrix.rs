@@ -43,6 +43,8 @@ pub struct QMatrix<'a> {
     ty: QuantType,
     rows: usize,
     cols: usize,
+    /// Bytes of a row.
+    stride: usize,
     bytes: &'a [u8],
     keeper: Option<&'a Keeper>,
 }
@@ -57,12 +59,12 @@ impl fmt::Debug for QMatrix<'_> {
 impl<'a> QMatrix<'a> {
     /// Checks that `bytes` are exactly `rows` × `cols` weights of type `ty`.
     pub fn new(ty: QuantType, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self, ShapeError> {
-        let row = ty.bytes_for(cols).ok_or(ShapeError::PartialBlock { ty, cols })?;
-        let needed = row.saturating_mul(rows);
+        let stride = ty.bytes_for(cols).ok_or(ShapeError::PartialBlock { ty, cols })?;
+        let needed = stride.saturating_mul(rows);
         if needed != bytes.len() {
             return Err(ShapeError::Length { ty, rows, cols, needed, got: bytes.len() });
         }
-        Ok(QMatrix { ty, rows, cols, bytes, keeper: None })
+        Ok(QMatrix { ty, rows, cols, stride, bytes, keeper: None })
     }
 
     /// The same matrix, with the owner of its bytes: as long as that lives, they stay where and what they are. So a
@@ -98,7 +100,7 @@ impl<'a> QMatrix<'a> {
 
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
-        self.cols / self.ty.block_len() * self.ty.block_bytes()
+        self.stride
     }
 
     /// The bytes of row `i`.

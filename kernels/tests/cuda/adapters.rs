@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use lory_kernels::backend::{Backend, Core, LoraGroup, LoraJob, LoraTerm, LoraWeight};
+use lory_kernels::backend::{Backend, Core, Expand, LoraGroup, LoraJob, LoraTerm, LoraWeight};
 use lory_kernels::quant::Keeper;
 use lory_kernels::{Cuda, QMatrix, QuantType};
 
@@ -82,7 +82,7 @@ impl Pack {
             };
             (row as u32, self.cores(*adapter, kept).map(term).collect())
         });
-        let groups = [LoraGroup { v: Some(v), u: Some(u), rows: rows.collect() }];
+        let groups = [LoraGroup { v: Some(v), u: Some(Expand::Rows(u)), rows: rows.collect() }];
         let x = put(b, &self.x.repeat(adapters.len()));
         let mut out = b.alloc(adapters.len() * OUT).unwrap();
         b.lora(&x, IN, &mut [LoraJob { out: &mut out, width: OUT, groups: &groups }]).unwrap();

@@ -1,6 +1,6 @@
 //! Adapters in mixed batches, against the formula in double precision.
 
-use lory_kernels::backend::{Backend, Core, LoraGroup, LoraJob, LoraTerm};
+use lory_kernels::backend::{Backend, Core, Expand, LoraGroup, LoraJob, LoraTerm};
 use lory_kernels::quant::dequantize_row;
 use lory_kernels::{QMatrix, QuantType, Reference};
 
@@ -50,6 +50,19 @@ fn matvec(m: QMatrix<'_>, x: &[f64]) -> Vec<f64> {
     weights(m).chunks(m.cols()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
 }
 
+fn expand(u: Expand<'_>, z: &[f64]) -> Vec<f64> {
+    let bands = match u {
+        Expand::Rows(u) => return matvec(u, z),
+        Expand::Bands(u) => u,
+    };
+    let weights = weights(bands);
+    let of = |i: usize| {
+        let column = |k: usize| weights[i / 32 * bands.cols() + 32 * k + i % 32];
+        z.iter().enumerate().map(|(k, z)| column(k) * z).sum()
+    };
+    (0..u.outputs()).map(of).collect()
+}
+
 /// The formula of `Backend::lora`, without any rounding.
 fn exact(x: &[f32], in_width: usize, y: &(Vec<f32>, usize), groups: &[LoraGroup<'_>]) -> Vec<f64> {
     let width = y.1;
@@ -70,7 +83,7 @@ fn exact(x: &[f32], in_width: usize, y: &(Vec<f32>, usize), groups: &[LoraGroup<
                         Core::Diagonal(c) => weights(c).iter().zip(&z).map(|(c, z)| c * z).collect(),
                         Core::Full(c) => matvec(c, &z),
                     };
-                    matvec(u, &z)
+                    expand(u, &z)
                 });
                 for i in 0..width {
                     let at = row * width + i;
@@ -109,18 +122,26 @@ fn tolerance(ty: QuantType) -> f64 {
 fn mixed_batches() {
     let Some(cuda) = device() else { return };
     let mut noise = Noise(31);
-    for (ty, rank) in [
-        (QuantType::Q8_0, 64),
-        (QuantType::F16, 7),
-        (QuantType::Q4_0, 32),
-        (QuantType::BF16, 24),
-        (QuantType::F32, 16),
+    for (ty, rank, bands) in [
+        (QuantType::Q8_0, 64, false),
+        (QuantType::F16, 7, false),
+        (QuantType::Q4_0, 32, false),
+        (QuantType::BF16, 24, false),
+        (QuantType::F32, 16, false),
+        (QuantType::Q4_0, 5, true),
+        (QuantType::Q8_0, 16, true),
+        (QuantType::F32, 3, true),
     ] {
-        let (in_width, widths, rows) = (256, [96, 40], 11);
+        let (in_width, widths, rows) = (256, if bands { [96, 288] } else { [96, 40] }, 11);
         let core_ty = if rank % 32 == 0 { ty } else { QuantType::F32 };
         let mut store = Store(Vec::new());
         let v: Vec<_> = (0..4).map(|_| store.add(ty, rank, in_width, &mut noise)).collect();
-        let u: Vec<_> = (0..4).map(|i| store.add(ty, widths[i / 2], rank, &mut noise)).collect();
+        let u: Vec<_> = (0..4)
+            .map(|i| match bands {
+                false => store.add(ty, widths[i / 2], rank, &mut noise),
+                true => store.add(ty, widths[i / 2] / 32, 32 * rank, &mut noise),
+            })
+            .collect();
         let full: Vec<_> = (0..3).map(|_| store.add(core_ty, rank, rank, &mut noise)).collect();
         let diagonal = store.add(QuantType::F16, 1, rank, &mut noise);
         let lines: Vec<_> = widths.iter().map(|w| store.add(QuantType::F32, 1, *w, &mut noise)).collect();
@@ -145,6 +166,7 @@ fn mixed_batches() {
                 (row as u32, terms)
             });
             let (v, u) = (store.get(v[job * 2 + basis]), store.get(u[job * 2 + basis]));
+            let u = if bands { Expand::Bands(u) } else { Expand::Rows(u) };
             LoraGroup { v: Some(v), u: Some(u), rows: rows.collect() }
         };
         let bare = |job: usize| {
@@ -190,7 +212,7 @@ fn input_that_was_shrunk_already() {
     let plain = |core, scale| LoraTerm { core, scale, delta_scale: None, row_scale: None, bias: None };
     let group = LoraGroup {
         v: None,
-        u: Some(store.get(u)),
+        u: Some(Expand::Rows(store.get(u))),
         rows: vec![
             (3, vec![plain(Core::Identity, 0.5)]),
             (0, vec![plain(Core::Full(store.get(c)), 1.0), plain(Core::Identity, -2.0)]),

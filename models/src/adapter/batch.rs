@@ -150,7 +150,7 @@ impl BasisRows {
             let terms: Vec<_> = terms.iter().filter_map(|(i, scale)| term(*i, *scale)).collect();
             (!terms.is_empty()).then_some((*row, terms))
         });
-        Some(LoraGroup { v: Some(factors.v().matrix()), u: Some(factors.u().matrix()), rows: rows.collect() })
+        Some(LoraGroup { v: Some(factors.v().matrix()), u: Some(factors.expand()), rows: rows.collect() })
     }
 }
 
@@ -164,7 +164,7 @@ impl AdapterRows {
         };
         Some(LoraGroup {
             v: factors.map(|f| f.v().matrix()),
-            u: factors.map(|f| f.u().matrix()),
+            u: factors.map(|f| f.expand()),
             rows: self.rows.iter().map(|(row, scale)| (*row, vec![term(core, matrix, *scale)])).collect(),
         })
     }

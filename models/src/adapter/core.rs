@@ -1,8 +1,10 @@
 //! The factors of one delta, and what an adapter adds between them.
 
+use lory_kernels::backend::{BAND, Expand};
+
 use crate::{Error, Result, Tensor};
 
-use super::{Site, SiteShape};
+use super::{Site, SiteShape, finite::to_f32, pack::from_bands};
 
 /// Ranks above this are refused: no trained adapter comes near, and a pack stores ranks in 16 bits.
 pub const MAX_RANK: usize = 16_384;
@@ -12,6 +14,8 @@ pub const MAX_RANK: usize = 16_384;
 pub struct Factors {
     u: Tensor,
     v: Tensor,
+    /// Whether U lies in bands ([`Expand::Bands`]).
+    bands: bool,
 }
 
 impl Factors {
@@ -21,6 +25,23 @@ impl Factors {
     /// # Errors
     /// [`Error::Tensor`] with the sizes that do not fit.
     pub fn new(site: Site, shape: SiteShape, u: Tensor, v: Tensor) -> Result<Factors> {
+        Factors { u, v, bands: false }.check(site, shape)
+    }
+
+    /// The same with U in bands, out_features / 32 × 32 r ([`Expand::Bands`]).
+    ///
+    /// # Errors
+    /// As those of [`Factors::new`].
+    pub fn in_bands(site: Site, shape: SiteShape, u: Tensor, v: Tensor) -> Result<Factors> {
+        if !u.cols().is_multiple_of(BAND) {
+            let m = format!("has rows of {}, which are no bands of {BAND} outputs", u.cols());
+            return Err(Error::tensor(u.file(), u.name(), m));
+        }
+        Factors { u, v, bands: true }.check(site, shape)
+    }
+
+    fn check(self, site: Site, shape: SiteShape) -> Result<Factors> {
+        let (Factors { u, v, .. }, rank) = (&self, self.rank());
         let (v_rank, v_in) = match site {
             Site::TOKEN_EMBD => (v.cols(), v.rows()),
             _ => (v.rows(), v.cols()),
@@ -28,32 +49,46 @@ impl Factors {
         let SiteShape { out_features, in_features } = shape;
         let fail = |t: &Tensor, m: String| Err(Error::tensor(t.file(), t.name(), m));
         if v_in != in_features {
-            return fail(&v, format!("takes {v_in} inputs, but {site} of the base has {in_features}"));
+            return fail(v, format!("takes {v_in} inputs, but {site} of the base has {in_features}"));
         }
-        if u.rows() != out_features {
-            return fail(
-                &u,
-                format!("gives {} outputs, but {site} of the base has {out_features}", u.rows()),
-            );
+        let outputs = u.rows().saturating_mul(if self.bands { BAND } else { 1 });
+        if outputs != out_features {
+            return fail(u, format!("gives {outputs} outputs, but {site} of the base has {out_features}"));
         }
-        if u.cols() != v_rank {
-            return fail(
-                &u,
-                format!("has rank {}, its counterpart {} has rank {v_rank}", u.cols(), v.name()),
-            );
+        if rank != v_rank {
+            return fail(u, format!("has rank {rank}, its counterpart {} has rank {v_rank}", v.name()));
         }
         // Not min(): a rank above the smaller side is wasteful but sound, and common where one
         // rank is used for all sites and k and v are narrow.
         let limit = out_features.max(in_features).min(MAX_RANK);
         if v_rank == 0 || v_rank > limit {
-            return fail(&u, format!("has rank {v_rank}, expected 1 to {limit}"));
+            return fail(u, format!("has rank {v_rank}, expected 1 to {limit}"));
         }
-        Ok(Factors { u, v })
+        Ok(self)
     }
 
-    /// out_features × r.
-    pub fn u(&self) -> &Tensor {
+    /// U as it expands.
+    pub fn expand(&self) -> Expand<'_> {
+        if self.bands { Expand::Bands(self.u.matrix()) } else { Expand::Rows(self.u.matrix()) }
+    }
+
+    /// U as it is stored: out_features × r, or in bands.
+    pub fn stored_u(&self) -> &Tensor {
         &self.u
+    }
+
+    /// U as numbers, out_features × r.
+    ///
+    /// # Errors
+    /// A format that this program cannot read.
+    pub fn u_numbers(&self) -> Result<Vec<f32>> {
+        let numbers = to_f32(&self.u)?;
+        Ok(if self.bands { from_bands(&numbers, self.rank()) } else { numbers })
+    }
+
+    /// Whether U lies in bands.
+    pub fn is_in_bands(&self) -> bool {
+        self.bands
     }
 
     /// r × in_features; for the token embedding in_features × r.
@@ -63,7 +98,7 @@ impl Factors {
 
     /// r.
     pub fn rank(&self) -> usize {
-        self.u.cols()
+        self.u.cols() / if self.bands { BAND } else { 1 }
     }
 
     /// Bytes of both.

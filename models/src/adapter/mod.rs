@@ -103,7 +103,7 @@ impl Adapter {
         let adding = self.cores.iter().zip(&self.adds).filter(|(_, adds)| **adds);
         let own = adding.flat_map(|((site, core), _)| core.own_tensors().map(|tensor| (*site, tensor)));
         let shared = self.basis.iter().flat_map(|basis| basis.iter());
-        let shared = shared.flat_map(|(site, f)| [(site, f.u()), (site, f.v())]);
+        let shared = shared.flat_map(|(site, f)| [(site, f.stored_u()), (site, f.v())]);
         own.chain(shared).map(|(site, tensor)| (site, tensor.matrix()))
     }
 

@@ -1,6 +1,6 @@
 //! Layers together with what adapters add: the bits of the two operations one after the other.
 
-use lory_kernels::backend::{Backend, Core, LinearJob, LoraGroup, LoraTerm, linear_in_two};
+use lory_kernels::backend::{Backend, Core, Expand, LinearJob, LoraGroup, LoraTerm, linear_in_two};
 use lory_kernels::cpu::{Cpu, Isa};
 use lory_kernels::{QMatrix, QuantType, Reference};
 
@@ -68,7 +68,11 @@ fn one_basis_for_all_rows() {
                 };
                 // Rows come sorted by adapter, in whatever order.
                 let rows = (0..rows).rev().map(|row| (row as u32, vec![term(row)]));
-                LoraGroup { v: Some(store.get(v)), u: Some(store.get(u[layer])), rows: rows.collect() }
+                LoraGroup {
+                    v: Some(store.get(v)),
+                    u: Some(Expand::Rows(store.get(u[layer]))),
+                    rows: rows.collect(),
+                }
             };
             let layers = (0..3).map(|i| (store.get(w[i]), vec![group(i)])).collect();
             let call = Call { x: noise.values(rows * in_width), rows, layers };
@@ -120,7 +124,7 @@ fn groups_of_some_rows() {
                 rows.iter_mut().for_each(|(_, terms)| terms[0].bias = Some(store.get(bias)));
             }
             let (v, u) = bases[layer][basis];
-            LoraGroup { v: Some(store.get(v)), u: Some(store.get(u)), rows }
+            LoraGroup { v: Some(store.get(v)), u: Some(Expand::Rows(store.get(u))), rows }
         };
         let groups = |layer: usize| match layer {
             3 => vec![],
@@ -143,6 +147,61 @@ fn groups_of_some_rows() {
     }
 }
 
+/// U in bands, of formats that are decoded as they are used and of others: one basis for many rows, and one for each.
+#[test]
+fn u_in_bands() {
+    let mut noise = Noise(45);
+    for (ty, rank) in [
+        (QuantType::Q4_0, 16),
+        (QuantType::Q8_0, 5),
+        (QuantType::Q4_K, 8),
+        (QuantType::F16, 16),
+        (QuantType::F32, 1),
+        (QuantType::Q8_0, 64),
+    ] {
+        let mut store = Store(Vec::new());
+        // Whole bands, of which strips may have halves; and so many that tasks have pieces.
+        let (in_width, widths) = (256, [96, 2080, 32]);
+        let w: Vec<_> = widths.iter().map(|n| store.add(QuantType::Q4_0, *n, in_width, &mut noise)).collect();
+        let bases: Vec<(usize, Vec<usize>)> = (0..10)
+            .map(|_| {
+                let u = widths.iter().map(|n| store.add(ty, n / 32, 32 * rank, &mut noise)).collect();
+                (store.add(ty, rank, in_width, &mut noise), u)
+            })
+            .collect();
+        let full = store.add(QuantType::F16, rank, rank, &mut noise);
+        let g = store.add(QuantType::F32, 1, widths[2], &mut noise);
+        for (rows, scaled) in
+            [(1, false), (2, true), (4, false), (9, false), (9, true), (70, false), (300, false)]
+        {
+            let group = |layer: usize, basis: usize| {
+                let term = |row: usize| {
+                    let core = if row % 2 == 0 { Core::Full(store.get(full)) } else { Core::Identity };
+                    // A scale of its own keeps a group out of the turn.
+                    let delta_scale = (scaled && layer == 2).then(|| store.get(g));
+                    LoraTerm { delta_scale, ..plain(core, 0.7) }
+                };
+                // The first basis has every row, and each of the others every ninth.
+                let members = (0..rows).filter(|row| basis == 0 || row % 9 == basis - 1);
+                let (v, u) = &bases[basis];
+                LoraGroup {
+                    v: Some(store.get(*v)),
+                    u: Some(Expand::Bands(store.get(u[layer]))),
+                    rows: members.map(|row| (row as u32, vec![term(row)])).collect(),
+                }
+            };
+            let groups =
+                |layer| (0..10).map(|basis| group(layer, basis)).filter(|g| !g.rows.is_empty()).collect();
+            let layers = (0..3).map(|i| (store.get(w[i]), groups(i))).collect();
+            let call = Call { x: noise.values(rows * in_width), rows, layers };
+            let want = call.run(&Reference, false);
+            for cpu in cpus() {
+                call.check(&cpu, &want, &format!("{ty} rank {rank}, scaled {scaled}"));
+            }
+        }
+    }
+}
+
 /// A repacked weight, and more threads than there are strips.
 #[test]
 fn repacked_and_narrow() {
@@ -157,8 +216,11 @@ fn repacked_and_narrow() {
         w.iter().for_each(|w| cpu.load(store.get(*w)).unwrap());
         for layer in 0..2 {
             let rows_of = (0..rows).map(|row| (row as u32, vec![plain(Core::Identity, 0.5)]));
-            let group =
-                LoraGroup { v: Some(store.get(v)), u: Some(store.get(u[layer])), rows: rows_of.collect() };
+            let group = LoraGroup {
+                v: Some(store.get(v)),
+                u: Some(Expand::Rows(store.get(u[layer]))),
+                rows: rows_of.collect(),
+            };
             let layers = vec![(store.get(w[layer]), vec![group])];
             let call = Call { x: noise.values(rows * in_width), rows, layers };
             call.check(&cpu, &call.run(&Reference, false), "repacked");
@@ -176,7 +238,7 @@ fn a_panic_ends_the_turn() {
     let u = store.add(QuantType::Q4_0, 640, 32, &mut noise);
     let wrong = store.add(QuantType::Q8_0, 32, 64, &mut noise);
     let rows = vec![(0, vec![plain(Core::Full(store.get(wrong)), 1.0)])];
-    let group = LoraGroup { v: Some(store.get(v)), u: Some(store.get(u)), rows };
+    let group = LoraGroup { v: Some(store.get(v)), u: Some(Expand::Rows(store.get(u))), rows };
     let call = Call { x: noise.values(256), rows: 1, layers: vec![(store.get(w), vec![group])] };
     for cpu in cpus() {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| call.run(&cpu, false)));

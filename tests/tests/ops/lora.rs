@@ -1,6 +1,6 @@
 //! Adapters: every mixture of bases, cores and scales gives the bits of the reference.
 
-use lory_kernels::backend::{Backend, Core, LoraGroup, LoraJob, LoraTerm};
+use lory_kernels::backend::{Backend, Core, Expand, LoraGroup, LoraJob, LoraTerm};
 use lory_kernels::{QMatrix, QuantType, Reference};
 
 use super::{Noise, assert_same, cpus, quantized};
@@ -76,7 +76,7 @@ fn mixed_batches() {
                 (row as u32, terms)
             });
             let (v, u) = (store.get(v[job * 2 + basis]), store.get(u[job * 2 + basis]));
-            LoraGroup { v: Some(v), u: Some(u), rows: rows.collect() }
+            LoraGroup { v: Some(v), u: Some(Expand::Rows(u)), rows: rows.collect() }
         };
         let bare = |job: usize| {
             let line = Some(store.get(lines[job]));
@@ -100,7 +100,7 @@ fn mixed_batches() {
 #[test]
 fn the_reference_is_right() {
     let mut noise = Noise(32);
-    let (in_width, width, rank) = (64, 48, 8);
+    let (in_width, width, rank) = (64, 96, 8);
     let mut store = Store(Vec::new());
     let (v, u) = (
         store.add(QuantType::F32, rank, in_width, &mut noise),
@@ -117,10 +117,17 @@ fn the_reference_is_right() {
     let exact = product(u, &product(c, &product(v, &x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())));
     let core = Core::Full(store.get(c));
     let term = LoraTerm { core, scale: 0.5, delta_scale: None, row_scale: None, bias: None };
-    let group = LoraGroup { v: Some(store.get(v)), u: Some(store.get(u)), rows: vec![(0, vec![term])] };
-    let got = run(&Reference, &x, in_width, &[(y.clone(), width)], &[vec![group]]);
-    for ((got, y), exact) in got[0].iter().zip(&y).zip(&exact) {
-        assert!((f64::from(*got) - (f64::from(*y) + 0.5 * exact)).abs() < 1e-5, "{got}");
+    // The same U in bands: of 32 outputs the first column, then the second …
+    let rows = store.0[u].3.as_chunks::<4>().0;
+    let number = |i: usize| rows[(i / (32 * rank) * 32 + i % 32) * rank + i / 32 % rank];
+    let bands: Vec<u8> = (0..width * rank).flat_map(number).collect();
+    let bands = QMatrix::new(QuantType::F32, width / 32, 32 * rank, &bands).unwrap();
+    for u in [Expand::Rows(store.get(u)), Expand::Bands(bands)] {
+        let group = LoraGroup { v: Some(store.get(v)), u: Some(u), rows: vec![(0, vec![term])] };
+        let got = run(&Reference, &x, in_width, &[(y.clone(), width)], &[vec![group]]);
+        for ((got, y), exact) in got[0].iter().zip(&y).zip(&exact) {
+            assert!((f64::from(*got) - (f64::from(*y) + 0.5 * exact)).abs() < 1e-5, "{got}");
+        }
     }
 }
 
@@ -135,7 +142,7 @@ fn input_that_was_shrunk_already() {
     let plain = |core, scale| LoraTerm { core, scale, delta_scale: None, row_scale: None, bias: None };
     let group = LoraGroup {
         v: None,
-        u: Some(store.get(u)),
+        u: Some(Expand::Rows(store.get(u))),
         rows: vec![
             (3, vec![plain(Core::Identity, 0.5)]),
             (0, vec![plain(Core::Full(store.get(c)), 1.0), plain(Core::Identity, -2.0)]),
@@ -167,7 +174,7 @@ fn overlapping_plain_groups() {
     let term = |core| LoraTerm { core, scale: 0.7, delta_scale: None, row_scale: None, bias: None };
     let group = |basis: usize, rows: &[u32]| LoraGroup {
         v: Some(store.get(bases[basis].0)),
-        u: Some(store.get(bases[basis].1)),
+        u: Some(Expand::Rows(store.get(bases[basis].1))),
         rows: rows
             .iter()
             .map(|row| {
@@ -221,7 +228,7 @@ fn rows_in_any_order_over_many_bases() {
             };
             let (v, u) = bases[job][basis];
             let rows = members(basis).map(|row| (row as u32, vec![term(row)])).collect();
-            LoraGroup { v: Some(store.get(v)), u: Some(store.get(u)), rows }
+            LoraGroup { v: Some(store.get(v)), u: Some(Expand::Rows(store.get(u))), rows }
         };
         let groups: Vec<Vec<_>> = (0..2).map(|job| (0..9).map(|basis| group(job, basis)).collect()).collect();
         let x = noise.values(rows * in_width);

@@ -42,6 +42,23 @@ KERNEL(lora_core, 256, const float *z, u32 rank, const CoreLine *lines, const Co
     if (lane == 0) out[(u64)blockIdx.x * rank + i] = sum;
 }
 
+// out[line][32 b + i] = Σ_k U[k][i] z[line][k] in order, for U in bands of 32 outputs: a band's row holds the 32 coefficients of the
+// first column of U, then those of the second, and so on. Grid: ceil(bands / 8), ceil(lines / 8); a warp per band, and each
+// coefficient is decoded once for 8 lines.
+KERNEL(lora_expand_bands, 256, const u8 *u, u32 type, u32 bands, const float *z, u32 rank, u32 lines, float *out) {
+    const u32 lane = threadIdx.x % 32, band = blockIdx.x * 8 + threadIdx.x / 32, first = blockIdx.y * 8;
+    if (band >= bands) return;
+    const u8 *row = u + band * row_bytes(type, 32 * rank);
+    const u32 n = min_u32(8, lines - first);
+    float sums[8] = {};
+    for (u32 k = 0; k < rank; k++) {
+        const float coefficient = weight(type, row, 32 * k + lane);
+        for (u32 l = 0; l < 8; l++)
+            if (l < n) sums[l] = fmaf(coefficient, z[(u64)(first + l) * rank + k], sums[l]);
+    }
+    for (u32 l = 0; l < n; l++) out[((u64)(first + l) * bands + band) * 32 + lane] = sums[l];
+}
+
 enum ApplyKind : u32 { DELTA = 0, SCALED_DELTA = 1, ROW_SCALE = 2, BIAS = 3 };
 
 // One step on a row of y: += delta; += λ g ⊙ delta; += λ (s − 1) ⊙ y₀; += λ b.

@@ -1,5 +1,7 @@
 //! An adapter as given, turned into the bytes of a record.
 
+use std::borrow::Cow;
+
 use lory_kernels::{
     QuantType,
     quant::{dequantize_row, quantize_row},
@@ -12,6 +14,7 @@ use crate::{
 
 use super::{
     format::{CoreEntry, MAX_META, MatrixForm, NO_CLUSTER, PART_ALIGN, Part, RecordHeader, bitmap_len},
+    layout::{ULayout, row_type, to_bands, v_type},
     record::AdapterMeta,
 };
 
@@ -33,7 +36,7 @@ impl Default for StorageTypes {
     }
 }
 
-/// C of a [`NewCore`], in the rank before any padding.
+/// C of a [`NewCore`].
 #[derive(Clone, Debug)]
 pub enum NewMatrix {
     /// r × r, row-major.
@@ -51,7 +54,7 @@ pub enum NewMatrix {
 pub struct NewCore {
     /// Between shrink and expand.
     pub matrix: NewMatrix,
-    /// r before padding; 0 without a delta.
+    /// r; 0 without a delta. A shared basis may have more, as older packs have: then the core is padded.
     pub rank: usize,
     /// U (out × r) and V (r × in; for the token embedding in × r), if they are its own.
     pub factors: Option<(Vec<f32>, Vec<f32>)>,
@@ -117,7 +120,7 @@ impl NewAdapter {
             let core = NewCore {
                 matrix,
                 rank: factors.map_or(0, |f| f.rank()),
-                factors: factors.map(|f| Ok::<_, Error>((to_f32(f.u())?, to_f32(f.v())?))).transpose()?,
+                factors: factors.map(|f| Ok::<_, Error>((f.u_numbers()?, to_f32(f.v())?))).transpose()?,
                 scale: core.scale,
                 delta_scale: vector(&core.delta_scale)?,
                 row_scale: vector(&core.row_scale)?,
@@ -145,7 +148,7 @@ impl NewAdapter {
         [known.iter().sum::<f32>() / known.len() as f32, known.iter().copied().fold(0.0, f32::max)]
     }
 
-    /// The record's bytes. `stored_rank` is the padded rank of a cluster's basis at a site.
+    /// The record's bytes. `stored_rank` is that of a cluster's basis at a site.
     pub(super) fn encode(
         &self,
         shapes: &SiteShapes,
@@ -170,8 +173,11 @@ impl NewAdapter {
             let entry =
                 plan(core, *site, shape, rank, self.types).map_err(|m| fail(format!("{site}: {m}")))?;
             for (part, ty, rows, cols) in entry.parts(*site, shape.out_features, shape.in_features) {
-                let (data, given) = source(core, *site, shape, part);
-                let bytes = quantize(ty, rows, cols, data, given)
+                let (data, given) = match source(core, *site, shape, part) {
+                    (u, rank) if part == Part::U && entry.bands => (Cow::Owned(to_bands(u, rank)), cols),
+                    (data, given) => (Cow::Borrowed(data), given),
+                };
+                let bytes = quantize(ty, rows, cols, &data, given)
                     .map_err(|m| fail(format!("{site}: {part:?}: {m}")))?;
                 payload.extend_from_slice(&bytes);
                 payload.resize(payload.len().next_multiple_of(PART_ALIGN), 0);
@@ -198,26 +204,6 @@ impl NewAdapter {
     }
 }
 
-/// Format and padded rank of U: rows of length `rank` in `ty`. Padding that makes a row no
-/// shorter than F16 would be is not worth it: then F16 is used, unpadded.
-pub(super) fn plan_u(ty: QuantType, rank: usize) -> (QuantType, usize) {
-    let padded = rank.next_multiple_of(ty.block_len());
-    match ty.bytes_for(padded) {
-        Some(bytes) if padded == rank || bytes < 2 * rank => (ty, padded),
-        _ => (QuantType::F16, rank),
-    }
-}
-
-/// `ty`, or F16 where rows of `cols` are not whole blocks.
-pub(super) fn plan_row(ty: QuantType, cols: usize) -> QuantType {
-    if cols.is_multiple_of(ty.block_len()) { ty } else { QuantType::F16 }
-}
-
-/// Format of V at a site, given U's format and padded rank.
-pub(super) fn plan_v(site: Site, v: QuantType, rank: usize, shape: SiteShape) -> QuantType {
-    plan_row(v, if site == Site::TOKEN_EMBD { rank } else { shape.in_features })
-}
-
 fn plan(
     core: &NewCore,
     site: Site,
@@ -225,18 +211,20 @@ fn plan(
     shared_rank: Option<usize>,
     types: StorageTypes,
 ) -> Result<CoreEntry, String> {
-    let (u_type, rank) = match (&core.matrix, &core.factors) {
-        (NewMatrix::None, None) => (types.factors, 0),
+    let shared = |rank| ULayout { ty: types.factors, rank, bands: false };
+    let u = match (&core.matrix, &core.factors) {
+        (NewMatrix::None, None) => shared(0),
         (NewMatrix::None, Some(_)) => return Err("has factors but no delta".into()),
-        (_, Some(_)) => plan_u(types.factors, core.rank),
+        (_, Some(_)) => ULayout::plan(types.factors, shape.out_features, core.rank),
         (_, None) => {
             let rank = shared_rank.ok_or("its basis has no factors there")?;
             if core.rank > rank {
                 return Err(format!("core of rank {} in a basis of rank {rank}", core.rank));
             }
-            (types.factors, rank)
+            shared(rank)
         }
     };
+    let rank = u.rank;
     let delta = !matches!(core.matrix, NewMatrix::None);
     if delta && (core.rank == 0 || rank > MAX_RANK) {
         return Err(format!("rank {}, expected 1 to {MAX_RANK}", core.rank));
@@ -256,10 +244,11 @@ fn plan(
         delta_scale: core.delta_scale.is_some(),
         row_scale: core.row_scale.is_some(),
         bias: core.bias.is_some(),
-        core_type: plan_row(types.core, rank),
-        u_type,
-        v_type: plan_v(site, types.factors, rank, shape),
-        vector_type: plan_row(types.vectors, shape.out_features),
+        bands: u.bands,
+        core_type: row_type(types.core, rank),
+        u_type: u.ty,
+        v_type: v_type(site, types.factors, rank, shape),
+        vector_type: row_type(types.vectors, shape.out_features),
         rank: rank as u16,
         scale: core.scale,
         err2: core.err2.filter(|e| e.is_finite() && *e >= 0.0).unwrap_or(-1.0),
@@ -329,16 +318,6 @@ pub(super) fn quantize(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rank_is_padded_only_where_that_saves_bytes() {
-        assert_eq!(plan_u(QuantType::Q8_0, 16), (QuantType::F16, 16));
-        assert_eq!(plan_u(QuantType::Q8_0, 24), (QuantType::Q8_0, 32));
-        assert_eq!(plan_u(QuantType::Q8_0, 64), (QuantType::Q8_0, 64));
-        assert_eq!(plan_u(QuantType::Q4_0, 16), (QuantType::Q4_0, 32));
-        assert_eq!(plan_u(QuantType::F32, 7), (QuantType::F32, 7));
-        assert_eq!(plan_row(QuantType::Q8_0, 172), QuantType::F16);
-    }
 
     #[test]
     fn numbers_beyond_the_format_are_refused() {

@@ -1,6 +1,6 @@
 //! The pack's binary parts, encoded and decoded in one place. FORMAT.md describes them in prose.
 
-use lory_kernels::QuantType;
+use lory_kernels::{QuantType, backend::BAND};
 
 use crate::adapter::Site;
 
@@ -39,22 +39,41 @@ pub(super) const MAX_NAME: usize = 255;
 /// Longest JSON text of a record.
 pub(super) const MAX_META: usize = 1 << 20;
 
-/// The tensor names of a cluster's factors.
-pub(super) fn factor_names(cluster: u32, site: Site) -> (String, String) {
-    (format!("cluster.{cluster}.{site}.basis_u"), format!("cluster.{cluster}.{site}.basis_v"))
+/// A factor of a basis as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Factor {
+    /// r × in.
+    V,
+    /// out × r.
+    U,
+    /// U in bands of 32 outputs, out / 32 × 32 r.
+    UBands,
 }
 
-/// The reverse: (cluster, site, whether it is U).
-pub(super) fn parse_factor_name(name: &str) -> Option<(u32, Site, bool)> {
+impl Factor {
+    const ALL: [Factor; 3] = [Factor::V, Factor::U, Factor::UBands];
+
+    fn name(self) -> &'static str {
+        match self {
+            Factor::V => "basis_v",
+            Factor::U => "basis_u",
+            Factor::UBands => "basis_u_bands",
+        }
+    }
+}
+
+/// The tensor's name of a cluster's factor.
+pub(super) fn factor_name(cluster: u32, site: Site, factor: Factor) -> String {
+    format!("cluster.{cluster}.{site}.{}", factor.name())
+}
+
+/// The reverse.
+pub(super) fn parse_factor_name(name: &str) -> Option<(u32, Site, Factor)> {
     let (cluster, rest) = name.strip_prefix("cluster.")?.split_once('.')?;
     let (site, factor) = rest.rsplit_once('.')?;
     let canonical = cluster == "0" || !cluster.starts_with(['0', '+']);
-    let is_u = match factor {
-        "basis_u" => true,
-        "basis_v" => false,
-        _ => return None,
-    };
-    Some((cluster.parse().ok().filter(|_| canonical)?, Site::parse(site)?, is_u))
+    let factor = Factor::ALL.into_iter().find(|known| known.name() == factor)?;
+    Some((cluster.parse().ok().filter(|_| canonical)?, Site::parse(site)?, factor))
 }
 
 /// Reads little-endian fields one after another; `None` where the bytes end.
@@ -222,6 +241,8 @@ pub(super) struct CoreEntry {
     pub delta_scale: bool,
     pub row_scale: bool,
     pub bias: bool,
+    /// Whether an own U lies in bands.
+    pub bands: bool,
     pub core_type: QuantType,
     pub u_type: QuantType,
     pub v_type: QuantType,
@@ -242,7 +263,7 @@ impl CoreEntry {
             MatrixForm::Diagonal => 2,
             MatrixForm::Identity => 3,
         };
-        let flags = [self.private, self.delta_scale, self.row_scale, self.bias];
+        let flags = [self.private, self.delta_scale, self.row_scale, self.bias, self.bands];
         let form = flags.iter().enumerate().fold(matrix, |form, (i, flag)| form | u8::from(*flag) << (2 + i));
         let types = [self.core_type, self.u_type, self.v_type, self.vector_type].map(|t| t as u32 as u8);
         let mut out = [0; Self::BYTES];
@@ -260,7 +281,7 @@ impl CoreEntry {
 
     pub fn decode(f: &mut Fields<'_>) -> Option<CoreEntry> {
         let form = f.u8()?;
-        (form < 64).then_some(())?;
+        (form < 128).then_some(())?;
         let matrix = match form & 3 {
             0 => MatrixForm::None,
             1 => MatrixForm::Full,
@@ -271,12 +292,14 @@ impl CoreEntry {
         let (core_type, u_type, v_type, vector_type) = (ty()?, ty()?, ty()?, ty()?);
         (f.u8()? == 0).then_some(())?;
         let flag = |bit: u8| form >> bit & 1 == 1;
+        (flag(2) || !flag(6)).then_some(())?;
         Some(CoreEntry {
             matrix,
             private: flag(2),
             delta_scale: flag(3),
             row_scale: flag(4),
             bias: flag(5),
+            bands: flag(6),
             core_type,
             u_type,
             v_type,
@@ -315,10 +338,11 @@ impl CoreEntry {
             MatrixForm::Diagonal => Some(1),
             MatrixForm::None | MatrixForm::Identity => None,
         };
+        let (u_rows, u_cols) = if self.bands { (out / BAND, r * BAND) } else { (out, r) };
         let vector = |flag: bool, part| flag.then_some((part, self.vector_type, 1, out));
         [
             self.private.then_some((Part::V, self.v_type, v_rows, v_cols)),
-            self.private.then_some((Part::U, self.u_type, out, r)),
+            self.private.then_some((Part::U, self.u_type, u_rows, u_cols)),
             matrix_rows.map(|rows| (Part::Matrix, self.core_type, rows, r)),
             vector(self.delta_scale, Part::DeltaScale),
             vector(self.row_scale, Part::RowScale),
@@ -369,6 +393,7 @@ mod tests {
             delta_scale: false,
             row_scale: true,
             bias: true,
+            bands: true,
             core_type: QuantType::F16,
             u_type: QuantType::Q8_0,
             v_type: QuantType::Q4_0,
@@ -383,9 +408,9 @@ mod tests {
     #[test]
     fn factor_names_go_both_ways() {
         let site = Site::layer(12, Projection::FfnUp);
-        let (u, v) = factor_names(31, site);
-        assert_eq!(parse_factor_name(&u), Some((31, site, true)));
-        assert_eq!(parse_factor_name(&v), Some((31, site, false)));
+        for factor in Factor::ALL {
+            assert_eq!(parse_factor_name(&factor_name(31, site, factor)), Some((31, site, factor)));
+        }
         for name in
             ["cluster.01.output.basis_u", "cluster.1.output.basis_w", "cluster.1.basis_u", "output.basis_u"]
         {

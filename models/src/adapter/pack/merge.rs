@@ -19,10 +19,10 @@ pub fn merge<W: Write + Seek>(pack: &Pack, out: W) -> Result<W> {
     for cluster in 0..pack.n_clusters() as u32 {
         let basis = pack.basis(cluster)?;
         for (site, f) in basis.iter() {
-            let (u_type, v_type) = (f.u().ty(), f.v().ty());
+            let (u_type, v_type) = (f.stored_u().ty(), f.v().ty());
             let shared_v = pack.v_site(cluster, site) != Some(site);
             layout.push(BasisSite { cluster, site, rank: f.rank(), u_type, v_type, shared_v });
-            factors.push((f.u().clone(), f.v().clone()));
+            factors.push((f.stored_u().clone(), f.v().clone()));
         }
     }
     let mut w = PackWriter::new(out, pack.spec().clone(), &layout)?;

@@ -5,6 +5,7 @@
 mod encode;
 mod format;
 mod index;
+mod layout;
 mod merge;
 mod record;
 mod segment;
@@ -16,6 +17,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use lory_kernels::backend::BAND;
+
 use crate::{
     Error, Result,
     gguf::{Array, Gguf, Metadata, TensorInfo, Value},
@@ -26,13 +29,15 @@ use super::{
     site::MAX_LAYERS, unknown_name,
 };
 
-use format::{NO_CLUSTER, VERSION, key, parse_factor_name};
+use format::{Factor, NO_CLUSTER, VERSION, key, parse_factor_name};
 use index::{IndexFile, Names, Slot};
 use record::Record;
 
 pub use encode::{NewAdapter, NewCore, NewMatrix, StorageTypes};
 pub use format::ADAPTER_TYPE;
 pub use index::check_name;
+pub(super) use layout::from_bands;
+pub use layout::{ULayout, row_type};
 pub use merge::merge;
 pub use record::{AdapterMeta, SiteInfo};
 pub use segment::{SEGMENT_LIMIT, segment_file_name, segment_files, segment_number};
@@ -44,12 +49,22 @@ pub struct Pack {
     main: Gguf,
     spec: PackSpec,
     hash: String,
-    /// Sites of each cluster, ascending, each with the site whose V it uses.
-    clusters: Vec<Vec<(Site, Site)>>,
+    /// Sites of each cluster, ascending.
+    clusters: Vec<Vec<ClusterSite>>,
     bases: Vec<OnceLock<Arc<Basis>>>,
     files: Vec<IndexFile>,
     names: Names,
     next_segment: u32,
+}
+
+/// Where a cluster has factors.
+#[derive(Clone, Copy, Debug)]
+struct ClusterSite {
+    site: Site,
+    /// Whose V it uses: its own, or an earlier one of the same input.
+    v_site: Site,
+    /// How U is stored: [`Factor::U`] or [`Factor::UBands`].
+    u: Factor,
 }
 
 /// What the index and an adapter's record say about it.
@@ -186,16 +201,19 @@ impl Pack {
             return Ok(basis.clone());
         }
         let mut factors = Vec::with_capacity(sites.len());
-        for (site, v_site) in sites {
-            let (u, _) = format::factor_names(cluster, *site);
-            let (_, v) = format::factor_names(cluster, *v_site);
-            let (u, v) = (self.main.tensor(&u)?, self.main.tensor(&v)?);
-            let shape = self.spec.shapes.get(*site).ok_or_else(|| {
+        for ClusterSite { site, v_site, u: form } in sites.iter().copied() {
+            let u = self.main.tensor(&format::factor_name(cluster, site, form))?;
+            let v = self.main.tensor(&format::factor_name(cluster, v_site, Factor::V))?;
+            let shape = self.spec.shapes.get(site).ok_or_else(|| {
                 Error::tensor(self.file(), u.name(), format!("{site} is not in the pack's table of sites"))
             })?;
             finite::check_type(&u)?;
             finite::check_type(&v)?;
-            factors.push((*site, Factors::new(*site, shape, u, v)?));
+            let pair = match form {
+                Factor::UBands => Factors::in_bands(site, shape, u, v)?,
+                Factor::U | Factor::V => Factors::new(site, shape, u, v)?,
+            };
+            factors.push((site, pair));
         }
         let mut identity = Hasher::new();
         identity.bytes(self.hash.as_bytes()).number(cluster.into());
@@ -242,9 +260,10 @@ impl Pack {
         let mut hash = Hasher::new();
         for (cluster, sites) in self.clusters.iter().enumerate() {
             let basis = self.basis(cluster as u32)?;
-            for (site, v_site) in sites {
+            for ClusterSite { site, v_site, .. } in sites {
                 let own = if v_site == site { 2 } else { 1 };
-                for t in basis.factors(*site).into_iter().flat_map(|f| [f.u(), f.v()].into_iter().take(own)) {
+                let of = |f: &'_ Factors| [f.stored_u().clone(), f.v().clone()].into_iter().take(own);
+                for t in &basis.factors(*site).into_iter().flat_map(of).collect::<Vec<_>>() {
                     hash.bytes(t.name().as_bytes()).tensor(t);
                     finite::check_finite(t)?;
                 }
@@ -262,14 +281,15 @@ impl Pack {
     /// The site of a cluster whose V is used at `site`: itself, or an earlier one with the same input.
     fn v_site(&self, cluster: u32, site: Site) -> Option<Site> {
         let sites = self.clusters.get(cluster as usize)?;
-        sites.iter().find(|(s, _)| *s == site).map(|(_, v_site)| *v_site)
+        sites.iter().find(|s| s.site == site).map(|s| s.v_site)
     }
 
-    /// Rank of every cluster's factors as stored, padding included.
+    /// Rank of every cluster's factors as stored.
     fn stored_ranks(&self) -> HashMap<(u32, Site), usize> {
         let rank = |info: &TensorInfo| match parse_factor_name(&info.name)? {
-            (cluster, site, true) => Some(((cluster, site), info.cols())),
-            _ => None,
+            (cluster, site, Factor::U) => Some(((cluster, site), info.cols())),
+            (cluster, site, Factor::UBands) => Some(((cluster, site), info.cols() / BAND)),
+            (_, _, Factor::V) => None,
         };
         self.main.tensors().filter_map(rank).collect()
     }
@@ -353,9 +373,8 @@ fn read_shapes(m: &Metadata) -> Result<SiteShapes> {
     Ok(shapes)
 }
 
-/// Finds every cluster's factors; each tensor of the file must be a factor or one of the tables. Every site
-/// comes with the one whose V it uses.
-fn read_clusters(gguf: &Gguf) -> Result<Vec<Vec<(Site, Site)>>> {
+/// Finds every cluster's factors; each tensor of the file must be a factor or one of the tables.
+fn read_clusters(gguf: &Gguf) -> Result<Vec<Vec<ClusterSite>>> {
     let m = gguf.metadata();
     let n = m.u32(key::CLUSTERS)?;
     // Every cluster has factors, so their number is bounded by the tensors that the file lists.
@@ -364,12 +383,12 @@ fn read_clusters(gguf: &Gguf) -> Result<Vec<Vec<(Site, Site)>>> {
             m.error(key::CLUSTERS, format!("is {n}, but the file has {} tensors", gguf.tensors().len()))
         );
     }
-    let mut clusters: Vec<Vec<(Site, bool)>> = vec![Vec::new(); n as usize];
+    let mut clusters: Vec<Vec<(Site, Factor)>> = vec![Vec::new(); n as usize];
     for info in gguf.tensors() {
         if [format::DATA, format::INDEX, format::NAMES].contains(&&*info.name) {
             continue;
         }
-        let Some((cluster, site, is_u)) = parse_factor_name(&info.name) else {
+        let Some((cluster, site, factor)) = parse_factor_name(&info.name) else {
             return Err(Error::tensor(
                 &info.file,
                 &info.name,
@@ -380,24 +399,34 @@ fn read_clusters(gguf: &Gguf) -> Result<Vec<Vec<(Site, Site)>>> {
             let m = format!("belongs to cluster {cluster}, the pack says it has {n}");
             return Err(Error::tensor(&info.file, &info.name, m));
         };
-        sites.push((site, is_u));
+        sites.push((site, factor));
     }
-    let pair = |(cluster, mut found): (usize, Vec<(Site, bool)>)| {
+    let pair = |(cluster, mut found): (usize, Vec<(Site, Factor)>)| {
         found.sort_unstable();
         let mut own: Option<Site> = None;
         let mut sites = Vec::with_capacity(found.len());
         for parts in found.chunk_by(|a, b| a.0 == b.0) {
-            let Some((site, is_u)) = parts.first() else { continue };
-            if parts.len() == 2 {
-                own = Some(*site);
+            let Some((site, first)) = parts.first().copied() else { continue };
+            let name = |factor| format::factor_name(cluster as u32, site, factor);
+            let has = |wanted| parts.iter().any(|(_, factor)| *factor == wanted);
+            let u = match (has(Factor::U), has(Factor::UBands)) {
+                (true, true) => {
+                    let message = format!("`{}` says the same another way", name(Factor::UBands));
+                    return Err(Error::tensor(gguf.file(), &name(Factor::U), message));
+                }
+                (true, false) => Some(Factor::U),
+                (false, true) => Some(Factor::UBands),
+                (false, false) => None,
+            };
+            if has(Factor::V) {
+                own = Some(site);
             }
-            match own.filter(|o| o.input() == site.input() && (parts.len() == 2 || *is_u)) {
-                Some(v_site) => sites.push((*site, v_site)),
+            match own.filter(|o| o.input() == site.input()).zip(u) {
+                Some((v_site, u)) => sites.push(ClusterSite { site, v_site, u }),
                 None => {
-                    let (u, v) = format::factor_names(cluster as u32, *site);
-                    let (has, lacks) = if *is_u { (u, v) } else { (v, u) };
+                    let lacks = name(if u.is_some() { Factor::V } else { Factor::U });
                     let message = format!("its counterpart `{lacks}` is missing");
-                    return Err(Error::tensor(gguf.file(), &has, message));
+                    return Err(Error::tensor(gguf.file(), &name(first), message));
                 }
             }
         }

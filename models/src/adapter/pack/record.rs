@@ -41,7 +41,7 @@ pub struct AdapterMeta {
 pub struct SiteInfo {
     /// Where.
     pub site: Site,
-    /// Rank of the factors, padding included; 0 without a delta.
+    /// Rank of the factors as stored; 0 without a delta.
     pub rank: usize,
     /// Format of the core, if there is one.
     pub core_type: Option<QuantType>,
@@ -221,6 +221,9 @@ impl Record<'_> {
             _ => None,
         };
         let delta = match (matrix, u, v) {
+            (Some(m), Some(u), Some(v)) if entry.bands => {
+                Delta::Private(Factors::in_bands(site, shape, u, v)?, m)
+            }
             (Some(m), Some(u), Some(v)) => Delta::Private(Factors::new(site, shape, u, v)?, m),
             (Some(m), None, None) => Delta::Shared(m),
             (None, None, None) => Delta::None,

@@ -15,12 +15,13 @@ use crate::{
 
 use super::{
     Pack,
-    encode::{NewAdapter, plan_u, plan_v, quantize},
+    encode::{NewAdapter, quantize},
     format::{
-        ADAPTER_TYPE, DATA, EntryKind, INDEX, IndexEntry, NAMES, NO_CLUSTER, RECORD_ALIGN, VERSION,
-        factor_names, key,
+        ADAPTER_TYPE, DATA, EntryKind, Factor, INDEX, IndexEntry, NAMES, NO_CLUSTER, RECORD_ALIGN, VERSION,
+        factor_name, key,
     },
     index::{check_name, index_hash},
+    layout::{self, ULayout, to_bands},
 };
 
 /// What a pack says of itself and of its base.
@@ -58,9 +59,9 @@ pub struct BasisSite {
     pub cluster: u32,
     /// Where.
     pub site: Site,
-    /// r, before padding.
+    /// r.
     pub rank: usize,
-    /// Format of U; may become F16 or padded, see the format's description.
+    /// Format of U; where r is not whole blocks of it, it lies in bands or becomes F16, see [`ULayout`].
     pub u_type: QuantType,
     /// Format of V; may become F16.
     pub v_type: QuantType,
@@ -74,8 +75,7 @@ pub struct BasisSite {
 struct Stored {
     given: BasisSite,
     shape: SiteShape,
-    rank: usize,
-    u_type: QuantType,
+    u: ULayout,
     v_type: QuantType,
 }
 
@@ -89,15 +89,27 @@ impl Stored {
         if rank == 0 || rank > crate::adapter::MAX_RANK {
             return fail(format!("rank {rank}, expected 1 to {}", crate::adapter::MAX_RANK));
         }
-        let (u_type, rank) = plan_u(u_type, rank);
-        Ok(Stored { given, shape, rank, u_type, v_type: plan_v(site, v_type, rank, shape) })
+        let u = ULayout::plan(u_type, shape.out_features, rank);
+        Ok(Stored { given, shape, u, v_type: layout::v_type(site, v_type, u.rank, shape) })
+    }
+
+    /// Name, rows and columns of U as stored.
+    fn u(&self) -> (String, usize, usize) {
+        let factor = if self.u.bands { Factor::UBands } else { Factor::U };
+        let (rows, cols) = self.u.size(self.shape.out_features);
+        (factor_name(self.given.cluster, self.given.site, factor), rows, cols)
+    }
+
+    /// Name of V.
+    fn v_name(&self) -> String {
+        factor_name(self.given.cluster, self.given.site, Factor::V)
     }
 
     /// Rows and columns of V as stored.
     fn v_size(&self) -> (usize, usize) {
         match self.given.site {
-            Site::TOKEN_EMBD => (self.shape.in_features, self.rank),
-            _ => (self.rank, self.shape.in_features),
+            Site::TOKEN_EMBD => (self.shape.in_features, self.u.rank),
+            _ => (self.u.rank, self.shape.in_features),
         }
     }
 }
@@ -186,7 +198,7 @@ impl<W: Write + Seek> PackWriter<W> {
             out,
             spec,
             factors: layout.iter().rev().copied().collect(),
-            ranks: layout.iter().map(|s| ((s.given.cluster, s.given.site), s.rank)).collect(),
+            ranks: layout.iter().map(|s| ((s.given.cluster, s.given.site), s.u.rank)).collect(),
             layout,
             clusters,
             hash: Hasher::new(),
@@ -237,11 +249,10 @@ impl<W: Write + Seek> PackWriter<W> {
             .set(key::SEGMENT, self.segment)
             .set(key::MERGED, self.merged);
         for s in &self.layout {
-            let (u, v) = factor_names(s.given.cluster, s.given.site);
-            let (v_rows, v_cols) = s.v_size();
-            w.tensor(&u, s.u_type, &[s.rank, s.shape.out_features]);
+            let ((u, u_rows, u_cols), (v_rows, v_cols)) = (s.u(), s.v_size());
+            w.tensor(&u, s.u.ty, &[u_cols, u_rows]);
             if !s.given.shared_v {
-                w.tensor(&v, s.v_type, &[v_cols, v_rows]);
+                w.tensor(&s.v_name(), s.v_type, &[v_cols, v_rows]);
             }
         }
         w.tensor(DATA, QuantType::I8, &[t.data]).tensor(INDEX, QuantType::I8, &[t.index]).tensor(
@@ -255,7 +266,7 @@ impl<W: Write + Seek> PackWriter<W> {
     }
 
     /// Writes the next factors of the layout: `u` is out × r, `v` r × in (for the token embedding
-    /// in × r), both row-major and in the rank before padding; `v` is empty where it is shared.
+    /// in × r), both row-major; `v` is empty where it is shared.
     pub fn factors(&mut self, u: &[f32], v: &[f32]) -> Result<()> {
         let s = self.next_factors()?;
         let BasisSite { cluster, site, rank, shared_v, .. } = s.given;
@@ -274,7 +285,12 @@ impl<W: Write + Seek> PackWriter<W> {
         }
         let (v_rows, v_cols) = s.v_size();
         let v_given = if site == Site::TOKEN_EMBD { rank } else { in_features };
-        let u = quantize(s.u_type, out_features, s.rank, u, rank).map_err(fail)?;
+        let (_, u_rows, u_cols) = s.u();
+        let u = match s.u.bands {
+            true => quantize(s.u.ty, u_rows, u_cols, &to_bands(u, rank), u_cols),
+            false => quantize(s.u.ty, u_rows, u_cols, u, rank),
+        };
+        let u = u.map_err(fail)?;
         if shared_v {
             return self.put_factors(&s, &u, None);
         }
@@ -286,8 +302,8 @@ impl<W: Write + Seek> PackWriter<W> {
     pub(super) fn copy_factors(&mut self, u: &Tensor, v: &Tensor) -> Result<()> {
         let s = self.next_factors()?;
         let same = |t: &Tensor, ty, rows, cols| (t.ty(), t.rows(), t.cols()) == (ty, rows, cols);
-        let (v_rows, v_cols) = s.v_size();
-        if !same(u, s.u_type, s.shape.out_features, s.rank) || !same(v, s.v_type, v_rows, v_cols) {
+        let ((_, u_rows, u_cols), (v_rows, v_cols)) = (s.u(), s.v_size());
+        if !same(u, s.u.ty, u_rows, u_cols) || !same(v, s.v_type, v_rows, v_cols) {
             return Err(Error::tensor(u.file(), u.name(), "has another format than its copy would get"));
         }
         let v = (!s.given.shared_v).then(|| v.matrix().bytes());
@@ -299,11 +315,10 @@ impl<W: Write + Seek> PackWriter<W> {
     }
 
     fn put_factors(&mut self, s: &Stored, u: &[u8], v: Option<&[u8]>) -> Result<()> {
-        let (u_name, v_name) = factor_names(s.given.cluster, s.given.site);
-        let (v_rows, v_cols) = s.v_size();
-        self.hash.bytes(u_name.as_bytes()).stored(s.u_type, s.shape.out_features, s.rank, u);
+        let ((u_name, u_rows, u_cols), (v_rows, v_cols)) = (s.u(), s.v_size());
+        self.hash.bytes(u_name.as_bytes()).stored(s.u.ty, u_rows, u_cols, u);
         if let Some(v) = v {
-            self.hash.bytes(v_name.as_bytes()).stored(s.v_type, v_rows, v_cols, v);
+            self.hash.bytes(s.v_name().as_bytes()).stored(s.v_type, v_rows, v_cols, v);
         }
         for bytes in [Some(u), v].into_iter().flatten() {
             self.out.write_all(bytes).map_err(write_error)?;
@@ -443,10 +458,12 @@ fn check_shared(layout: &[Stored]) -> Result<()> {
             own = Some(s);
             continue;
         }
-        let fits =
-            |o: &&Stored| (o.given.cluster, o.given.site.input(), o.rank) == (cluster, site.input(), s.rank);
+        let fits = |o: &&Stored| {
+            (o.given.cluster, o.given.site.input(), o.u.rank) == (cluster, site.input(), s.u.rank)
+        };
         if own.filter(fits).is_none() {
-            let m = format!("basis of cluster {cluster}, {site}: no V of rank {} before it to share", s.rank);
+            let m =
+                format!("basis of cluster {cluster}, {site}: no V of rank {} before it to share", s.u.rank);
             return Err(Error::Request(m));
         }
     }

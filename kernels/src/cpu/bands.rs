@@ -1,0 +1,203 @@
+//! U in bands: what is expanded with factors whose rank is not whole blocks of their format.
+//!
+//! A band holds the coefficients of 32 outputs, column after column of U ([`Expand::Bands`](crate::backend::Expand::Bands)). So outputs
+//! stand in the lanes of registers, each sums over the columns in order, and nothing is folded. Bits are those of
+//! [`crate::ops::lora::expand`].
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::output::Output;
+use super::simd::{Op, Simd};
+use super::{Isa, ThreadPool, pointwise};
+use crate::backend::BAND;
+use crate::quant::{FormatError, Half, Q4_0, Q8_0, QMatrix, dequantize_row};
+
+/// Lines for which a band is decoded as it is used: one tile of [`Lines`]. For more, numbers are written down.
+const DIRECT_LINES: usize = 4;
+
+/// Some bands and the lines that they expand.
+#[derive(Clone, Copy)]
+pub(super) struct Bands<'a> {
+    /// See [`crate::backend::Expand::Bands`].
+    pub u: QMatrix<'a>,
+    /// Lines of the rank.
+    pub z: &'a [f32],
+}
+
+impl Bands<'_> {
+    /// Bytes that some outputs are expanded with, as a range of those of U.
+    pub fn bytes(u: QMatrix<'_>, outputs: &Range<usize>) -> Range<usize> {
+        outputs.start / BAND * u.row_bytes()..outputs.end.div_ceil(BAND) * u.row_bytes()
+    }
+
+    /// `U z` of every line, for some outputs.
+    ///
+    /// # Safety
+    /// `out` holds all lines, and no one else uses these outputs.
+    pub unsafe fn run(&self, isa: Isa, outputs: Range<usize>, out: Output<'_>) -> Result<(), FormatError> {
+        let rank = self.u.cols() / BAND;
+        let lines = self.z.len().checked_div(rank).unwrap_or(0);
+        assert!(outputs.end <= self.u.rows() * BAND && lines * rank == self.z.len());
+        if outputs.is_empty() || lines == 0 {
+            return Ok(());
+        }
+        let Bands { u, z } = *self;
+        let (few, first) = (lines <= DIRECT_LINES, outputs.start / BAND);
+        if let Some(blocks) = u.blocks::<Q4_0>().filter(|_| few) {
+            isa.run(Lines { bands: &blocks[first * rank..], z, rank, lines, outputs, out });
+        } else if let Some(blocks) = u.blocks::<Q8_0>().filter(|_| few) {
+            isa.run(Lines { bands: &blocks[first * rank..], z, rank, lines, outputs, out });
+        } else {
+            let mut band = vec![0f32; u.cols()];
+            for i in first..outputs.end.div_ceil(BAND) {
+                dequantize_row(u.ty(), u.row(i), &mut band)?;
+                let (bands, _) = band.as_chunks::<BAND>();
+                let outputs = outputs.start.max(i * BAND)..outputs.end.min((i + 1) * BAND);
+                isa.run(Lines { bands, z, rank, lines, outputs, out });
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for all outputs, divided among threads.
+    ///
+    /// # Safety
+    /// As for [`Bands::run`].
+    pub unsafe fn run_all(&self, isa: Isa, pool: &ThreadPool, out: Output<'_>) -> Result<(), FormatError> {
+        let failure = Mutex::new(None);
+        pointwise::split(pool, self.u.rows(), self.u.cols() * self.z.len().max(1) / BAND, &|bands| {
+            // SAFETY: the caller's promise; each band is given to one thread.
+            let done = unsafe { self.run(isa, bands.start * BAND..bands.end * BAND, out) };
+            if let Err(error) = done {
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+}
+
+/// One column of a band.
+trait BandColumn {
+    /// Its 32 coefficients in order.
+    fn load<S: Simd>(&self, s: S) -> [S::F; 2];
+}
+
+impl BandColumn for [f32; BAND] {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> [S::F; 2] {
+        let (halves, _) = self.as_chunks::<16>();
+        [s.load(&halves[0]), s.load(&halves[1])]
+    }
+}
+
+/// A block's scale in all lanes.
+#[inline(always)]
+fn scale<S: Simd>(s: S, d: Half) -> S::F {
+    s.load_f16(&[d.to_bits().to_le_bytes(); 16])
+}
+
+impl BandColumn for Q8_0 {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> [S::F; 2] {
+        let d = scale(s, self.d);
+        let (halves, _) = self.qs.as_chunks::<16>();
+        [s.mul(d, s.load_i8(&halves[0])), s.mul(d, s.load_i8(&halves[1]))]
+    }
+}
+
+/// What the codes of Q4_0 stand for, in units of the scale.
+const Q4_0_CODES: [f32; 16] =
+    [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+
+impl BandColumn for Q4_0 {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> [S::F; 2] {
+        // All sixteen values of the block, one of which each code picks.
+        let values = s.mul(scale(s, self.d), s.load(&Q4_0_CODES));
+        let bytes = s.load_u8(&self.qs);
+        [s.pick(values, bytes), s.pick(values, s.shr::<4>(bytes))]
+    }
+}
+
+/// Some bands and all lines.
+struct Lines<'a, B> {
+    /// `rank` columns of each band, the first of which is the one that `outputs` begin in.
+    bands: &'a [B],
+    z: &'a [f32],
+    rank: usize,
+    lines: usize,
+    outputs: Range<usize>,
+    out: Output<'a>,
+}
+
+impl<B: BandColumn> Op for Lines<'_, B> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let bands = self.outputs.end.div_ceil(BAND) - self.outputs.start / BAND;
+        let mut band = 0;
+        while band < bands {
+            // Four times two sums hide the time that each addition takes: those of lines, or of bands.
+            let (left, mut line) = (bands - band, 0);
+            let at_once = match self.lines {
+                1 if left >= 4 => 4,
+                1 | 2 if left >= 2 => 2,
+                _ => 1,
+            };
+            while line < self.lines {
+                line += match (self.lines - line, at_once) {
+                    (1, 4) => self.tile::<S, 1, 4>(s, line, band),
+                    (1, 2) => self.tile::<S, 1, 2>(s, line, band),
+                    (1, _) => self.tile::<S, 1, 1>(s, line, band),
+                    (2, 2) => self.tile::<S, 2, 2>(s, line, band),
+                    (2, _) => self.tile::<S, 2, 1>(s, line, band),
+                    (3, _) => self.tile::<S, 3, 1>(s, line, band),
+                    _ => self.tile::<S, 4, 1>(s, line, band),
+                };
+            }
+            band += at_once;
+        }
+    }
+}
+
+impl<B: BandColumn> Lines<'_, B> {
+    /// M lines of N bands.
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize, const N: usize>(&self, s: S, line: usize, band: usize) -> usize {
+        let rank = self.rank;
+        let mut columns = [&self.bands[..0]; N];
+        for (n, columns) in columns.iter_mut().enumerate() {
+            *columns = &self.bands[(band + n) * rank..][..rank];
+        }
+        let mut z = [&self.z[..0]; M];
+        for (m, z) in z.iter_mut().enumerate() {
+            *z = &self.z[(line + m) * rank..][..rank];
+        }
+        let mut sums = [[[s.splat(0.0); 2]; M]; N];
+        for k in 0..rank {
+            let z = z.map(|z| s.splat(z[k]));
+            for (sums, columns) in sums.iter_mut().zip(columns) {
+                let u = columns[k].load(s);
+                for (sums, z) in sums.iter_mut().zip(z) {
+                    *sums = [s.fma(u[0], z, sums[0]), s.fma(u[1], z, sums[1])];
+                }
+            }
+        }
+        for (n, sums) in sums.into_iter().enumerate() {
+            let first = (self.outputs.start / BAND + band + n) * BAND;
+            let wanted = self.outputs.start.max(first)..self.outputs.end.min(first + BAND);
+            for (m, sums) in sums.into_iter().enumerate() {
+                let mut values = [0.0; BAND];
+                let (halves, _) = values.as_chunks_mut::<16>();
+                s.store(sums[0], &mut halves[0]);
+                s.store(sums[1], &mut halves[1]);
+                let values = &values[wanted.start - first..wanted.end - first];
+                // SAFETY: the caller of `Bands::run` promised that these outputs are this call's alone.
+                unsafe { self.out.put(line + m, wanted.start, values) };
+            }
+        }
+        M
+    }
+}

@@ -31,7 +31,11 @@ pub(super) const MODULES: &[Module] = &[
     module!("norm", "rms_norm": 256),
     module!("rope", "rope_table": 256, "rope": 256),
     module!("kv", "kv_write": 256),
-    module!("attention", "attention_span": 256, "attention_merge": 128),
+    module!(
+        "attention",
+        "attention_span_f16": 256, "attention_prompt_f16": 256, "attention_span_f32": 256, "attention_span_q8_0": 256,
+        "attention_merge": 128
+    ),
     module!("top_k", "top_k_logits": 256, "top_k_keys": 256, "top_k_rank": 256),
     module!("lora", "lora_core": 256, "lora_expand_bands": 256, "lora_apply": 256),
 ];

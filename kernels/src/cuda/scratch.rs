@@ -21,6 +21,8 @@ pub(super) enum Slot {
     Terms,
     /// Page numbers.
     Pages,
+    /// Tiles of attention.
+    Tiles,
     /// Vᵀ x.
     Shrunk,
     /// C Vᵀ x.

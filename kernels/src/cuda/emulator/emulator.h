@@ -39,7 +39,7 @@ struct Index {
 
 constexpr unsigned WARP = 32;
 // Words that a lane can show to its warp at once.
-constexpr unsigned SHOWN = 8;
+constexpr unsigned SHOWN = 12;
 
 // Of the fiber that runs.
 struct Thread {
@@ -128,6 +128,14 @@ inline uint32_t __reduce_add_sync(unsigned, uint32_t value) {
     return sum;
 }
 
+inline bool __any_sync(unsigned, bool value) {
+    const uint32_t word = value;
+    auto *shown = emulator::show(&word, 1);
+    bool any = false;
+    for (unsigned lane = 0; lane < emulator::WARP; lane++) any |= shown[lane][0] != 0;
+    return any;
+}
+
 // Between two barriers a thread is not interrupted.
 inline uint32_t atomicAdd(uint32_t *at, uint32_t value) { return std::exchange(*at, *at + value); }
 
@@ -140,6 +148,14 @@ inline uint32_t __float_as_uint(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     return bits;
+}
+
+// Byte i of the result is the one of the eight bytes of `a` (lowest) and `b` that nibble i of `selector` names.
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = a | (uint64_t)b << 32;
+    uint32_t result = 0;
+    for (unsigned i = 0; i < 4; i++) result |= (uint32_t)(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return result;
 }
 
 struct alignas(8) float2 {

@@ -7,7 +7,10 @@
 
 #ifdef __CUDACC__
 #define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+// Before a loop whose counter chooses among registers.
+#define UNROLL _Pragma("unroll")
 #else
+#define UNROLL
 #include "../emulator/emulator.h"
 #endif
 

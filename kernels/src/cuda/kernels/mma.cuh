@@ -37,10 +37,19 @@ inline void mma_by_definition(T c[4], const u32 *a, const u32 *b, Dot dot) {
 inline void dot_s8(int &c, u32 a, u32 b) {
     for (unsigned i = 0; i < 4; i++) c += (int)(i8)(a >> 8 * i) * (int)(i8)(b >> 8 * i);
 }
-inline void dot_bf16(float &c, u32 a, u32 b) {
-    for (unsigned i = 0; i < 2; i++) c += bf16_to_float((u16)(a >> 16 * i)) * bf16_to_float((u16)(b >> 16 * i));
-}
 inline void dot_tf32(float &c, u32 a, u32 b) { c += __uint_as_float(a) * __uint_as_float(b); }
+
+// For K = 16 of two 16-bit elements a word: widened once by the lane that shows them.
+template <class Widen> inline void mma_of_pairs(float c[4], const u32 a[4], const u32 b[2], Widen widen) {
+    u32 wide_a[8], wide_b[4];
+    for (unsigned i = 0; i < 8; i++) {
+        // a[0] and a[1] are the two rows' first words, so their elements take turns.
+        const unsigned word = i / 4 * 2 + i % 2, upper = i / 2 % 2;
+        wide_a[i] = __float_as_uint(widen((u16)(a[word] >> 16 * upper)));
+    }
+    for (unsigned i = 0; i < 4; i++) wide_b[i] = __float_as_uint(widen((u16)(b[i / 2] >> 16 * (i % 2))));
+    mma_by_definition<4>(c, wide_a, wide_b, dot_tf32);
+}
 #endif
 
 // Signed bytes, K = 32. a[0], a[1]: rows group and group + 8, columns 4 quad … + 3; a[2], a[3]: columns 16 + those.
@@ -74,7 +83,18 @@ __device__ __forceinline__ void mma_bf16_k16(float c[4], const u32 a[4], const u
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-    mma_by_definition<2>(c, a, b, dot_bf16);
+    mma_of_pairs(c, a, b, bf16_to_float);
+#endif
+}
+
+// F16, K = 16: as BF16.
+__device__ __forceinline__ void mma_f16_k16(float c[4], const u32 a[4], const u32 b[2]) {
+#ifdef __CUDACC__
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    mma_of_pairs(c, a, b, half_to_float);
 #endif
 }
 

@@ -147,7 +147,7 @@ pub struct EngineFlags {
     /// all that there is room for.
     #[arg(long, value_name = "N|auto|all", default_value = "auto", allow_negative_numbers = true, value_parser = gpu_layers)]
     pub gpu_layers: GpuLayers,
-    /// MiB that adapters may have on the GPU with --device cuda [default: all but an eighth of its memory]. With less than is needed at a
+    /// MiB that adapters may have on the GPU with --device cuda [default: what the model leaves, all but 1/32 of its memory]. With less than is needed at a
     /// time they are copied again and again: slower, with the same answers.
     #[arg(long, value_name = "MIB")]
     pub device_adapter_mib: Option<u32>,

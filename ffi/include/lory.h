@@ -372,8 +372,8 @@ typedef struct {
      */
     uint32_t gpu_layers;
     /**
-     * Bytes that adapters and their bases may have on a device with memory of its own, where they are copied; 0, the default, is all but an
-     * eighth of that memory. With less than a batch needs they are copied again where they are used, which takes time and changes no
+     * Bytes that adapters and their bases may have on a device with memory of its own, where they are copied; 0, the default, is what the model
+     * leaves of that memory, all but 1/32. With less than a batch needs they are copied again where they are used, which takes time and changes no
      * answer. On the processor it has no effect.
      */
     uint64_t device_adapter_bytes;

@@ -102,8 +102,8 @@ pub struct lory_engine_options {
     /// How many layers a device with memory of its own gets, from the last one on, the output counting as one more; the processor computes
     /// the others. 0, the default, is as many as there is room for.
     pub gpu_layers: u32,
-    /// Bytes that adapters and their bases may have on a device with memory of its own, where they are copied; 0, the default, is all but an
-    /// eighth of that memory. With less than a batch needs they are copied again where they are used, which takes time and changes no
+    /// Bytes that adapters and their bases may have on a device with memory of its own, where they are copied; 0, the default, is what the model
+    /// leaves of that memory, all but 1/32. With less than a batch needs they are copied again where they are used, which takes time and changes no
     /// answer. On the processor it has no effect.
     pub device_adapter_bytes: u64,
 }

@@ -94,8 +94,8 @@ impl Device {
         }
     }
 
-    /// Bytes that copies of adapters may have on a device with memory of its own; `None`, as it is at first, is all but an eighth of
-    /// that memory. Nothing on the processor.
+    /// Bytes that copies of adapters may have on a device with memory of its own; `None`, as it is at first, is all but 1/32 of
+    /// that memory, as far as nothing else has it. Nothing on the processor.
     pub fn set_adapter_budget(&self, bytes: Option<usize>) {
         match self {
             Device::Cpu(_) => {

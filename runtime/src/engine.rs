@@ -57,8 +57,8 @@ pub struct EngineOptions {
     /// Bytes that adapters may have for themselves; `None` sets no limit. See
     /// [`AdapterStore::set_budget`].
     pub adapter_bytes: Option<usize>,
-    /// Bytes that adapters and their bases may have on a device with memory of its own, where they are copied; `None` is all but an
-    /// eighth of that memory. With less than a batch needs they are copied again where they are used, which takes time and
+    /// Bytes that adapters and their bases may have on a device with memory of its own, where they are copied; `None` is what the model
+    /// leaves of that memory, all but 1/32. With less than a batch needs they are copied again where they are used, which takes time and
     /// changes no answer. On the processor, which reads them where they are, it has no effect.
     pub device_adapter_bytes: Option<usize>,
     /// Whether files are mapped or read; [`crate::mapping`] says what mapping promises.

@@ -70,8 +70,8 @@ impl Cuda {
         self.device.memory()
     }
 
-    /// Bytes that adapters may have on the device from now on (what they have stays); `None`, as it is at first, is all but an
-    /// eighth of the device's memory.
+    /// Bytes that adapters may have on the device from now on (what they have stays); `None`, as it is at first, is all but
+    /// 1/32 of the device's memory, as far as nothing else has it.
     pub fn set_adapter_budget(&self, bytes: Option<usize>) {
         self.weights.set_budget(bytes);
     }

@@ -19,6 +19,9 @@ use crate::quant::Keeper;
 
 /// Bytes that are asked of the driver at a time.
 const SLAB: usize = 64 << 20;
+/// Without a budget this part of the device's memory stays free: working memory may still grow. It is less than what a model that does not fit
+/// leaves for adapters (`GpuLayers::Fit` in the runtime), or they would have none of that.
+const SPARE: usize = 32;
 /// Matrices travel together up to so many bytes …
 const PARCEL: usize = 4 << 20;
 /// … and across gaps up to so many: alignment, an index between records.
@@ -28,7 +31,7 @@ const GAP: usize = 4 << 10;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AdapterPool {
-    /// Bytes that they may have; `None` is all but an eighth of the device's memory.
+    /// Bytes that they may have; `None` is all but 1/32 of the device's memory, as far as nothing else has it.
     pub budget: Option<usize>,
     /// Bytes of what is there.
     pub bytes: usize,
@@ -321,7 +324,7 @@ impl Pool {
             Some(budget) => budget.saturating_sub(self.arena.bytes()),
             None => {
                 let (free, total) = self.device.memory()?;
-                free.saturating_sub(total / 8)
+                free.saturating_sub(total / SPARE)
             }
         };
         let slab = bytes.next_multiple_of(256).max(SLAB).min(most);

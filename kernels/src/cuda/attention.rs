@@ -5,6 +5,7 @@ use super::kv::{CudaKv, type_number};
 use super::memory::CudaBuffer;
 use super::products::word;
 use super::scratch::Slot;
+use super::tables::Kind;
 use crate::backend::{AttentionParams, AttentionRow, BackendError, KvShape};
 use crate::ops::attention::first_visible;
 
@@ -98,8 +99,8 @@ impl State {
             last = Some((row.pages, first));
             places.extend([first, row.position]);
         }
-        let places = self.scratch.words(Slot::Rows, &places)?;
-        let pages = self.scratch.words(Slot::Pages, &pages)?;
+        let places = self.tables.address(Kind::Places, &places)?;
+        let pages = self.tables.address(Kind::Pages, &pages)?;
         let partial = rows.len() * n_heads * spans * (head_dim + 2) * 4;
         let partial = self.scratch.room(Slot::Partial, partial)?;
         let window = params.window.unwrap_or(0);

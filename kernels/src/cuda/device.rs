@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::result::{self, DriverError, ctx, device, event, module, primary_ctx, stream};
@@ -80,6 +81,8 @@ pub(super) struct Device {
     arrivals: Lane,
     /// For one stream to wait for another.
     mark: sys::CUevent,
+    /// How often something was read back.
+    round: AtomicU64,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<&'static str, (sys::CUfunction, u32)>,
 }
@@ -155,6 +158,7 @@ impl Device {
             work: Lane::unopened(),
             arrivals: Lane::unopened(),
             mark: std::ptr::null_mut(),
+            round: AtomicU64::new(0),
             modules: Vec::new(),
             functions: HashMap::new(),
             label: label.clone(),
@@ -321,6 +325,11 @@ impl Device {
         Ok(Staging { buffers: [buffer()?, buffer()?], events: [event()?, event()?] })
     }
 
+    /// A number that is another one once something has been read back: what a step reads, it reads at its end.
+    pub fn round(&self) -> u64 {
+        self.round.load(Ordering::Relaxed)
+    }
+
     /// Copies from the device, and waits.
     ///
     /// # Safety
@@ -329,6 +338,7 @@ impl Device {
         if to.is_empty() {
             return Ok(());
         }
+        self.round.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's promise; the copy has ended before the borrow of `to` does.
         let copied = unsafe { result::memcpy_dtoh_async(to, from, self.work.stream) };
         self.wait()?;

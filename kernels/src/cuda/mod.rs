@@ -20,6 +20,7 @@ mod pool;
 mod products;
 mod ptx;
 mod scratch;
+mod tables;
 mod top_k;
 mod weights;
 
@@ -27,3 +28,4 @@ pub use backend::Cuda;
 pub use kv::CudaKv;
 pub use memory::CudaBuffer;
 pub use pool::AdapterPool;
+pub use tables::TableCopies;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::constants::Constants;
 use super::device::Device;
 use super::kv::CudaKv;
+use super::launches::LaunchCounts;
 use super::memory::{CudaBuffer, Memory, floats_as_bytes, floats_as_bytes_mut};
 use super::pool::AdapterPool;
 use super::products::{Input, flat, supports, word};
@@ -87,6 +88,22 @@ impl Cuda {
     /// How many of the small tables that operations send from the host were on the device already.
     pub fn table_copies(&self) -> TableCopies {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).tables.usage()
+    }
+
+    /// Whether launches that repeat themselves go to the driver as graphs (as they do at first, if it is of CUDA 12.0 at least), or each kernel
+    /// alone and at once. Results have the same bits; for measuring.
+    ///
+    /// # Errors
+    /// That of the driver if the device cannot be entered.
+    pub fn set_graphs(&self, on: bool) -> Result<(), BackendError> {
+        self.device.enter()?;
+        self.device.set_graphs(on);
+        Ok(())
+    }
+
+    /// How kernels were launched so far; without those that wait to be launched together.
+    pub fn launch_counts(&self) -> LaunchCounts {
+        self.device.launch_counts()
     }
 
     /// Waits until everything that was asked for has been done; for measuring.

@@ -14,6 +14,7 @@ mod backend;
 mod constants;
 mod device;
 mod kv;
+mod launches;
 mod lora;
 mod memory;
 mod pool;
@@ -26,6 +27,7 @@ mod weights;
 
 pub use backend::Cuda;
 pub use kv::CudaKv;
+pub use launches::LaunchCounts;
 pub use memory::CudaBuffer;
 pub use pool::AdapterPool;
 pub use tables::TableCopies;

@@ -17,8 +17,8 @@ const LEAST: usize = 256;
 /// adapters needs 8 MiB in a model of 32 layers.
 const MOST: usize = 64 << 20;
 
-/// What a table is for. Until its kernels are launched, an operation names one table of a kind at most: the next of that kind may take
-/// the place of the last.
+/// What a table is for. An operation names one table of a kind at most before it asks for the launches that read it: the next of that
+/// kind may take the place of the last.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     /// Rows of the embedding.
@@ -132,7 +132,7 @@ impl Tables {
             Some(at) => (at, true),
             None => match group.idle() {
                 Some(at) => (at, false),
-                // All are of this round, so the next one is the oldest. What reads it was launched before.
+                // All are of this round, so the next one is the oldest. What reads it was asked for before.
                 None if !group.tables.is_empty() && self.usage.bytes + capacity > MOST => {
                     (group.next % group.tables.len(), false)
                 }
@@ -150,7 +150,7 @@ impl Tables {
         if !here && !words.is_empty() {
             // Nothing is known of it if the copy fails.
             table.words.clear();
-            table.memory.write(0, bytes)?;
+            table.memory.replace(bytes)?;
             table.words.extend_from_slice(words);
             self.usage.copied += 1;
         }

@@ -52,6 +52,11 @@ impl Pack {
             .map(|(n, k, bytes)| QMatrix::new(QuantType::F16, n, k, bytes).unwrap())
     }
 
+    /// Bytes of an adapter on a device.
+    pub fn bytes(&self) -> usize {
+        CORES * CORE
+    }
+
     pub fn load(&self, cuda: &Cuda) {
         self.factors().into_iter().for_each(|factor| cuda.load(factor).unwrap());
     }

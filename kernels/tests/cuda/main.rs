@@ -4,6 +4,7 @@
 mod adapters;
 mod attention;
 mod finding;
+mod launches;
 mod lora;
 mod matmul;
 mod pointwise;

@@ -411,3 +411,60 @@ fn candidates_from_the_device() {
         assert_eq!(got, tokens(Some(0)), "{}", engine.device());
     }
 }
+
+/// A step of decoding copies tables only where they changed, launches the graphs of the step before, and gives the bits of launches one
+/// by one.
+#[test]
+fn decoding_in_graphs() {
+    if !cuda_is_there() {
+        return;
+    }
+    let (model, pack) = model_and_pack();
+    let run = |graphs| {
+        let options = DeviceOptions { choice: DeviceChoice::Cuda(0), ..DeviceOptions::default() };
+        let device = model.device(&options).unwrap();
+        let Device::Cuda(cuda) = &device else { panic!("asked for CUDA") };
+        cuda.set_graphs(graphs).unwrap();
+        let options = BareOptions { sequences: 3, tokens: 64, n_batch: 32, kv_type: KvType::F16 };
+        let mut bare = Bare::new(&device, &model.decoder, options).unwrap();
+        // The last sequence has none.
+        for i in 0..2 {
+            let adapter = pack.adapter(&adapter_name(i)).unwrap();
+            device.prefetch(&mut model.decoder.weights().lora(&adapter)).unwrap();
+            bare.set_adapters(i, AdapterSet::single(adapter));
+        }
+        let prompts = [[5, 6, 7, 8, 9], [90, 91, 92, 93, 94], [15, 14, 13, 12, 11]];
+        let work: Vec<_> = prompts.iter().enumerate().map(|(i, prompt)| (i, &prompt[..])).collect();
+        let mut all = vec![bare.run(&work).unwrap().to_vec()];
+        let mut steps = Vec::new();
+        for step in 0..14 {
+            let before = (cuda.launch_counts(), cuda.table_copies());
+            let tokens = [0, 1, 2].map(|i| [20 + step * 3 + i * 50]);
+            let work: Vec<_> = tokens.iter().enumerate().map(|(i, token)| (i, &token[..])).collect();
+            all.push(bare.run(&work).unwrap().to_vec());
+            let now = (cuda.launch_counts(), cuda.table_copies());
+            steps.push([
+                now.0.plain - before.0.plain,
+                now.0.in_graphs - before.0.in_graphs,
+                now.0.made - before.0.made,
+                now.0.changed - before.0.changed,
+                now.1.copied - before.1.copied,
+            ]);
+        }
+        (all, steps)
+    };
+    let ((want, plain), (got, steps)) = (run(false), run(true));
+    println!("one by one: {plain:?}\nin graphs: {steps:?}");
+    assert_eq!(got, want);
+    if EMULATOR.get().is_none() && steps.iter().all(|step| step[1] == 0) {
+        println!("this driver has no graphs");
+        return;
+    }
+    for (i, [alone, in_graphs, made, changed, copied]) in steps.into_iter().enumerate().skip(2) {
+        assert_eq!(alone + in_graphs, plain[i][0], "step {i}");
+        assert!(alone < 8 && in_graphs > 0, "step {i}: {alone} of {} one by one", plain[i][0]);
+        assert_eq!((made, changed), (0, 0), "step {i}");
+        // Tokens, positions, slots, rows of attention; all sequences stay on their first page.
+        assert_eq!(copied, 4, "step {i}");
+    }
+}

@@ -5,6 +5,7 @@ use super::kv::CudaKv;
 use super::memory::CudaBuffer;
 use super::products::word;
 use super::scratch::Slot;
+use super::tables::Kind;
 use crate::backend::{AttentionParams, AttentionRow, BackendError, KvShape, KvType};
 use crate::ops::attention::first_visible;
 
@@ -128,9 +129,9 @@ impl State {
             }
             pages.extend_from_slice(table);
         }
-        let places = self.scratch.words(Slot::Rows, &places)?;
-        let pages = self.scratch.words(Slot::Pages, &pages)?;
-        let row_tiles = self.scratch.words(Slot::Tiles, &tiles)?;
+        let places = self.tables.address(Kind::Places, &places)?;
+        let pages = self.tables.address(Kind::Pages, &pages)?;
+        let row_tiles = self.tables.address(Kind::Tiles, &tiles)?;
         let partial = rows.len() * n_heads * spans * (head_dim + 2) * 4;
         let partial = self.scratch.room(Slot::Partial, partial)?;
         let window = params.window.unwrap_or(0);

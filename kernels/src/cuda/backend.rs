@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::constants::Constants;
 use super::device::Device;
 use super::kv::CudaKv;
+use super::launches::LaunchCounts;
 use super::memory::{CudaBuffer, Memory, floats_as_bytes, floats_as_bytes_mut};
 use super::pool::AdapterPool;
 use super::products::{Input, flat, supports, word};
-use super::scratch::{Scratch, Slot};
+use super::scratch::Scratch;
+use super::tables::{Kind, TableCopies, Tables};
 use super::weights::Weights;
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LoraJob,
@@ -16,8 +18,8 @@ use crate::backend::{
 };
 use crate::{QMatrix, QuantType};
 
-/// Rotation tables that are kept: a batch has one, or two where layers differ (Gemma).
-const TABLES: usize = 4;
+/// Rotations whose angles are kept: a model has one, or two where layers differ (Gemma).
+const ROTATIONS: usize = 4;
 
 /// An NVIDIA device.
 pub struct Cuda {
@@ -31,15 +33,16 @@ pub(super) struct State {
     pub device: Arc<Device>,
     pub weights: Arc<Weights>,
     pub scratch: Scratch,
+    pub tables: Tables,
     constants: Constants,
-    tables: Vec<Table>,
+    angles: Vec<Angles>,
 }
 
-/// Angles of some positions.
-struct Table {
-    positions: Vec<u32>,
+/// The angles of a rotation at the positions of the last batch.
+struct Angles {
     inv_freq: Vec<f32>,
     magnitude: f32,
+    positions: Vec<u32>,
     memory: Memory,
 }
 
@@ -54,8 +57,9 @@ impl Cuda {
         let state = State {
             weights: weights.clone(),
             scratch: Scratch::new(&device),
+            tables: Tables::new(&device),
             constants: Constants::new(&device),
-            tables: Vec::new(),
+            angles: Vec::new(),
             device: device.clone(),
         };
         Ok(Cuda { device, weights, state: Mutex::new(state) })
@@ -81,6 +85,27 @@ impl Cuda {
         self.weights.usage()
     }
 
+    /// How many of the small tables that operations send from the host were on the device already.
+    pub fn table_copies(&self) -> TableCopies {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).tables.usage()
+    }
+
+    /// Whether launches that repeat themselves go to the driver as graphs (as they do at first, if it is of CUDA 12.0 at least), or each kernel
+    /// alone and at once. Results have the same bits; for measuring.
+    ///
+    /// # Errors
+    /// That of the driver if the device cannot be entered.
+    pub fn set_graphs(&self, on: bool) -> Result<(), BackendError> {
+        self.device.enter()?;
+        self.device.set_graphs(on);
+        Ok(())
+    }
+
+    /// How kernels were launched so far; without those that wait to be launched together.
+    pub fn launch_counts(&self) -> LaunchCounts {
+        self.device.launch_counts()
+    }
+
     /// Waits until everything that was asked for has been done; for measuring.
     ///
     /// # Errors
@@ -92,7 +117,9 @@ impl Cuda {
 
     fn lock(&self) -> Result<MutexGuard<'_, State>, BackendError> {
         self.device.enter()?;
-        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.tables.trim();
+        Ok(state)
     }
 }
 
@@ -143,7 +170,7 @@ impl Backend for Cuda {
         let mut state = self.lock()?;
         let lines = rows.iter().max().map_or(0, |row| *row as usize + 1);
         let (from, to) = (src.first(lines * width), dst.first(rows.len() * width));
-        let numbers = state.scratch.words(Slot::Rows, rows)?;
+        let numbers = state.tables.address(Kind::Lines, rows)?;
         let arguments = [from.into(), numbers.into(), word(rows.len()).into(), word(width).into(), to.into()];
         // SAFETY: the parameters of `gather`; `first` has checked that every line is there.
         unsafe { self.device.launch("gather", flat(rows.len() * width), &arguments) }
@@ -162,7 +189,7 @@ impl Backend for Cuda {
         assert!(tokens.iter().all(|t| (*t as usize) < table.rows()), "a token beyond {}", table.rows());
         let mut turn = self.weights.turn();
         let weights = turn.address(table)?;
-        let numbers = state.scratch.words(Slot::Rows, tokens)?;
+        let numbers = state.tables.address(Kind::Tokens, tokens)?;
         let arguments = [
             weights.into(),
             (table.ty() as u32).into(),
@@ -259,7 +286,7 @@ impl Backend for Cuda {
         assert!(2 * pairs <= head_dim, "{pairs} pairs in heads of {head_dim}");
         let arguments = [
             x.first(rows * heads * head_dim).into(),
-            state.rope_table(positions, rope)?.into(),
+            state.angles(positions, rope)?.into(),
             word(rows).into(),
             word(heads).into(),
             word(head_dim).into(),
@@ -357,33 +384,44 @@ impl Cuda {
 }
 
 impl State {
-    /// The address of a table of (cos, sin), positions × pairs.
-    fn rope_table(&mut self, positions: &[u32], rope: &Rope) -> Result<u64, BackendError> {
-        let same = |t: &Table| {
-            t.positions == positions && t.inv_freq == rope.inv_freq && t.magnitude == rope.magnitude
-        };
-        if let Some(table) = self.tables.iter().find(|t| same(t)) {
-            return Ok(table.memory.address());
-        }
+    /// The address of a table of (cos, sin), positions × pairs. It stays where it is as long as it does not grow.
+    fn angles(&mut self, positions: &[u32], rope: &Rope) -> Result<u64, BackendError> {
         let (rows, pairs) = (positions.len(), rope.inv_freq.len());
-        let memory = Memory::new(&self.device, "a table of angles", rows * pairs * 8)?;
-        let numbers = self.scratch.words(Slot::Rows, positions)?;
+        let bytes = rows * pairs * 8;
+        let same = |a: &Angles| a.inv_freq == rope.inv_freq && a.magnitude == rope.magnitude;
+        let at = self.angles.iter().position(|a| same(a) && a.memory.len() >= bytes);
+        let at = match at {
+            Some(at) if self.angles[at].positions == positions => {
+                return Ok(self.angles[at].memory.address());
+            }
+            Some(at) => at,
+            None => {
+                // One that has become too short, or the oldest.
+                self.angles.retain(|a| !same(a));
+                if self.angles.len() >= ROTATIONS {
+                    self.angles.remove(0);
+                }
+                let memory = Memory::new(&self.device, "a table of angles", bytes.next_power_of_two())?;
+                let Rope { inv_freq, magnitude, .. } = rope.clone();
+                self.angles.push(Angles { inv_freq, magnitude, positions: Vec::new(), memory });
+                self.angles.len() - 1
+            }
+        };
+        let held = &mut self.angles[at];
+        // Nothing is known of them if the launch fails.
+        held.positions.clear();
+        let address = held.memory.at(0, bytes);
         let arguments = [
-            numbers.into(),
+            self.tables.address(Kind::Positions, positions)?.into(),
             self.constants.address(&rope.inv_freq)?.into(),
             word(rows).into(),
             word(pairs).into(),
             rope.magnitude.into(),
-            memory.address().into(),
+            address.into(),
         ];
         // SAFETY: the parameters of `rope_table`, with room for every row and pair.
         unsafe { self.device.launch("rope_table", flat(rows * pairs), &arguments) }?;
-        if self.tables.len() >= TABLES {
-            self.tables.remove(0);
-        }
-        let address = memory.address();
-        let Rope { inv_freq, magnitude, .. } = rope.clone();
-        self.tables.push(Table { positions: positions.to_vec(), inv_freq, magnitude, memory });
+        held.positions.extend_from_slice(positions);
         Ok(address)
     }
 }

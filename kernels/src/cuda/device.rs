@@ -1,16 +1,20 @@
 //! The driver's side: finding a device, its memory, copies and launches.
 //!
 //! All work is on one stream, which means one order: a buffer may be written again, or an upload follow a kernel that reads
-//! the same place, without anything to wait for. Only reading back and freeing wait. What is brought ahead of its use travels
-//! on a second stream, whose copies are waited for before anybody is told where they lie.
+//! the same place, without anything to wait for. Launches are noted and sent together ([`super::launches`]): whatever else goes
+//! on the stream, and whatever waits for it, sends them first, so that the order is that of the calls. Only reading back and
+//! freeing wait. What is brought ahead of its use travels on a second stream, whose copies are waited for before anybody is
+//! told where they lie.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result::{self, DriverError, ctx, device, event, module, primary_ctx, stream};
 use cudarc::driver::sys;
 
+use super::launches::{Failure, Kernel, LaunchCounts, Launches};
 use super::ptx::MODULES;
 use crate::backend::BackendError;
 
@@ -80,8 +84,12 @@ pub(super) struct Device {
     arrivals: Lane,
     /// For one stream to wait for another.
     mark: sys::CUevent,
+    /// How often something was read back.
+    round: AtomicU64,
     modules: Vec<sys::CUmodule>,
-    functions: HashMap<&'static str, (sys::CUfunction, u32)>,
+    functions: HashMap<&'static str, Kernel>,
+    /// The last lock to be taken.
+    launches: Mutex<Launches>,
 }
 
 // SAFETY: the driver's handles may be used from any thread whose current context is theirs, which `enter` sees to; the
@@ -155,8 +163,10 @@ impl Device {
             work: Lane::unopened(),
             arrivals: Lane::unopened(),
             mark: std::ptr::null_mut(),
+            round: AtomicU64::new(0),
             modules: Vec::new(),
             functions: HashMap::new(),
+            launches: Mutex::new(Launches::new(version)),
             label: label.clone(),
         };
         device.enter()?;
@@ -168,12 +178,12 @@ impl Device {
             let loaded = unsafe { module::load_data(of_module.ptx.as_ptr().cast()) }
                 .map_err(|e| error(&label, format!("the driver cannot compile the kernels: {}", words(e))))?;
             device.modules.push(loaded);
-            for (name, threads) in of_module.kernels {
-                let symbol = CString::new(*name).map_err(|e| error(&label, e.to_string()))?;
+            for &(name, threads) in of_module.kernels {
+                let symbol = CString::new(name).map_err(|e| error(&label, e.to_string()))?;
                 // SAFETY: the module was loaded above and lives as long as the device.
                 let function = unsafe { module::get_function(loaded, symbol) }
                     .map_err(|e| error(&label, format!("kernel {name}: {}", words(e))))?;
-                device.functions.insert(*name, (function, *threads));
+                device.functions.insert(name, Kernel { name, function, threads });
             }
         }
         Ok(device)
@@ -210,15 +220,44 @@ impl Device {
         })
     }
 
-    /// Waits for everything that was launched, then frees.
+    fn launches(&self) -> MutexGuard<'_, Launches> {
+        self.launches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_launched(&self, Failure { kernel, cause }: Failure) -> BackendError {
+        error(&self.label, format!("{kernel}: {}", words(cause)))
+    }
+
+    /// Sends the launches that are noted. The error is that of one of them, or of one that nobody could be told.
+    fn send(&self) -> Result<(), BackendError> {
+        // SAFETY: the stream is the device's. What `launch` was promised holds: addresses are freed by `free` alone, which
+        // sends first.
+        unsafe { self.launches().send(self.work.stream) }.map_err(|e| self.not_launched(e))
+    }
+
+    /// Whether launches go as graphs where the driver has them, or each alone and at once.
+    pub fn set_graphs(&self, on: bool) {
+        let mut launches = self.launches();
+        // SAFETY: as in `send`.
+        unsafe { launches.send_silently(self.work.stream) };
+        launches.want(on);
+    }
+
+    /// How kernels were launched.
+    pub fn launch_counts(&self) -> LaunchCounts {
+        self.launches().counts()
+    }
+
+    /// Sends the launches that are noted, waits for everything that was launched, then frees.
     ///
     /// # Safety
-    /// The address comes from [`Device::allocate`] and is not used again.
+    /// The address comes from [`Device::allocate`] and is not used again, by launches after this one.
     pub unsafe fn free(&self, address: u64) {
         if self.enter().is_ok() {
             // SAFETY: the stream is the device's; the address is the caller's promise. An error here would be an earlier one
             // of a kernel, which the next call reports.
             unsafe {
+                self.launches().send_silently(self.work.stream);
                 let _ = stream::synchronize(self.work.stream);
                 let _ = result::free_sync(address);
             }
@@ -227,14 +266,17 @@ impl Device {
 
     /// Waits for everything that was launched.
     pub fn wait(&self) -> Result<(), BackendError> {
+        let sent = self.send();
+        self.launches().settle();
         // SAFETY: the stream is the device's.
-        unsafe { stream::synchronize(self.work.stream) }.map_err(|e| self.failed(e))
+        let waited = unsafe { stream::synchronize(self.work.stream) }.map_err(|e| self.failed(e));
+        sent.and(waited)
     }
 
-    /// Sets bytes to zero.
+    /// Sets bytes to zero, before the launches that are noted.
     ///
     /// # Safety
-    /// They are allocated.
+    /// They are allocated, and no launch that is noted reads or writes them.
     pub unsafe fn clear(&self, address: u64, bytes: usize) -> Result<(), BackendError> {
         if bytes == 0 {
             return Ok(());
@@ -248,6 +290,21 @@ impl Device {
     /// # Safety
     /// The destination is allocated.
     pub unsafe fn write(&self, to: u64, from: &[u8]) -> Result<(), BackendError> {
+        self.send()?;
+        // SAFETY: the caller's promise.
+        unsafe { self.copy_in(&self.work, to, from) }
+    }
+
+    /// As [`Device::write`], but launches that are noted go before it only if one of them has the destination among its
+    /// arguments.
+    ///
+    /// # Safety
+    /// As there; a launch that is noted reads or writes these bytes only if it does so through that argument.
+    pub unsafe fn replace(&self, to: u64, from: &[u8]) -> Result<(), BackendError> {
+        let named = self.launches().names(to);
+        if named {
+            self.send()?;
+        }
         // SAFETY: the caller's promise.
         unsafe { self.copy_in(&self.work, to, from) }
     }
@@ -267,15 +324,18 @@ impl Device {
 
     /// Lets later [`Device::bring`]s begin after everything that has been launched by now. Waits for nothing itself.
     pub fn arrivals_follow_work(&self) -> Result<(), BackendError> {
+        // Also if a launch failed: others are on their way.
+        let sent = self.send();
         // SAFETY: streams and event are the device's. A wait is for what the event marked when the wait was asked for.
-        unsafe {
+        let marked = unsafe {
             event::record(self.mark, self.work.stream)
                 .and_then(|()| {
                     let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
                     stream::wait_event(self.arrivals.stream, self.mark, flags)
                 })
                 .map_err(|e| self.failed(e))
-        }
+        };
+        sent.and(marked)
     }
 
     /// Copies on a stream; large pieces through pinned memory, so that reading the source (a mapped file, often) and the
@@ -321,6 +381,11 @@ impl Device {
         Ok(Staging { buffers: [buffer()?, buffer()?], events: [event()?, event()?] })
     }
 
+    /// A number that is another one once something has been read back: what a step reads, it reads at its end.
+    pub fn round(&self) -> u64 {
+        self.round.load(Ordering::Relaxed)
+    }
+
     /// Copies from the device, and waits.
     ///
     /// # Safety
@@ -329,6 +394,8 @@ impl Device {
         if to.is_empty() {
             return Ok(());
         }
+        self.round.fetch_add(1, Ordering::Relaxed);
+        self.send()?;
         // SAFETY: the caller's promise; the copy has ended before the borrow of `to` does.
         let copied = unsafe { result::memcpy_dtoh_async(to, from, self.work.stream) };
         self.wait()?;
@@ -343,15 +410,18 @@ impl Device {
         if bytes == 0 {
             return Ok(());
         }
+        self.send()?;
         // SAFETY: the caller's promise.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.work.stream) }.map_err(|e| self.failed(e))
     }
 
-    /// Launches a kernel on a grid of blocks; a grid without blocks is nothing.
+    /// Launches a kernel on a grid of blocks, after everything that was asked for before; a grid without blocks is nothing. The launch may
+    /// be noted only, and then what the driver says to it is the error of a later call.
     ///
     /// # Safety
     /// The arguments are those of the kernel's parameters, in number and size, and every address it computes from
-    /// them is allocated.
+    /// them is allocated; also those that it reads from memory. Memory that is freed ([`Device::free`]) or that another stream writes from
+    /// now on ([`Device::arrivals_follow_work`]) is taken care of.
     pub unsafe fn launch(
         &self,
         kernel: &'static str,
@@ -362,24 +432,17 @@ impl Device {
             return Ok(());
         }
         const { assert!(cfg!(target_endian = "little"), "a word is read from the first bytes of its slot") };
-        let mut slots: Vec<u64> = arguments
-            .iter()
-            .map(|argument| match argument {
-                Argument::Long(value) => *value,
-                Argument::Word(value) => u64::from(*value),
-                Argument::Float(value) => u64::from(value.to_bits()),
-            })
-            .collect();
-        let mut pointers: Vec<*mut c_void> =
-            slots.iter_mut().map(|slot| std::ptr::from_mut(slot).cast()).collect();
-        let Some((function, threads)) = self.functions.get(kernel).copied() else {
+        let slots = arguments.iter().map(|argument| match argument {
+            Argument::Long(value) => *value,
+            Argument::Word(value) => u64::from(*value),
+            Argument::Float(value) => u64::from(value.to_bits()),
+        });
+        let Some(kernel) = self.functions.get(kernel).copied() else {
             return Err(error(&self.label, format!("there is no kernel {kernel}")));
         };
-        let (grid, block) = ((grid[0], grid[1], grid[2]), (threads, 1, 1));
-        // SAFETY: the function's module is loaded; the driver copies the arguments before it returns; the rest is the
-        // caller's promise.
-        unsafe { result::launch_kernel(function, grid, block, 0, self.work.stream, &mut pointers) }
-            .map_err(|e| error(&self.label, format!("{kernel}: {}", words(e))))
+        // SAFETY: the function's module is loaded; the rest is the caller's promise.
+        unsafe { self.launches().note(kernel, grid, slots, self.work.stream) }
+            .map_err(|e| self.not_launched(e))
     }
 }
 
@@ -388,8 +451,10 @@ impl Drop for Device {
         if self.enter().is_err() {
             return;
         }
-        // SAFETY: everything was made by this device and is not used after; `Memory` holds the device alive, so
-        // no allocation is left. Errors while ending have nobody to tell.
+        // Every `Memory` holds the device alive and sends before it frees: there is nothing left to launch.
+        self.launches.get_mut().unwrap_or_else(PoisonError::into_inner).end();
+        // SAFETY: everything was made by this device and is not used after, and no allocation is left. Errors while ending
+        // have nobody to tell.
         unsafe {
             for lane in [&mut self.work, &mut self.arrivals] {
                 if lane.stream.is_null() {

@@ -3,7 +3,7 @@
 use super::backend::State;
 use super::memory::{CudaBuffer, Memory};
 use super::products::word;
-use super::scratch::Slot;
+use super::tables::Kind;
 use crate::backend::{BackendError, KvShape, KvType};
 use crate::host::wrong_page;
 
@@ -103,7 +103,7 @@ impl State {
         let arguments = [
             k.first(len).into(),
             v.first(len).into(),
-            self.scratch.words(Slot::Rows, slots)?.into(),
+            self.tables.address(Kind::Slots, slots)?.into(),
             word(slots.len()).into(),
             kv.layer(layer).into(),
             type_number(ty).into(),

@@ -4,6 +4,7 @@ use super::backend::State;
 use super::memory::CudaBuffer;
 use super::products::{Input, THREADS, word};
 use super::scratch::Slot;
+use super::tables::Kind;
 use super::weights::Turn;
 use crate::QMatrix;
 use crate::backend::{BackendError, Core, Expand, LoraGroup, LoraJob, LoraTerm};
@@ -139,7 +140,7 @@ impl State {
         let (z, rank) = match (group.v, group.u) {
             (Some(v), Some(_)) => {
                 let numbers: Vec<u32> = group.rows.iter().map(|(row, _)| *row).collect();
-                let numbers = self.scratch.words(Slot::Rows, &numbers)?;
+                let numbers = self.tables.address(Kind::GroupRows, &numbers)?;
                 let z = self.scratch.room(Slot::Shrunk, n * v.rows() * 4)?;
                 // SAFETY: every row of the group lies in x (`lora` has asked for so many), and z has the room.
                 unsafe { self.product(&mut turn, v, &mut Input::gathered(x, numbers, n, in_width), z) }?;
@@ -162,8 +163,8 @@ impl State {
             && plan.n_lines > 0
         {
             assert_eq!((u.outputs(), u.rank()), (width, rank), "shape of U");
-            let lines = self.scratch.words(Slot::Lines, &plan.lines)?;
-            let terms = self.scratch.words(Slot::Terms, &plan.terms)?;
+            let lines = self.tables.address(Kind::CoreLines, &plan.lines)?;
+            let terms = self.tables.address(Kind::CoreTerms, &plan.terms)?;
             let cored = self.scratch.room(Slot::Cored, plan.n_lines * rank * 4)?;
             let arguments = [z.into(), word(rank).into(), lines.into(), terms.into(), cored.into()];
             // SAFETY: the parameters of `lora_core`; the lines name terms of the list and lines of z, the terms name cores
@@ -178,8 +179,8 @@ impl State {
         if plan.n_rows == 0 {
             return Ok(());
         }
-        let rows = self.scratch.words(Slot::Lines, &plan.rows)?;
-        let steps = self.scratch.words(Slot::Terms, &plan.steps)?;
+        let rows = self.tables.address(Kind::ApplyRows, &plan.rows)?;
+        let steps = self.tables.address(Kind::ApplySteps, &plan.steps)?;
         let arguments =
             [y.into(), before.into(), deltas.into(), word(width).into(), rows.into(), steps.into()];
         let grid = [word(plan.n_rows), word(width.div_ceil(THREADS)), 1];

@@ -21,7 +21,7 @@ impl Memory {
     /// Zeros.
     pub fn zeros(device: &Arc<Device>, what: &'static str, bytes: usize) -> Result<Memory, BackendError> {
         let memory = Memory::new(device, what, bytes)?;
-        // SAFETY: all of the allocation.
+        // SAFETY: all of the allocation, which nobody else knows yet.
         unsafe { device.clear(memory.address, bytes) }?;
         Ok(memory)
     }
@@ -29,7 +29,7 @@ impl Memory {
     /// A copy of `from`.
     pub fn holding(device: &Arc<Device>, what: &'static str, from: &[u8]) -> Result<Memory, BackendError> {
         let mut memory = Memory::new(device, what, from.len())?;
-        memory.write(0, from)?;
+        memory.replace(from)?;
         Ok(memory)
     }
 
@@ -60,6 +60,15 @@ impl Memory {
     pub fn write(&mut self, offset: usize, from: &[u8]) -> Result<(), BackendError> {
         // SAFETY: `at` has checked the range.
         unsafe { self.device.write(self.at(offset, from.len()), from) }
+    }
+
+    /// Copies in from the start on, for memory that kernels get the first byte's address of, and no other.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub fn replace(&mut self, from: &[u8]) -> Result<(), BackendError> {
+        // SAFETY: `at` has checked the range; launches that reach it name its start.
+        unsafe { self.device.replace(self.at(0, from.len()), from) }
     }
 
     /// Copies out.

@@ -246,7 +246,7 @@ impl Pool {
     /// Gives room back that no parcel has.
     pub fn give(&mut self, room: Room) -> Result<(), BackendError> {
         self.arena.give(room);
-        // Whatever still reads or writes it is on the working stream: copies from elsewhere begin after it.
+        // Whatever still reads or writes it was launched by now, or is noted and sent by this: copies from elsewhere begin after it.
         self.device.arrivals_follow_work()
     }
 

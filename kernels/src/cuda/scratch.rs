@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::device::Device;
-use super::memory::{Memory, words_as_bytes};
+use super::memory::Memory;
 use crate::backend::BackendError;
 
 /// What a piece of scratch memory is for.
@@ -13,16 +13,6 @@ use crate::backend::BackendError;
 pub(super) enum Slot {
     /// Activations as a product wants them.
     Activations,
-    /// Row numbers, positions, slots.
-    Rows,
-    /// Descriptors.
-    Lines,
-    /// More of them.
-    Terms,
-    /// Page numbers.
-    Pages,
-    /// Tiles of attention.
-    Tiles,
     /// Vᵀ x.
     Shrunk,
     /// C Vᵀ x.
@@ -78,13 +68,5 @@ impl Scratch {
     /// If the slot has less.
     pub fn read(&self, slot: Slot, to: &mut [u8]) -> Result<(), BackendError> {
         self.slots[slot as usize].as_ref().map_or(Ok(()), |memory| memory.read(0, to))
-    }
-
-    /// The address of a copy of `words`.
-    pub fn words(&mut self, slot: Slot, words: &[u32]) -> Result<u64, BackendError> {
-        let bytes = words_as_bytes(words);
-        let memory = self.memory(slot, bytes.len())?;
-        memory.write(0, bytes)?;
-        Ok(memory.address())
     }
 }

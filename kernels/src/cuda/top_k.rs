@@ -4,6 +4,7 @@ use super::backend::State;
 use super::memory::CudaBuffer;
 use super::products::word;
 use super::scratch::Slot;
+use super::tables::Kind;
 use crate::backend::{BackendError, Likeliest};
 
 /// Keys of a block, and how many of them it leaves at most (`kernels/top_k.cu`).
@@ -58,8 +59,8 @@ impl State {
     /// # Safety
     /// The lines are allocated.
     unsafe fn top_k_of(&mut self, lines: &Lines<'_>, k: usize) -> Result<Vec<Likeliest>, BackendError> {
-        let numbers = self.scratch.words(Slot::Rows, lines.rows)?;
-        // SAFETY: the caller's promise; the numbers were copied.
+        let numbers = self.tables.address(Kind::Ranked, lines.rows)?;
+        // SAFETY: the caller's promise; the numbers are on the device.
         let kept = unsafe { self.reduce(lines, numbers, k) }?;
         let bytes = lines.rows.len() * k * KEY;
         let out = self.scratch.room(Slot::Ranked, bytes)?;

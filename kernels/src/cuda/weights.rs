@@ -28,7 +28,9 @@ struct Held {
     pool: Pool,
 }
 
-/// The weights during one operation: what it has named stays until its kernels are launched, which has to be before this ends.
+/// The weights during one operation: what it has named stays until its kernels are launched. They are asked for before this ends, and
+/// sent before anything takes the place of what they read: room is given away by [`Pool`] alone, which sends them, and memory freed by
+/// [`Memory`], which does.
 pub(super) struct Turn<'a> {
     device: &'a Arc<Device>,
     held: MutexGuard<'a, Held>,

@@ -7,7 +7,7 @@ use lory_kernels::backend::{Backend, Core, Expand, LoraGroup, LoraJob, LoraTerm,
 use lory_kernels::quant::Keeper;
 use lory_kernels::{Cuda, QMatrix, QuantType};
 
-use super::{Noise, device, emulated, emulator, opening, put, quantized, take};
+use super::{Noise, emulated, emulator, own_device, put, quantized, take};
 
 const RANK: usize = 64;
 const CORE: usize = RANK * RANK * 2;
@@ -17,22 +17,15 @@ const GAP: usize = 8 << 10;
 const IN: usize = 96;
 const OUT: usize = 80;
 
-/// A device that no other test uses.
-fn own_device() -> Option<Cuda> {
-    device()?;
-    let _opening = opening();
-    Some(Cuda::open(0).unwrap())
-}
-
 /// A file of adapters over one basis.
-struct Pack {
+pub(super) struct Pack {
     file: Keeper,
     basis: [Vec<u8>; 2],
     x: Vec<f32>,
 }
 
 impl Pack {
-    fn new(adapters: usize) -> Pack {
+    pub fn new(adapters: usize) -> Pack {
         let mut noise = Noise(71);
         let mut file = Vec::new();
         for _ in 0..adapters {
@@ -59,18 +52,23 @@ impl Pack {
             .map(|(n, k, bytes)| QMatrix::new(QuantType::F16, n, k, bytes).unwrap())
     }
 
-    fn load(&self, cuda: &Cuda) {
+    /// Bytes of an adapter on a device.
+    pub fn bytes(&self) -> usize {
+        CORES * CORE
+    }
+
+    pub fn load(&self, cuda: &Cuda) {
         self.factors().into_iter().for_each(|factor| cuda.load(factor).unwrap());
     }
 
-    fn prefetch(&self, cuda: &Cuda, adapter: usize) {
+    pub fn prefetch(&self, cuda: &Cuda, adapter: usize) {
         // A device that has all layers does not ask for which one.
         let [layer, _] = self.factors();
         cuda.prefetch(&mut self.cores(adapter, true).map(|weight| LoraWeight { layer, weight })).unwrap();
     }
 
     /// Launches what these adapters add, each to a row of its own: the output, and the input, whose end would wait.
-    fn launch<B: Backend>(&self, b: &B, adapters: &[usize], kept: bool) -> [B::Buffer; 2] {
+    pub fn launch<B: Backend>(&self, b: &B, adapters: &[usize], kept: bool) -> [B::Buffer; 2] {
         let [v, u] = self.factors();
         let rows = adapters.iter().enumerate().map(|(row, adapter)| {
             let term = |core| LoraTerm {

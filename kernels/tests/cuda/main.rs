@@ -4,9 +4,11 @@
 mod adapters;
 mod attention;
 mod finding;
+mod launches;
 mod lora;
 mod matmul;
 mod pointwise;
+mod tables;
 mod top_k;
 
 use std::path::Path;
@@ -80,6 +82,13 @@ fn device() -> Option<&'static Cuda> {
         Some(Cuda::open(0).unwrap())
     });
     device.as_ref()
+}
+
+/// A device that no other test uses.
+fn own_device() -> Option<Cuda> {
+    device()?;
+    let _opening = opening();
+    Some(Cuda::open(0).unwrap())
 }
 
 /// Whether the device is the emulated one.

@@ -5,12 +5,15 @@
 // driver leaves it undefined. What is put on a stream is done when somebody waits for it, and not before: overwriting a
 // staging buffer too early shows, and so does a stream that reads or writes what another one has not finished with.
 // A launch is checked against the committed PTX: the kernel has to stand there, with as many parameters.
+// Graphs are chains of kernels and nothing else; what a real driver would leave undefined (a handle of another graph, a graph
+// that is used after its end) ends the program.
 #include "emulator.h"
 
 #include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -49,6 +52,60 @@ struct Function {
 struct Module {
     std::string ptx;
 };
+
+// A kernel with its grid and its arguments.
+struct Call {
+    const Function *function;
+    emulator::Index grid;
+    std::vector<uint64_t> arguments;
+
+    void run() {
+        std::vector<void *> addresses;
+        for (uint64_t &argument : arguments) addresses.push_back(&argument);
+        emulator::launch(function->name.c_str(), *function->kernel, grid, addresses.data());
+    }
+};
+
+struct Graph {
+    // Nodes are known by their addresses.
+    std::vector<Call *> nodes;
+};
+// What is launched: the nodes as they were, and as they were set since.
+struct Executable {
+    const Graph *graph;
+    std::vector<Call> calls;
+};
+std::set<const void *> graphs, executables;
+
+// As CUDA 12.0 declares it.
+struct NodeParameters {
+    void *function;
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
+    void **values, **extra;
+    void *kernel, *context;
+};
+
+// What of graphs the driver refuses to the calling thread: 1 to make them, 2 to change them, 3 to launch them.
+thread_local int refused;
+
+[[noreturn]] void fail(const char *what) {
+    std::fprintf(stderr, "emulated driver: %s\n", what);
+    std::abort();
+}
+
+// The call that these parameters describe; false if a driver would not launch it.
+bool make_call(const NodeParameters &p, Call &call) {
+    const Function &f = *(const Function *)p.function;
+    if (p.block_x != f.kernel->threads || p.block_y != 1 || p.block_z != 1 || p.shared || p.extra) return false;
+    if (!p.grid_x || !p.grid_y || !p.grid_z) return false;
+    if (p.grid_x > 2147483647u || p.grid_y > 65535 || p.grid_z > 65535) return false;
+    call = {&f, {p.grid_x, p.grid_y, p.grid_z}, {}};
+    for (size_t i = 0; i < f.kernel->parameters.size(); i++) {
+        call.arguments.push_back(0);
+        std::memcpy(&call.arguments.back(), p.values[i], f.kernel->parameters[i]);
+    }
+    return true;
+}
 
 void put(void *stream, std::function<void()> work) {
     Stream &on = *(Stream *)stream;
@@ -104,6 +161,8 @@ void lory_emulate_driver(int version, int count) {
 }
 size_t lory_emulate_used() { return used; }
 void lory_emulate_memory(size_t bytes) { memory_limit = bytes ? bytes : MEMORY; }
+// What of graphs is refused to the calling thread from now on (0: nothing, 1: to make them, 2: to change, 3: to launch).
+void lory_emulate_refusal(int what) { refused = what; }
 // Bytes that were copied to the device so far.
 size_t lory_emulate_copied() { return copied; }
 
@@ -274,20 +333,78 @@ Result cuModuleGetFunction(void **out, void *module, const char *name) {
 Result cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                       unsigned block_y, unsigned block_z, unsigned shared, void *stream, void **values, void **extra) {
     std::lock_guard<std::mutex> lock(guard);
-    const Function &f = *(Function *)function;
-    if (block_x != f.kernel->threads || block_y != 1 || block_z != 1 || shared || extra) return INVALID_VALUE;
-    if (!grid_x || !grid_y || !grid_z || grid_x > 2147483647u || grid_y > 65535 || grid_z > 65535)
-        return INVALID_VALUE;
-    std::vector<uint64_t> copies;
-    for (size_t i = 0; i < f.kernel->parameters.size(); i++) {
-        copies.push_back(0);
-        std::memcpy(&copies.back(), values[i], f.kernel->parameters[i]);
-    }
-    put(stream, [&f, grid_x, grid_y, grid_z, copies]() mutable {
-        std::vector<void *> arguments;
-        for (uint64_t &copy : copies) arguments.push_back(&copy);
-        emulator::launch(f.name.c_str(), *f.kernel, {grid_x, grid_y, grid_z}, arguments.data());
+    Call call;
+    const NodeParameters parameters = {function, grid_x, grid_y, grid_z, block_x, block_y,
+                                       block_z,  shared, values, extra,  nullptr, nullptr};
+    if (!make_call(parameters, call)) return INVALID_VALUE;
+    put(stream, [call]() mutable { call.run(); });
+    return SUCCESS;
+}
+
+Result cuGraphCreate(void **out, unsigned flags) {
+    std::lock_guard<std::mutex> lock(guard);
+    if (flags) return INVALID_VALUE;
+    graphs.insert(*out = new Graph);
+    return SUCCESS;
+}
+Result cuGraphAddKernelNode_v2(void **out, void *graph, void *const *before, size_t count, const NodeParameters *p) {
+    std::lock_guard<std::mutex> lock(guard);
+    if (!graphs.count(graph)) fail("a node for a graph that is not there");
+    auto &nodes = ((Graph *)graph)->nodes;
+    // Whatever is no chain may run in any order.
+    if (count != (nodes.empty() ? 0 : 1) || (count && *before != nodes.back())) fail("a node that follows not the last one");
+    Call call;
+    if (p->kernel || p->context || !make_call(*p, call)) return INVALID_VALUE;
+    nodes.push_back(new Call(std::move(call)));
+    *out = nodes.back();
+    return SUCCESS;
+}
+Result cuGraphInstantiateWithFlags(void **out, void *graph, unsigned long long flags) {
+    std::lock_guard<std::mutex> lock(guard);
+    if (!graphs.count(graph)) fail("a graph that is not there");
+    const Graph &made = *(Graph *)graph;
+    if (flags || made.nodes.empty()) return INVALID_VALUE;
+    if (refused == 1) return OUT_OF_MEMORY;
+    auto *executable = new Executable{&made, {}};
+    for (const Call *node : made.nodes) executable->calls.push_back(*node);
+    executables.insert(*out = executable);
+    return SUCCESS;
+}
+Result cuGraphExecKernelNodeSetParams_v2(void *executable, void *node, const NodeParameters *p) {
+    std::lock_guard<std::mutex> lock(guard);
+    if (!executables.count(executable)) fail("a graph that is not there");
+    Executable &e = *(Executable *)executable;
+    if (!graphs.count(e.graph)) fail("a node of a graph that is not there");
+    size_t i = 0;
+    while (i < e.graph->nodes.size() && e.graph->nodes[i] != node) i++;
+    if (i == e.graph->nodes.size()) fail("a node of another graph");
+    Call call;
+    if (refused == 2 || p->kernel || p->context || !make_call(*p, call)) return INVALID_VALUE;
+    if (call.function != e.calls[i].function) fail("a node with another kernel");
+    // Launches that are on their way keep what they had.
+    e.calls[i] = std::move(call);
+    return SUCCESS;
+}
+Result cuGraphLaunch(void *executable, void *stream) {
+    std::lock_guard<std::mutex> lock(guard);
+    if (!executables.count(executable)) fail("a graph that is not there");
+    if (refused == 3) return INVALID_VALUE;
+    put(stream, [calls = ((Executable *)executable)->calls]() mutable {
+        for (Call &call : calls) call.run();
     });
+    return SUCCESS;
+}
+Result cuGraphExecDestroy(void *executable) {
+    std::lock_guard<std::mutex> lock(guard);
+    if (!executables.erase(executable)) fail("a graph that is not there");
+    delete (Executable *)executable;
+    return SUCCESS;
+}
+Result cuGraphDestroy(void *graph) {
+    std::lock_guard<std::mutex> lock(guard);
+    if (!graphs.erase(graph)) fail("a graph that is not there");
+    for (const Call *node : ((Graph *)graph)->nodes) delete node;
+    delete (Graph *)graph;
     return SUCCESS;
 }
 

@@ -12,7 +12,7 @@ use lory_kernels::QuantType;
 use lory_kernels::backend::KvType;
 use lory_kernels::ops::Reference;
 use lory_models::adapter::pack::Pack;
-use lory_models::adapter::{Adapter, AdapterSet, BaseInfo, gguf_lora};
+use lory_models::adapter::{Adapter, AdapterSet, BaseInfo, Factors, Site, gguf_lora};
 use lory_models::decoder::Decoder;
 use lory_models::gguf::Gguf;
 use lory_runtime::{Engine, EngineOptions, Request, SamplerOptions, SessionOptions};
@@ -107,7 +107,7 @@ fn a_pack_with_bands_answers_like_what_is_extracted() {
     for i in [1, 22] {
         let name = Synthetic::name(i);
         let adapter = pack.adapter(&name).expect("packed");
-        let in_bands = |(_, f): (Site, &lory_models::adapter::Factors)| f.is_in_bands();
+        let in_bands = |(_, f): (Site, &Factors)| f.is_in_bands();
         assert!(adapter.basis().expect("shared").iter().any(in_bands));
         let file = dir.path().join("extracted.gguf");
         extract(&pack, &name, &base.info, QuantType::F32, &file).unwrap_or_else(|e| panic!("{e}"));

@@ -20,7 +20,10 @@ impl Weights {
         let line = noise(cols * 16);
         let mut bytes = vec![0; ty.bytes_for(line.len()).expect("whole blocks")];
         quantize_row(ty, &line, &mut bytes).expect("a native format");
-        Weights { ty, rows, cols, bytes: bytes.repeat(rows / 16) }
+        let len = bytes.len() / 16 * rows;
+        bytes = bytes.repeat(rows.div_ceil(16));
+        bytes.truncate(len);
+        Weights { ty, rows, cols, bytes }
     }
 
     pub fn matrix(&self) -> QMatrix<'_> {

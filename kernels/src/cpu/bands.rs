@@ -60,11 +60,13 @@ impl Bands<'_> {
         Ok(())
     }
 
-    /// The same for all outputs, divided among threads.
+    /// The same for all outputs, divided among threads. Panics if `out` has other lines.
     ///
     /// # Safety
-    /// As for [`Bands::run`].
+    /// No one else uses `out`.
     pub unsafe fn run_all(&self, isa: Isa, pool: &ThreadPool, out: Output<'_>) -> Result<(), FormatError> {
+        let Some(lines) = self.z.len().checked_div(self.u.cols() / BAND) else { return Ok(()) };
+        out.check(lines, self.u.rows() * BAND);
         let failure = Mutex::new(None);
         pointwise::split(pool, self.u.rows(), self.u.cols() * self.z.len().max(1) / BAND, &|bands| {
             // SAFETY: the caller's promise; each band is given to one thread.

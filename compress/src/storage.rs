@@ -123,18 +123,9 @@ impl Stored {
     /// A format that this program cannot read.
     pub fn read(&self) -> Result<Mat<f32>, FormatError> {
         let layout = ULayout { ty: self.ty, rank: self.cols, bands: self.bands };
-        let (rows, cols) = layout.size(self.rows);
-        let stored = read_matrix(self.ty, rows, cols, &self.bytes)?;
-        if !self.bands {
-            return Ok(stored);
-        }
-        let mut u = Mat::zeros(self.rows, self.cols);
-        for i in 0..rows {
-            for j in 0..cols {
-                u[layout.place(i, j)] = stored[(i, j)];
-            }
-        }
-        Ok(u)
+        let mut stored = vec![0.0f32; self.rows * self.cols];
+        dequantize_row(self.ty, &self.bytes, &mut stored)?;
+        Ok(from_rows(&layout.numbers(stored), self.cols))
     }
 }
 
@@ -145,13 +136,17 @@ impl Stored {
 pub fn read_matrix(ty: QuantType, rows: usize, cols: usize, bytes: &[u8]) -> Result<Mat<f32>, FormatError> {
     let mut flat = vec![0.0f32; rows * cols];
     dequantize_row(ty, bytes, &mut flat)?;
-    Ok(Mat::from_fn(rows, cols, |i, j| flat[i * cols + j]))
+    Ok(from_rows(&flat, cols))
+}
+
+/// Rows of `cols` numbers.
+fn from_rows(numbers: &[f32], cols: usize) -> Mat<f32> {
+    Mat::from_fn(numbers.len() / cols.max(1), cols, |i, j| numbers[i * cols + j])
 }
 
 /// U of stored factors as numbers, d_out × r.
 pub(crate) fn u_of(factors: &Factors) -> Result<Mat<f32>, lory_models::Error> {
-    let (numbers, rank) = (factors.u_numbers()?, factors.rank());
-    Ok(Mat::from_fn(numbers.len() / rank.max(1), rank, |i, j| numbers[i * rank + j]))
+    Ok(from_rows(&factors.u_numbers()?, factors.rank()))
 }
 
 #[cfg(test)]

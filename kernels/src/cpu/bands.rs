@@ -5,11 +5,11 @@
 //! [`crate::ops::lora::expand`].
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use super::output::Output;
+use super::pointwise::try_split;
 use super::simd::{Op, Simd};
-use super::{Isa, ThreadPool, pointwise};
+use super::{Isa, ThreadPool};
 use crate::backend::BAND;
 use crate::quant::{FormatError, Half, Q4_0, Q8_0, QMatrix, dequantize_row};
 
@@ -67,15 +67,10 @@ impl Bands<'_> {
     pub unsafe fn run_all(&self, isa: Isa, pool: &ThreadPool, out: Output<'_>) -> Result<(), FormatError> {
         let Some(lines) = self.z.len().checked_div(self.u.cols() / BAND) else { return Ok(()) };
         out.check(lines, self.u.rows() * BAND);
-        let failure = Mutex::new(None);
-        pointwise::split(pool, self.u.rows(), self.u.cols() * self.z.len().max(1) / BAND, &|bands| {
+        try_split(pool, self.u.rows(), self.z.len() * BAND, &|bands| {
             // SAFETY: the caller's promise; each band is given to one thread.
-            let done = unsafe { self.run(isa, bands.start * BAND..bands.end * BAND, out) };
-            if let Err(error) = done {
-                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            }
-        });
-        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+            unsafe { self.run(isa, bands.start * BAND..bands.end * BAND, out) }
+        })
     }
 }
 

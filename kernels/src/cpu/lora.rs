@@ -5,14 +5,14 @@
 //! q, k and v cost one preparation. Bits are those of [`crate::ops::lora`].
 
 use std::collections::HashMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use super::activations::Shared;
 use super::bands::Bands;
 use super::cores::{Line, Shrunk, Terms, prepare_shrunk, run_cores};
 use super::matmul::{Input, Product, matmul};
 use super::output::Output;
-use super::pointwise::split;
+use super::pointwise::{split, try_split};
 use super::{Isa, ThreadPool};
 use crate::backend::{Expand, LoraGroup, LoraJob, LoraTerm};
 use crate::ops::lora::line;
@@ -177,7 +177,6 @@ fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]
     let inner: Vec<_> = work.iter_mut().map(|w| Shared(w.inner.as_mut_ptr())).collect();
     let work = &*work;
     let shrunk: Vec<_> = work.iter().map(|_| OnceLock::new()).collect();
-    let failure = Mutex::new(None);
     let cost = work.iter().map(|w| w.u.rank() * w.u.rank()).max().unwrap_or(0);
     // In a turn of their own: to wait for another thread's would be to sleep.
     split(pool, work.len(), cost, &|range| {
@@ -186,19 +185,17 @@ fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]
             drop(shrunk.set(prepare_shrunk(isa, serial, &work.z, work.u.rank(), cores)));
         }
     });
-    split(pool, runs.len(), cost, &|range| {
+    try_split(pool, runs.len(), cost, &|range| {
         for (w, first, n) in &runs[range] {
             let (work, r) = (&work[*w], work[*w].u.rank());
             // SAFETY: each run owns its lines.
             let out = unsafe { inner[*w].slice(first * r, n * r) };
             let Some(x) = shrunk[*w].get() else { continue };
             let z = Shrunk { z: &work.z, x, places: &work.places, width: r };
-            if let Err(error) = run_cores(isa, z, &work.lines[*first..first + n], out) {
-                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            }
+            run_cores(isa, z, &work.lines[*first..first + n], out)?;
         }
-    });
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        Ok(())
+    })
 }
 
 /// Expands straight onto the outputs, where plain terms are all there is.
@@ -265,7 +262,6 @@ fn expand_all<'a>(
 
 /// Adds the deltas, scaled outputs and biases, group after group and term after term.
 fn add(pool: &ThreadPool, jobs: &mut [LoraJob<'_, Vec<f32>>], work: &[Work<'_>]) -> Result<(), FormatError> {
-    let failure = Mutex::new(None);
     for (j, job) in jobs.iter_mut().enumerate().filter(|(_, job)| !is_plain(job.groups)) {
         let width = job.width;
         let terms = || job.groups.iter().flat_map(|g| &g.rows).flat_map(|(_, terms)| terms);
@@ -277,21 +273,20 @@ fn add(pool: &ThreadPool, jobs: &mut [LoraJob<'_, Vec<f32>>], work: &[Work<'_>])
             let work = work.iter().find(|w| w.job == j && std::ptr::eq(w.group, group));
             // Distinct rows may go to different threads.
             let distinct = is_distinct(group);
-            split(pool, group.rows.len(), if distinct { width } else { 0 }, &|range| {
+            try_split(pool, group.rows.len(), if distinct { width } else { 0 }, &|range| {
                 for (index, (row, terms)) in group.rows.iter().enumerate().take(range.end).skip(range.start) {
                     let start = *row as usize * width;
                     assert!(start + width <= len, "row {row} of the batch");
                     // SAFETY: within `out`, and no other thread has this row.
                     let y = unsafe { out.slice(start, width) };
                     let y0 = before.as_ref().map(|b| &b[start..start + width]);
-                    if let Err(error) = add_row(work, index, terms, y0, y) {
-                        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    }
+                    add_row(work, index, terms, y0, y)?;
                 }
-            });
+                Ok(())
+            })?;
         }
     }
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    Ok(())
 }
 
 fn add_row(

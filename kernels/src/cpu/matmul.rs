@@ -1,7 +1,7 @@
 //! Deals matrix products out to the threads.
 
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use super::output::Output;
 use super::panel::ROWS;
@@ -235,7 +235,6 @@ pub(crate) fn matmul(
             plans.push(Plan::new(isa, pool, product, &prepared[product.input], total));
         }
     }
-    let failure = Mutex::new(None);
     // The number of the first task after each plan's.
     let mut tasks = 0;
     let ends: Vec<usize> = plans
@@ -245,13 +244,10 @@ pub(crate) fn matmul(
             tasks
         })
         .collect();
-    pool.run(tasks, &|task| {
+    pool.try_run(tasks, &|task| {
         let i = ends.partition_point(|end| *end <= task);
         let first = i.checked_sub(1).map_or(0, |before| ends[before]);
         // SAFETY: outputs of distinct tasks are disjoint, and the length of `out` was checked above.
-        if let Err(error) = unsafe { plans[i].run(isa, task - first, pool.threads()) } {
-            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-        }
-    });
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        unsafe { plans[i].run(isa, task - first, pool.threads()) }
+    })
 }

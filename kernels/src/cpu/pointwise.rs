@@ -1,5 +1,6 @@
 //! Operations on single lines: norms, rotations, activations.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::activations::Shared;
@@ -8,21 +9,32 @@ use super::{Isa, ThreadPool};
 use crate::backend::{Activation, Rope};
 use crate::ops::glu::{GELU_A, GELU_B};
 use crate::ops::rope::{rotate, table};
+use crate::quant::FormatError;
 
 /// Floats below which a second thread is not worth waking.
 const SERIAL: usize = 16_384;
 
 /// Calls `work` with ranges of `0..lines` that together are all of it, on all threads if the lines
 /// of `width` are worth it.
-pub(crate) fn split(
+pub(crate) fn split(pool: &ThreadPool, lines: usize, width: usize, work: &(dyn Fn(Range<usize>) + Sync)) {
+    let tasks = count_tasks(pool, lines, width);
+    pool.run(tasks, &|t| work(lines * t / tasks..lines * (t + 1) / tasks));
+}
+
+/// The same for work that may fail.
+pub(crate) fn try_split(
     pool: &ThreadPool,
     lines: usize,
     width: usize,
-    work: &(dyn Fn(std::ops::Range<usize>) + Sync),
-) {
+    work: &(dyn Fn(Range<usize>) -> Result<(), FormatError> + Sync),
+) -> Result<(), FormatError> {
+    let tasks = count_tasks(pool, lines, width);
+    pool.try_run(tasks, &|t| work(lines * t / tasks..lines * (t + 1) / tasks))
+}
+
+fn count_tasks(pool: &ThreadPool, lines: usize, width: usize) -> usize {
     let most = (lines * width / (SERIAL / 4)).clamp(1, 4 * pool.threads());
-    let tasks = if lines * width < SERIAL { 1 } else { most.min(lines) };
-    pool.run(tasks, &|t| work(lines * t / tasks..lines * (t + 1) / tasks));
+    if lines * width < SERIAL { 1 } else { most.min(lines) }
 }
 
 /// Applies `f` to 16 values at a time; the last few stand before zeros.

@@ -83,6 +83,24 @@ impl ThreadPool {
         self.workers.len() + 1
     }
 
+    /// As [`ThreadPool::run`], for tasks that may fail: an error of one of them, if there is any. The others run all the same.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn try_run<E: Send>(
+        &self,
+        tasks: usize,
+        task: &(dyn Fn(usize) -> Result<(), E> + Sync),
+    ) -> Result<(), E> {
+        let failure = Mutex::new(None);
+        self.run(tasks, &|i| {
+            if let Err(error) = task(i) {
+                *lock(&failure) = Some(error);
+            }
+        });
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
     /// Runs `task(0)`, …, `task(tasks - 1)`, each once, and returns when all are done.
     ///
     /// A task must not call `run` of the same pool: it would wait for itself.

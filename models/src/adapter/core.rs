@@ -4,7 +4,7 @@ use lory_kernels::backend::{BAND, Expand};
 
 use crate::{Error, Result, Tensor};
 
-use super::{Site, SiteShape, finite::to_f32, pack::from_bands};
+use super::{Site, SiteShape, finite::to_f32, pack::ULayout};
 
 /// Ranks above this are refused: no trained adapter comes near, and a pack stores ranks in 16 bits.
 pub const MAX_RANK: usize = 16_384;
@@ -41,7 +41,7 @@ impl Factors {
     }
 
     fn check(self, site: Site, shape: SiteShape) -> Result<Factors> {
-        let (Factors { u, v, .. }, rank) = (&self, self.rank());
+        let (Factors { u, v, .. }, outputs, rank) = (&self, self.expand().outputs(), self.rank());
         let (v_rank, v_in) = match site {
             Site::TOKEN_EMBD => (v.cols(), v.rows()),
             _ => (v.rows(), v.cols()),
@@ -51,7 +51,6 @@ impl Factors {
         if v_in != in_features {
             return fail(v, format!("takes {v_in} inputs, but {site} of the base has {in_features}"));
         }
-        let outputs = u.rows().saturating_mul(if self.bands { BAND } else { 1 });
         if outputs != out_features {
             return fail(u, format!("gives {outputs} outputs, but {site} of the base has {out_features}"));
         }
@@ -82,8 +81,8 @@ impl Factors {
     /// # Errors
     /// A format that this program cannot read.
     pub fn u_numbers(&self) -> Result<Vec<f32>> {
-        let numbers = to_f32(&self.u)?;
-        Ok(if self.bands { from_bands(&numbers, self.rank()) } else { numbers })
+        let layout = ULayout { ty: self.u.ty(), rank: self.rank(), bands: self.bands };
+        Ok(layout.numbers(to_f32(&self.u)?))
     }
 
     /// Whether U lies in bands.
@@ -98,7 +97,7 @@ impl Factors {
 
     /// r.
     pub fn rank(&self) -> usize {
-        self.u.cols() / if self.bands { BAND } else { 1 }
+        self.expand().rank()
     }
 
     /// Bytes of both.

@@ -176,7 +176,8 @@ fn u_in_bands() {
         {
             let group = |layer: usize, basis: usize| {
                 let term = |row: usize| {
-                    let core = if row % 2 == 0 { Core::Full(store.get(full)) } else { Core::Identity };
+                    let core =
+                        if row.is_multiple_of(2) { Core::Full(store.get(full)) } else { Core::Identity };
                     // A scale of its own keeps a group out of the turn.
                     let delta_scale = (scaled && layer == 2).then(|| store.get(g));
                     LoraTerm { delta_scale, ..plain(core, 0.7) }

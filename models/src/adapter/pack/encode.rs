@@ -14,7 +14,7 @@ use crate::{
 
 use super::{
     format::{CoreEntry, MAX_META, MatrixForm, NO_CLUSTER, PART_ALIGN, Part, RecordHeader, bitmap_len},
-    layout::{ULayout, row_type, to_bands, v_type},
+    layout::{ULayout, row_type, v_type},
     record::AdapterMeta,
 };
 
@@ -173,9 +173,12 @@ impl NewAdapter {
             let entry =
                 plan(core, *site, shape, rank, self.types).map_err(|m| fail(format!("{site}: {m}")))?;
             for (part, ty, rows, cols) in entry.parts(*site, shape.out_features, shape.in_features) {
-                let (data, given) = match source(core, *site, shape, part) {
-                    (u, rank) if part == Part::U && entry.bands => (Cow::Owned(to_bands(u, rank)), cols),
-                    (data, given) => (Cow::Borrowed(data), given),
+                let (data, given) = match (part, source(core, *site, shape, part)) {
+                    (Part::U, (u, rank)) => {
+                        let layout = ULayout { ty, rank, bands: entry.bands };
+                        (layout.stored(u), cols)
+                    }
+                    (_, (data, given)) => (Cow::Borrowed(data), given),
                 };
                 let bytes = quantize(ty, rows, cols, &data, given)
                     .map_err(|m| fail(format!("{site}: {part:?}: {m}")))?;

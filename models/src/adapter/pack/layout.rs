@@ -1,5 +1,7 @@
 //! How factors are laid out: their formats, and what becomes of a U whose rows are not whole blocks.
 
+use std::borrow::Cow;
+
 use lory_kernels::{QuantType, backend::BAND};
 
 use crate::adapter::{Site, SiteShape};
@@ -34,6 +36,35 @@ impl ULayout {
     pub fn place(&self, row: usize, column: usize) -> (usize, usize) {
         if self.bands { (row * BAND + column % BAND, column / BAND) } else { (row, column) }
     }
+
+    /// Where the number stands among U's, out_features × r, that is the `i`-th as stored.
+    fn index(&self, i: usize) -> usize {
+        let (_, columns) = self.size(0);
+        let (output, column) = self.place(i / columns, i % columns);
+        output * self.rank + column
+    }
+
+    /// U's numbers, out_features × r, in the order in which they are stored.
+    pub(super) fn stored<'a>(&self, u: &'a [f32]) -> Cow<'a, [f32]> {
+        match self.bands {
+            false => Cow::Borrowed(u),
+            true => (0..u.len()).filter_map(|i| u.get(self.index(i)).copied()).collect(),
+        }
+    }
+
+    /// The reverse.
+    pub fn numbers(&self, stored: Vec<f32>) -> Vec<f32> {
+        if !self.bands {
+            return stored;
+        }
+        let mut u = vec![0.0; stored.len()];
+        for (i, number) in stored.into_iter().enumerate() {
+            if let Some(place) = u.get_mut(self.index(i)) {
+                *place = number;
+            }
+        }
+        u
+    }
 }
 
 /// `ty`, or F16 where rows of `cols` are not whole blocks.
@@ -44,20 +75,6 @@ pub fn row_type(ty: QuantType, cols: usize) -> QuantType {
 /// Format of V at a site.
 pub(super) fn v_type(site: Site, wanted: QuantType, rank: usize, shape: SiteShape) -> QuantType {
     row_type(wanted, if site == Site::TOKEN_EMBD { rank } else { shape.in_features })
-}
-
-/// U's numbers, out_features × r, in the order in which bands have them.
-pub(super) fn to_bands(u: &[f32], rank: usize) -> Vec<f32> {
-    let band =
-        |band: &[f32]| (0..rank).flat_map(|k| band.iter().skip(k).step_by(rank).copied()).collect::<Vec<_>>();
-    u.chunks_exact((rank * BAND).max(1)).flat_map(band).collect()
-}
-
-/// The reverse.
-pub(in crate::adapter) fn from_bands(u: &[f32], rank: usize) -> Vec<f32> {
-    let band =
-        |band: &[f32]| (0..BAND).flat_map(|i| band.iter().skip(i).step_by(BAND).copied()).collect::<Vec<_>>();
-    u.chunks_exact((rank * BAND).max(1)).flat_map(band).collect()
 }
 
 #[cfg(test)]
@@ -85,14 +102,14 @@ mod tests {
     fn bands_go_both_ways() {
         let (out, rank) = (96, 5);
         let u: Vec<f32> = (0..out * rank).map(|i| i as f32).collect();
-        let bands = to_bands(&u, rank);
-        assert_eq!(from_bands(&bands, rank), u);
         let layout = ULayout::plan(QuantType::Q8_0, out, rank);
-        let (rows, columns) = layout.size(out);
-        assert_eq!((rows, columns), (3, 160));
-        for (i, value) in bands.iter().enumerate() {
-            let (output, column) = layout.place(i / columns, i % columns);
-            assert_eq!(*value, u[output * rank + column]);
-        }
+        assert_eq!(layout.size(out), (3, 160));
+        let stored = layout.stored(&u).into_owned();
+        // The second band begins with the first column of outputs 32, 33 …, and goes on with the second.
+        let column = |k: usize| (32..64).map(move |output| (output * rank + k) as f32);
+        assert!(stored[160..224].iter().copied().eq(column(0).chain(column(1))));
+        assert_eq!(layout.numbers(stored), u);
+        let rows = ULayout::plan(QuantType::F16, out, rank);
+        assert_eq!(rows.numbers(rows.stored(&u).into_owned()), u);
     }
 }

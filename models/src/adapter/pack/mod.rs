@@ -36,7 +36,6 @@ use record::Record;
 pub use encode::{NewAdapter, NewCore, NewMatrix, StorageTypes};
 pub use format::ADAPTER_TYPE;
 pub use index::check_name;
-pub(super) use layout::from_bands;
 pub use layout::{ULayout, row_type};
 pub use merge::merge;
 pub use record::{AdapterMeta, SiteInfo};

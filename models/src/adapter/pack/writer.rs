@@ -21,7 +21,7 @@ use super::{
         factor_name, key,
     },
     index::{check_name, index_hash},
-    layout::{self, ULayout, to_bands},
+    layout::{self, ULayout},
 };
 
 /// What a pack says of itself and of its base.
@@ -283,18 +283,12 @@ impl<W: Write + Seek> PackWriter<W> {
             );
             return Err(fail(m));
         }
-        let (v_rows, v_cols) = s.v_size();
-        let v_given = if site == Site::TOKEN_EMBD { rank } else { in_features };
-        let (_, u_rows, u_cols) = s.u();
-        let u = match s.u.bands {
-            true => quantize(s.u.ty, u_rows, u_cols, &to_bands(u, rank), u_cols),
-            false => quantize(s.u.ty, u_rows, u_cols, u, rank),
-        };
-        let u = u.map_err(fail)?;
+        let ((_, u_rows, u_cols), (v_rows, v_cols)) = (s.u(), s.v_size());
+        let u = quantize(s.u.ty, u_rows, u_cols, &s.u.stored(u), u_cols).map_err(fail)?;
         if shared_v {
             return self.put_factors(&s, &u, None);
         }
-        let v = quantize(s.v_type, v_rows, v_cols, v, v_given).map_err(fail)?;
+        let v = quantize(s.v_type, v_rows, v_cols, v, v_cols).map_err(fail)?;
         self.put_factors(&s, &u, Some(&v))
     }
 

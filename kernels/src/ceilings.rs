@@ -17,11 +17,12 @@ use crate::host::huge_pages;
 pub struct Ceilings {
     /// Reading memory beyond the caches for some milliseconds, GB/s.
     pub read: f64,
-    /// int8 products summed in int32 (`vpdpbusd`, 512 bits), Gop/s; a product and a sum are two operations.
+    /// int8 products and their sums, Gop/s; a product and a sum are two operations. In int32 where there is `vpdpbusd` (512 bits, else 256), in int16
+    /// with AVX2 alone (`vpmaddubsw` and `vpaddw`).
     pub int8: f64,
     /// bf16 products summed in f32 (`tdpbf16ps` where there are tiles, else `vdpbf16ps` of 512 bits), Gop/s.
     pub bf16: f64,
-    /// Fused multiplications and additions of f32, Gop/s.
+    /// Fused multiplications and additions of f32 (512 bits, else 256), Gop/s.
     pub f32: f64,
 }
 
@@ -86,6 +87,46 @@ mod x86 {
     /// Accumulators: with a latency of 4 to 6 cycles and two units, a dozen would do.
     pub const CHAINS: usize = 24;
 
+    /// [`CHAINS`] without 32 registers, in two turns.
+    const FEW: usize = CHAINS / 2;
+
+    #[target_feature(enable = "avx2")]
+    pub fn int8_pairs() {
+        let mut acc = [_mm256_setzero_si256(); FEW];
+        let (a, b) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(-5)));
+        for _ in 0..2 * STEPS {
+            for acc in &mut acc {
+                // The sum is the next factor, so that no product can be known beforehand.
+                *acc = _mm256_add_epi16(a, _mm256_maddubs_epi16(*acc, b));
+            }
+        }
+        black_box(acc);
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub fn int8_narrow() {
+        let mut acc = [_mm256_setzero_si256(); FEW];
+        let (a, b) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(-5)));
+        for _ in 0..2 * STEPS {
+            for acc in &mut acc {
+                *acc = _mm256_dpbusd_avx_epi32(*acc, a, b);
+            }
+        }
+        black_box(acc);
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn f32_narrow() {
+        let mut acc = [_mm256_setzero_ps(); FEW];
+        let (a, b) = (black_box(_mm256_set1_ps(0.5)), black_box(_mm256_set1_ps(1.5)));
+        for _ in 0..2 * STEPS {
+            for acc in &mut acc {
+                *acc = _mm256_fmadd_ps(*acc, a, b);
+            }
+        }
+        black_box(acc);
+    }
+
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub fn int8() {
         let mut acc = [_mm512_setzero_si512(); CHAINS];
@@ -136,10 +177,21 @@ fn compute(pool: &ThreadPool, budget: Duration) -> Ceilings {
     if has!("avx512f") {
         // SAFETY: the feature was detected.
         ceilings.f32 = rate(16, &|| unsafe { x86::f32() });
-        if has!("avx512vnni") {
-            // SAFETY: the features were detected.
-            ceilings.int8 = rate(64, &|| unsafe { x86::int8() });
-        }
+    } else if has!("avx2") && has!("fma") {
+        // SAFETY: the features were detected.
+        ceilings.f32 = rate(8, &|| unsafe { x86::f32_narrow() });
+    }
+    if has!("avx512f") && has!("avx512vnni") {
+        // SAFETY: the features were detected.
+        ceilings.int8 = rate(64, &|| unsafe { x86::int8() });
+    } else if has!("avx2") && has!("avxvnni") {
+        // SAFETY: the features were detected.
+        ceilings.int8 = rate(32, &|| unsafe { x86::int8_narrow() });
+    } else if has!("avx2") {
+        // SAFETY: the feature was detected.
+        ceilings.int8 = rate(32, &|| unsafe { x86::int8_pairs() });
+    }
+    if has!("avx512f") {
         if has!("avx512bf16") {
             // SAFETY: the features were detected.
             ceilings.bf16 = rate(32, &|| unsafe { x86::bf16() });
@@ -168,8 +220,8 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            assert_eq!(c.f32 > 0.0, has!("avx512f"));
-            assert_eq!(c.int8 > 0.0, has!("avx512f") && has!("avx512vnni"));
+            assert_eq!(c.f32 > 0.0, has!("avx512f") || has!("avx2") && has!("fma"));
+            assert_eq!(c.int8 > 0.0, has!("avx512f") && has!("avx512vnni") || has!("avx2"));
             assert_eq!(c.bf16 > 0.0, has!("avx512f") && has!("avx512bf16"));
         }
         assert_eq!(c.of(QuantType::Q4_K), c.int8);

@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Op, Rows, Simd};
+use super::lanes::{Lanes, Rows};
+use super::simd::{Op, Simd};
 
 /// AVX-512 F, BW, DQ and VL, with or without VNNI.
 #[derive(Clone, Copy)]
@@ -28,15 +29,9 @@ macro_rules! proven {
     }};
 }
 
-impl<const VNNI: bool> Simd for Avx512<VNNI> {
+impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
-
-    // 12 integer and 12 float accumulators, 2 vectors of codes, and scales: 32 registers.
-    const TILE_ROWS: usize = 6;
-    const TILE_PANELS: usize = 2;
-    const DIRECT_ROWS: usize = 8;
-    const FLOAT_ROWS: usize = 6;
     const PAIRS: bool = !VNNI;
 
     #[inline(always)]
@@ -44,12 +39,169 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         proven!(_mm512_set1_ps(x))
     }
     #[inline(always)]
-    fn load(self, x: &[f32; 16]) -> __m512 {
-        proven!(_mm512_loadu_ps(x.as_ptr()))
-    }
-    #[inline(always)]
     fn store(self, x: __m512, out: &mut [f32; 16]) {
         proven!(_mm512_storeu_ps(out.as_mut_ptr(), x))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        proven!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn load_i(self, x: &[u8; 64]) -> __m512i {
+        proven!(_mm512_loadu_si512(x.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        proven!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    unsafe fn gather_u16(self, rows: &Rows, offset: usize) -> __m512i {
+        let mut words = [0i16; 16];
+        for (i, word) in words.iter_mut().enumerate() {
+            // SAFETY: the caller promises two readable bytes in every row.
+            *word = unsafe { rows.at(i, offset).cast::<i16>().read_unaligned() };
+        }
+        let w = &words;
+        proven!({
+            // By name, so that the compiler inserts words into a register instead of going through memory.
+            let low = _mm_set_epi16(w[7], w[6], w[5], w[4], w[3], w[2], w[1], w[0]);
+            let high = _mm_set_epi16(w[15], w[14], w[13], w[12], w[11], w[10], w[9], w[8]);
+            _mm512_cvtepu16_epi32(_mm256_set_m128i(high, low))
+        })
+    }
+    #[inline(always)]
+    fn load_u16(self, x: &[u8; 32]) -> __m512i {
+        proven!(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    unsafe fn load_lanes(self, rows: [*const u8; 4]) -> __m512i {
+        // Broadcasts under a mask and not insertions: they leave the one shuffle unit to the transposition.
+        // SAFETY: the caller promises 16 readable bytes behind every pointer, `self` the features.
+        unsafe {
+            let x = _mm512_castsi128_si512(_mm_loadu_si128(rows[0].cast()));
+            let x = _mm512_mask_broadcast_i32x4(x, 0x00f0, _mm_loadu_si128(rows[1].cast()));
+            let x = _mm512_mask_broadcast_i32x4(x, 0x0f00, _mm_loadu_si128(rows[2].cast()));
+            _mm512_mask_broadcast_i32x4(x, 0xf000, _mm_loadu_si128(rows[3].cast()))
+        }
+    }
+    #[inline(always)]
+    fn transpose4(self, x: [__m512i; 4]) -> [__m512i; 4] {
+        proven!({
+            let low01 = _mm512_unpacklo_epi32(x[0], x[1]);
+            let high01 = _mm512_unpackhi_epi32(x[0], x[1]);
+            let low23 = _mm512_unpacklo_epi32(x[2], x[3]);
+            let high23 = _mm512_unpackhi_epi32(x[2], x[3]);
+            [
+                _mm512_unpacklo_epi64(low01, low23),
+                _mm512_unpackhi_epi64(low01, low23),
+                _mm512_unpacklo_epi64(high01, high23),
+                _mm512_unpackhi_epi64(high01, high23),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_and_si512(a, b))
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn xor(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_xor_si512(a, b))
+    }
+    #[inline(always)]
+    fn shl<const N: u32>(self, x: __m512i) -> __m512i {
+        proven!(_mm512_slli_epi32::<N>(x))
+    }
+    #[inline(always)]
+    fn shr<const N: u32>(self, x: __m512i) -> __m512i {
+        proven!(_mm512_srli_epi32::<N>(x))
+    }
+    #[inline(always)]
+    fn sra<const N: u32>(self, x: __m512i) -> __m512i {
+        proven!(_mm512_srai_epi32::<N>(x))
+    }
+    #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn sub_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn mul_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_mullo_epi32(a, b))
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], bytes: __m512i) -> __m512i {
+        proven!({
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, bytes)
+        })
+    }
+    #[inline(always)]
+    fn to_f(self, x: __m512i) -> __m512 {
+        proven!(_mm512_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    fn f16_low(self, x: __m512i) -> __m512 {
+        proven!(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)))
+    }
+    #[inline(always)]
+    fn dot4<const WIDE: bool>(self, acc: __m512i, codes: __m512i, q: &[i8; 4]) -> __m512i {
+        proven!({
+            let q = _mm512_set1_epi32(i32::from_le_bytes(q.map(|q| q as u8)));
+            if VNNI {
+                return _mm512_dpbusd_epi32(acc, codes, q);
+            }
+            let products = if WIDE {
+                // |c| ≤ 128 keeps pairs of products within 16 bits; the sign moves to q.
+                let signed = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+                let negative = _mm512_movepi8_mask(signed);
+                let q = _mm512_mask_sub_epi8(q, negative, _mm512_setzero_si512(), q);
+                _mm512_maddubs_epi16(_mm512_abs_epi8(signed), q)
+            } else {
+                _mm512_maddubs_epi16(codes, q)
+            };
+            _mm512_add_epi16(acc, products)
+        })
+    }
+    #[inline(always)]
+    fn add_pairs(self, pairs: __m512i) -> __m512i {
+        proven!(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+}
+
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
+    type Low = Self;
+    type High = Self;
+    const HALVED: bool = false;
+
+    // 12 integer and 12 float accumulators, 2 vectors of codes, and scales: 32 registers.
+    const TILE_ROWS: usize = 6;
+    const TILE_PANELS: usize = 2;
+    const DIRECT_ROWS: usize = 8;
+    const FLOAT_ROWS: usize = 6;
+    #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> __m512 {
+        proven!(_mm512_loadu_ps(x.as_ptr()))
     }
     #[inline(always)]
     fn load_f16(self, x: &[[u8; 2]; 16]) -> __m512 {
@@ -83,20 +235,8 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         proven!(_mm512_add_ps(a, b))
     }
     #[inline(always)]
-    fn sub(self, a: __m512, b: __m512) -> __m512 {
-        proven!(_mm512_sub_ps(a, b))
-    }
-    #[inline(always)]
-    fn mul(self, a: __m512, b: __m512) -> __m512 {
-        proven!(_mm512_mul_ps(a, b))
-    }
-    #[inline(always)]
     fn div(self, a: __m512, b: __m512) -> __m512 {
         proven!(_mm512_div_ps(a, b))
-    }
-    #[inline(always)]
-    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        proven!(_mm512_fmadd_ps(a, b, c))
     }
     #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
@@ -157,103 +297,13 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     fn largest(self, x: __m512) -> f32 {
         proven!(_mm512_reduce_max_ps(x))
     }
-
-    #[inline(always)]
-    fn load_i(self, x: &[u8; 64]) -> __m512i {
-        proven!(_mm512_loadu_si512(x.as_ptr().cast()))
-    }
     #[inline(always)]
     fn store_i(self, x: __m512i, out: &mut [u8; 64]) {
         proven!(_mm512_storeu_si512(out.as_mut_ptr().cast(), x))
     }
     #[inline(always)]
-    fn splat_i(self, x: i32) -> __m512i {
-        proven!(_mm512_set1_epi32(x))
-    }
-    #[inline(always)]
-    unsafe fn gather_u16(self, rows: &Rows, offset: usize) -> __m512i {
-        let mut words = [0i16; 16];
-        for (i, word) in words.iter_mut().enumerate() {
-            // SAFETY: the caller promises two readable bytes in every row.
-            *word = unsafe { rows.at(i, offset).cast::<i16>().read_unaligned() };
-        }
-        let w = &words;
-        proven!({
-            // By name, so that the compiler inserts words into a register instead of going through memory.
-            let low = _mm_set_epi16(w[7], w[6], w[5], w[4], w[3], w[2], w[1], w[0]);
-            let high = _mm_set_epi16(w[15], w[14], w[13], w[12], w[11], w[10], w[9], w[8]);
-            _mm512_cvtepu16_epi32(_mm256_set_m128i(high, low))
-        })
-    }
-    #[inline(always)]
-    fn load_u16(self, x: &[u8; 32]) -> __m512i {
-        proven!(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())))
-    }
-    #[inline(always)]
-    unsafe fn load_lanes(self, rows: [*const u8; 4]) -> __m512i {
-        // Broadcasts under a mask and not insertions: they leave the one shuffle unit to the transposition.
-        // SAFETY: the caller promises 16 readable bytes behind every pointer, `self` the features.
-        unsafe {
-            let x = _mm512_castsi128_si512(_mm_loadu_si128(rows[0].cast()));
-            let x = _mm512_mask_broadcast_i32x4(x, 0x00f0, _mm_loadu_si128(rows[1].cast()));
-            let x = _mm512_mask_broadcast_i32x4(x, 0x0f00, _mm_loadu_si128(rows[2].cast()));
-            _mm512_mask_broadcast_i32x4(x, 0xf000, _mm_loadu_si128(rows[3].cast()))
-        }
-    }
-    #[inline(always)]
-    fn transpose4(self, x: [__m512i; 4]) -> [__m512i; 4] {
-        proven!({
-            let low01 = _mm512_unpacklo_epi32(x[0], x[1]);
-            let high01 = _mm512_unpackhi_epi32(x[0], x[1]);
-            let low23 = _mm512_unpacklo_epi32(x[2], x[3]);
-            let high23 = _mm512_unpackhi_epi32(x[2], x[3]);
-            [
-                _mm512_unpacklo_epi64(low01, low23),
-                _mm512_unpackhi_epi64(low01, low23),
-                _mm512_unpacklo_epi64(high01, high23),
-                _mm512_unpackhi_epi64(high01, high23),
-            ]
-        })
-    }
-    #[inline(always)]
     fn bits(self, x: __m512) -> __m512i {
         proven!(_mm512_castps_si512(x))
-    }
-    #[inline(always)]
-    fn and(self, a: __m512i, b: __m512i) -> __m512i {
-        proven!(_mm512_and_si512(a, b))
-    }
-    #[inline(always)]
-    fn or(self, a: __m512i, b: __m512i) -> __m512i {
-        proven!(_mm512_or_si512(a, b))
-    }
-    #[inline(always)]
-    fn xor(self, a: __m512i, b: __m512i) -> __m512i {
-        proven!(_mm512_xor_si512(a, b))
-    }
-    #[inline(always)]
-    fn shl<const N: u32>(self, x: __m512i) -> __m512i {
-        proven!(_mm512_slli_epi32::<N>(x))
-    }
-    #[inline(always)]
-    fn shr<const N: u32>(self, x: __m512i) -> __m512i {
-        proven!(_mm512_srli_epi32::<N>(x))
-    }
-    #[inline(always)]
-    fn sra<const N: u32>(self, x: __m512i) -> __m512i {
-        proven!(_mm512_srai_epi32::<N>(x))
-    }
-    #[inline(always)]
-    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
-        proven!(_mm512_add_epi32(a, b))
-    }
-    #[inline(always)]
-    fn sub_i(self, a: __m512i, b: __m512i) -> __m512i {
-        proven!(_mm512_sub_epi32(a, b))
-    }
-    #[inline(always)]
-    fn mul_i(self, a: __m512i, b: __m512i) -> __m512i {
-        proven!(_mm512_mullo_epi32(a, b))
     }
     #[inline(always)]
     fn max_i(self, a: __m512i, b: __m512i) -> __m512i {
@@ -264,50 +314,12 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         proven!(_mm512_reduce_max_epi32(x))
     }
     #[inline(always)]
-    fn lookup(self, table: &[u8; 16], bytes: __m512i) -> __m512i {
-        proven!({
-            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
-            _mm512_shuffle_epi8(table, bytes)
-        })
-    }
-    #[inline(always)]
     fn pick(self, table: __m512, lanes: __m512i) -> __m512 {
         proven!(_mm512_permutexvar_ps(lanes, table))
     }
-    #[inline(always)]
-    fn to_f(self, x: __m512i) -> __m512 {
-        proven!(_mm512_cvtepi32_ps(x))
-    }
-    #[inline(always)]
-    fn f16_low(self, x: __m512i) -> __m512 {
-        proven!(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)))
-    }
-    #[inline(always)]
-    fn dot4<const WIDE: bool>(self, acc: __m512i, codes: __m512i, q: &[i8; 4]) -> __m512i {
-        proven!({
-            let q = _mm512_set1_epi32(i32::from_le_bytes(q.map(|q| q as u8)));
-            if VNNI {
-                return _mm512_dpbusd_epi32(acc, codes, q);
-            }
-            let products = if WIDE {
-                // |c| ≤ 128 keeps pairs of products within 16 bits; the sign moves to q.
-                let signed = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
-                let negative = _mm512_movepi8_mask(signed);
-                let q = _mm512_mask_sub_epi8(q, negative, _mm512_setzero_si512(), q);
-                _mm512_maddubs_epi16(_mm512_abs_epi8(signed), q)
-            } else {
-                _mm512_maddubs_epi16(codes, q)
-            };
-            _mm512_add_epi16(acc, products)
-        })
-    }
-    #[inline(always)]
-    fn add_pairs(self, pairs: __m512i) -> __m512i {
-        proven!(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
-    }
 
     #[inline(always)]
-    fn prefetch(self, address: *const u8) {
-        proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    fn halves(self) -> (Self, Self) {
+        (self, self)
     }
 }

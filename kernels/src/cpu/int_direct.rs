@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 
 use super::activations::Activations;
 use super::int_sum::GroupSum;
+use super::lanes::Lanes;
 use super::panel::{PanelBlock, ROWS, Sink};
 use super::simd::{Op, Simd};
 use super::source::Source;
@@ -81,31 +82,43 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R,
         let (blocks, walk) = (columns / B::LEN, self.walk);
         let mut panel = self.from;
         for p in 0..walk.panels {
-            let mut dot = Dot::<S, M, MIN, MOST> { acc: [s.splat(0.0); M], q, scales, offsets, odd: false };
+            let (l, h) = s.halves();
+            let mut low = Dot::<S::Low, M, MIN, MOST>::new(l, q, scales, offsets);
+            let mut high = Dot::<S::High, M, MIN, MOST>::new(h, q, scales, offsets);
             let distance = if p + 1 < walk.panels { walk.ahead } else { walk.ahead_of_last };
-            let mut ahead = Ahead::new(panel, distance, blocks, size_of::<B>());
+            let parts = B::LEN / B::GROUP * if S::HALVED { 2 } else { 1 };
+            let mut ahead = Ahead::new(panel, distance, blocks, size_of::<B>(), parts);
             let mut from = panel;
             for _ in 0..blocks {
-                ahead.step(s);
                 // SAFETY: the caller's rows have so many blocks.
-                unsafe { B::unpack(s, &from, &mut dot) };
+                unsafe {
+                    B::unpack(l, &from, &mut Fetching { dot: &mut low, ahead: &mut ahead });
+                    if S::HALVED {
+                        B::unpack(h, &from, &mut Fetching { dot: &mut high, ahead: &mut ahead });
+                    }
+                }
                 from.advance(size_of::<B>());
             }
             for m in 0..M {
                 // SAFETY: the caller's accumulators.
-                s.store(dot.acc[m], unsafe { &mut *self.acc.add(m * walk.acc_stride + p) });
+                let acc = unsafe { &mut *self.acc.add(m * walk.acc_stride + p) };
+                l.store(low.acc[m], acc);
+                if S::HALVED {
+                    h.store(high.acc[m], acc);
+                }
             }
             panel.advance(walk.bytes);
         }
     }
 }
 
-/// Prefetches in the order of use, a share with each block, so that all lines are asked for equally early. In the order
-/// of memory, the last row's would come just before they are used.
+/// Prefetches in the order of use, a share with each group, so that all lines are asked for equally early. In the order
+/// of memory, the last row's would come just before they are used; and a large block's lines at once would take all of the first cache's
+/// slots for misses.
 struct Ahead<R> {
     from: R,
-    /// Bytes of a block in all rows, and of those that were not asked for yet.
-    per_block: usize,
+    /// Bytes of a group in all rows, and of those that were not asked for yet.
+    share: usize,
     due: usize,
     /// Which four rows are next, and how far.
     quarter: usize,
@@ -113,19 +126,19 @@ struct Ahead<R> {
 }
 
 impl<R: Source> Ahead<R> {
-    /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes; nothing for 0.
+    /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes, each in `parts`; nothing for 0.
     #[inline(always)]
-    fn new(from: R, distance: usize, blocks: usize, size: usize) -> Ahead<R> {
+    fn new(from: R, distance: usize, blocks: usize, size: usize, parts: usize) -> Ahead<R> {
         let (bytes, size) = if distance == 0 { (0, 0) } else { (blocks * size, size) };
         // What the last lines have too much is asked for at once, so that all are when the last block comes.
         let due = ROWS * (bytes.next_multiple_of(LINE) - bytes);
-        Ahead { from, per_block: ROWS * size, due, quarter: 0, offset: distance }
+        Ahead { from, share: (ROWS * size).div_ceil(parts), due, quarter: 0, offset: distance }
     }
 
-    /// The share of one block: four lines at a time, since to choose each would take several times as long as to ask for it.
+    /// The share of one part: four lines at a time, since to choose each would take several times as long as to ask for it.
     #[inline(always)]
-    fn step<S: Simd>(&mut self, s: S) {
-        self.due += self.per_block;
+    fn step<S: Lanes>(&mut self, s: S) {
+        self.due += self.share;
         while self.due >= 4 * LINE {
             self.due -= 4 * LINE;
             self.from.fetch(s, self.quarter, self.offset);
@@ -138,8 +151,11 @@ impl<R: Source> Ahead<R> {
 }
 
 /// Multiplies groups as they come.
-struct Dot<S: Simd, const M: usize, const MIN: bool, const MOST: u8> {
+struct Dot<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> {
     acc: [S::F; M],
+    /// Of the group that has begun. Two chains for few rows, since one would wait for the latency of the dot product; the sums are exact
+    /// in any order.
+    sums: [[GroupSum<S, MOST>; 2]; M],
     q: *const [i8; 4],
     scales: *const f32,
     offsets: *const i32,
@@ -147,36 +163,47 @@ struct Dot<S: Simd, const M: usize, const MIN: bool, const MOST: u8> {
     odd: bool,
 }
 
-impl<S: Simd, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<S, M, MIN, MOST> {
+impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Dot<S, M, MIN, MOST> {
+    const CHAINS: usize = if M <= 2 && !S::PAIRS { 2 } else { 1 };
+
+    /// Nothing yet.
     #[inline(always)]
-    fn group<const STEPS: usize>(&mut self, s: S, codes: [S::I; STEPS], scales: S::F, mins: S::F) {
+    fn new(s: S, q: *const [i8; 4], scales: *const f32, offsets: *const i32) -> Self {
+        let (acc, sums) = ([s.splat(0.0); M], [[GroupSum::new(s, 0); 2]; M]);
+        Dot { acc, sums, q, scales, offsets, odd: false }
+    }
+
+    /// What the group's sum of row `m` starts from.
+    #[inline(always)]
+    fn offset(&self, m: usize) -> i32 {
         // SAFETY: `tile` gives operands for all columns, and no more groups come than those have.
-        let (q, x, offsets) = unsafe {
-            (
-                std::slice::from_raw_parts(self.q, STEPS * M),
-                &*self.scales.cast::<[f32; M]>(),
-                &*self.offsets.cast::<[i32; M]>(),
-            )
-        };
-        // Two chains for few rows, since one would wait for the latency of the dot product; the sums are exact in any order.
-        let chains = if M <= 2 && !S::PAIRS { 2 } else { 1 };
-        let mut sums = [[GroupSum::<S, MOST>::new(s, 0); 2]; M];
+        if MIN { 0 } else { unsafe { *self.offsets.add(m) } }
+    }
+}
+
+impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<S, M, MIN, MOST> {
+    #[inline(always)]
+    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
         for m in 0..M {
-            if !MIN {
-                sums[m][0] = GroupSum::new(s, offsets[m]);
+            if step == 0 {
+                self.sums[m] = [GroupSum::new(s, self.offset(m)), GroupSum::new(s, 0)];
             }
+            // SAFETY: as above.
+            let q = unsafe { &*self.q.add(step * M + m) };
+            self.sums[m][step % Self::CHAINS].add::<STEPS>(s, step, codes, q);
         }
-        for step in 0..STEPS {
-            for m in 0..M {
-                sums[m][step % chains].add::<STEPS>(s, step, codes[step], &q[step * M + m]);
-            }
-        }
+    }
+
+    #[inline(always)]
+    fn end<const STEPS: usize>(&mut self, s: S, scales: S::F, mins: S::F) {
         for m in 0..M {
-            let sum = sums[m][0].get();
-            let sum = if chains == 2 { s.add_i(sum, sums[m][1].get()) } else { sum };
-            self.acc[m] = s.fma(s.to_f(sum), s.mul(scales, s.splat(x[m])), self.acc[m]);
+            let sum = self.sums[m][0].get::<STEPS>(s, self.offset(m));
+            let sum = if Self::CHAINS == 2 { s.add_i(sum, self.sums[m][1].get::<STEPS>(s, 0)) } else { sum };
+            // SAFETY: as above.
+            let (x, offset) = unsafe { (*self.scales.add(m), *self.offsets.add(m)) };
+            self.acc[m] = s.fma(s.to_f(sum), s.mul(scales, s.splat(x)), self.acc[m]);
             if MIN {
-                self.acc[m] = s.fma(mins, s.splat(f32::from_bits(offsets[m] as u32)), self.acc[m]);
+                self.acc[m] = s.fma(mins, s.splat(f32::from_bits(offset as u32)), self.acc[m]);
             }
         }
         self.q = self.q.wrapping_add(STEPS * M);
@@ -185,5 +212,24 @@ impl<S: Simd, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<S
             self.scales = self.scales.wrapping_add(M);
         }
         self.odd = !self.odd;
+    }
+}
+
+/// Multiplies, and fetches with every group.
+struct Fetching<'a, D, R> {
+    dot: &'a mut D,
+    ahead: &'a mut Ahead<R>,
+}
+
+impl<S: Lanes, D: Sink<S>, R: Source> Sink<S> for Fetching<'_, D, R> {
+    #[inline(always)]
+    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
+        self.dot.step::<STEPS>(s, step, codes);
+    }
+
+    #[inline(always)]
+    fn end<const STEPS: usize>(&mut self, s: S, scales: S::F, mins: S::F) {
+        self.dot.end::<STEPS>(s, scales, mins);
+        self.ahead.step(s);
     }
 }

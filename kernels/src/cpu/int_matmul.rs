@@ -8,10 +8,10 @@ use super::activations::{Activations, Offset};
 use super::int_direct::{Direct, Walk};
 use super::int_sum::is_wide;
 use super::int_tile::{Lines, Outputs, Sweep};
+use super::lanes::Rows;
 use super::output::Output;
 use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
 use super::repack::{Repacked, Weave};
-use super::simd::Rows;
 use super::source::{Source, Woven};
 use crate::quant::{
     IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, QMatrix, QuantType,

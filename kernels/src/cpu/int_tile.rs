@@ -5,6 +5,7 @@
 
 use super::activations::Activations;
 use super::int_sum::GroupSum;
+use super::lanes::unroll;
 use super::output::Output;
 use super::panel::{Panel, ROWS};
 use super::simd::{Op, Simd};
@@ -199,26 +200,27 @@ impl Tile {
         let (mut q, mut scales, mut offsets) = (self.q, self.scales, self.offsets);
         for g in 0..self.groups {
             ahead.fetch(s, self.fetch);
+            // SAFETY: M offsets per group.
+            let offset = |m| if MIN { 0 } else { unsafe { *offsets.add(m) } };
             let mut sums = [[GroupSum::<S, MOST>::new(s, 0); P]; M];
-            if !MIN {
-                for m in 0..M {
-                    // SAFETY: M offsets per group.
-                    sums[m] = [GroupSum::new(s, unsafe { *offsets.add(m) }); P];
-                }
+            for m in 0..M {
+                sums[m] = [GroupSum::new(s, offset(m)); P];
             }
-            for step in 0..STEPS {
-                let mut codes = [s.splat_i(0); P];
-                for p in 0..P {
-                    // SAFETY: P panels, and this group is within them.
-                    codes[p] = s.load_i(unsafe { &(&(*self.panels.add(p)).codes)[g * STEPS + step] });
-                }
-                for m in 0..M {
-                    // SAFETY: M words per step.
-                    let q = unsafe { &*q.add(step * M + m) };
+            for four in (0..STEPS).step_by(4) {
+                unroll! { I in [0, 1, 2, 3] {
+                    let mut codes = [s.splat_i(0); P];
                     for p in 0..P {
-                        sums[m][p].add::<STEPS>(s, step, codes[p], q);
+                        // SAFETY: P panels, and this group is within them.
+                        codes[p] = s.load_i(unsafe { &(&(*self.panels.add(p)).codes)[g * STEPS + four + I] });
                     }
-                }
+                    for m in 0..M {
+                        // SAFETY: M words per step.
+                        let q = unsafe { &*q.add((four + I) * M + m) };
+                        for p in 0..P {
+                            sums[m][p].add::<STEPS>(s, I, codes[p], q);
+                        }
+                    }
+                }}
             }
             for p in 0..P {
                 // SAFETY: as for the codes.
@@ -226,7 +228,8 @@ impl Tile {
                 for m in 0..M {
                     // SAFETY: M scales per 32 columns.
                     let x = s.splat(unsafe { *scales.add(m) });
-                    acc[m][p] = s.fma(s.to_f(sums[m][p].get()), s.mul(scale, x), acc[m][p]);
+                    let sum = s.to_f(sums[m][p].get::<STEPS>(s, offset(m)));
+                    acc[m][p] = s.fma(sum, s.mul(scale, x), acc[m][p]);
                 }
                 if MIN {
                     // SAFETY: as for the codes.

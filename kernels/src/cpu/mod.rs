@@ -11,6 +11,7 @@ mod attention;
 mod attention_span;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod avx2_half;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
@@ -25,6 +26,7 @@ mod int_sum;
 mod int_tile;
 mod isa;
 mod kv;
+mod lanes;
 mod lora;
 mod matmul;
 mod output;

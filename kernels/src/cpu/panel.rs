@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::lanes::Lanes;
 use super::simd::{Op, Simd};
 use super::source::Source;
 use crate::quant::IntBlock;
@@ -31,14 +32,16 @@ pub(crate) trait PanelBlock: IntBlock {
     ///
     /// # Safety
     /// There is a block.
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>);
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>);
 }
 
-/// What becomes of groups.
-pub(crate) trait Sink<S: Simd> {
-    /// The next group: `codes[i]` holds codes `4i .. 4i + 4` of each row. `mins` counts only in
-    /// formats that have them.
-    fn group<const STEPS: usize>(&mut self, s: S, codes: [S::I; STEPS], scales: S::F, mins: S::F);
+/// What becomes of groups of `4 · STEPS` columns. They come in parts, so that few registers hold what there is at a time.
+pub(crate) trait Sink<S: Lanes> {
+    /// Codes `4 · step .. 4 · step + 4` of the group, of each row; steps come in order.
+    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I);
+
+    /// Ends the group. `mins` counts only in formats that have them.
+    fn end<const STEPS: usize>(&mut self, s: S, scales: S::F, mins: S::F);
 }
 
 /// Fills one panel.
@@ -63,13 +66,18 @@ struct Store {
 
 impl<S: Simd> Sink<S> for Store {
     #[inline(always)]
-    fn group<const STEPS: usize>(&mut self, s: S, codes: [S::I; STEPS], scales: S::F, mins: S::F) {
+    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
         // SAFETY: `Fill` makes no more groups than the panel has room for.
         unsafe {
-            for (i, codes) in codes.into_iter().enumerate() {
-                let to: *mut [u8; 64] = (&raw mut (*self.panel).codes).cast();
-                s.store_i(codes, &mut *to.add(self.code + i));
-            }
+            let to: *mut [u8; 64] = (&raw mut (*self.panel).codes).cast();
+            s.store_i(codes, &mut *to.add(self.code + step));
+        }
+    }
+
+    #[inline(always)]
+    fn end<const STEPS: usize>(&mut self, s: S, scales: S::F, mins: S::F) {
+        // SAFETY: as above.
+        unsafe {
             let to: *mut [f32; ROWS] = (&raw mut (*self.panel).scales).cast();
             s.store(scales, &mut *to.add(self.group));
             if self.mins {

@@ -1,6 +1,7 @@
 //! Vectors as arrays, which the compiler maps to what the target has.
 
-use super::simd::{Op, Rows, Simd};
+use super::lanes::{Lanes, Rows};
+use super::simd::{Op, Simd};
 use crate::ops::sum;
 
 /// The level that every machine has.
@@ -30,14 +31,9 @@ fn zip<T: Copy>(a: [T; 16], b: [T; 16], f: impl Fn(T, T) -> T) -> [T; 16] {
     out
 }
 
-impl Simd for Portable {
+impl Lanes for Portable {
     type F = [f32; 16];
     type I = [u32; 16];
-
-    const TILE_ROWS: usize = 2;
-    const TILE_PANELS: usize = 1;
-    const DIRECT_ROWS: usize = 2;
-    const FLOAT_ROWS: usize = 1;
     const PAIRS: bool = false;
 
     #[inline(always)]
@@ -45,41 +41,8 @@ impl Simd for Portable {
         [x; 16]
     }
     #[inline(always)]
-    fn load(self, x: &[f32; 16]) -> [f32; 16] {
-        *x
-    }
-    #[inline(always)]
     fn store(self, x: [f32; 16], out: &mut [f32; 16]) {
         *out = x;
-    }
-    #[inline(always)]
-    fn load_f16(self, x: &[[u8; 2]; 16]) -> [f32; 16] {
-        x.map(|b| half::f16::from_le_bytes(b).to_f32())
-    }
-    #[inline(always)]
-    fn store_f16(self, x: [f32; 16], out: &mut [[u8; 2]; 16]) {
-        *out = x.map(|v| half::f16::from_f32(v).to_le_bytes());
-    }
-    #[inline(always)]
-    fn load_bf16(self, x: &[[u8; 2]; 16]) -> [f32; 16] {
-        x.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
-    }
-    #[inline(always)]
-    fn load_i8(self, x: &[i8; 16]) -> [f32; 16] {
-        x.map(f32::from)
-    }
-    #[inline(always)]
-    fn load_u8(self, x: &[u8; 16]) -> [u32; 16] {
-        x.map(u32::from)
-    }
-    #[inline(always)]
-    fn store_i8(self, x: [f32; 16], out: &mut [i8; 16]) {
-        *out = x.map(|v| v.round_ties_even() as i8);
-    }
-
-    #[inline(always)]
-    fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
-        zip(a, b, |a, b| a + b)
     }
     #[inline(always)]
     fn sub(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
@@ -90,44 +53,12 @@ impl Simd for Portable {
         zip(a, b, |a, b| a * b)
     }
     #[inline(always)]
-    fn div(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
-        zip(a, b, |a, b| a / b)
-    }
-    #[inline(always)]
     fn fma(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
         let mut out = c;
         for (l, c) in out.iter_mut().enumerate() {
             *c = a[l].mul_add(b[l], *c);
         }
         out
-    }
-    #[inline(always)]
-    fn max(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
-        zip(a, b, |a, b| if a > b { a } else { b })
-    }
-    #[inline(always)]
-    fn select_gt(self, a: [f32; 16], b: [f32; 16], x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
-        let mut out = y;
-        for (l, y) in out.iter_mut().enumerate() {
-            *y = if a[l] > b[l] { x[l] } else { *y };
-        }
-        out
-    }
-    #[inline(always)]
-    fn round(self, x: [f32; 16]) -> [f32; 16] {
-        map(x, f32::round_ties_even)
-    }
-    #[inline(always)]
-    fn exp2(self, n: [f32; 16]) -> [f32; 16] {
-        map(n, |n| f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
-    }
-    #[inline(always)]
-    fn fold(self, x: [f32; 16]) -> f32 {
-        sum::fold(x)
-    }
-    #[inline(always)]
-    fn largest(self, x: [f32; 16]) -> f32 {
-        x.into_iter().fold(f32::NEG_INFINITY, |m, v| if v > m { v } else { m })
     }
 
     #[inline(always)]
@@ -137,12 +68,6 @@ impl Simd for Portable {
             *word = u32::from_le_bytes(*bytes);
         }
         out
-    }
-    #[inline(always)]
-    fn store_i(self, x: [u32; 16], out: &mut [u8; 64]) {
-        for (word, bytes) in x.into_iter().zip(out.as_chunks_mut::<4>().0) {
-            *bytes = word.to_le_bytes();
-        }
     }
     #[inline(always)]
     fn splat_i(self, x: i32) -> [u32; 16] {
@@ -187,10 +112,6 @@ impl Simd for Portable {
         out
     }
     #[inline(always)]
-    fn bits(self, x: [f32; 16]) -> [u32; 16] {
-        x.map(f32::to_bits)
-    }
-    #[inline(always)]
     fn and(self, a: [u32; 16], b: [u32; 16]) -> [u32; 16] {
         zip(a, b, |a, b| a & b)
     }
@@ -227,20 +148,8 @@ impl Simd for Portable {
         zip(a, b, u32::wrapping_mul)
     }
     #[inline(always)]
-    fn max_i(self, a: [u32; 16], b: [u32; 16]) -> [u32; 16] {
-        zip(a, b, |a, b| (a as i32).max(b as i32) as u32)
-    }
-    #[inline(always)]
-    fn largest_i(self, x: [u32; 16]) -> i32 {
-        x.into_iter().fold(i32::MIN, |m, v| m.max(v as i32))
-    }
-    #[inline(always)]
     fn lookup(self, table: &[u8; 16], bytes: [u32; 16]) -> [u32; 16] {
         bytes.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|b| table[usize::from(b & 15)])))
-    }
-    #[inline(always)]
-    fn pick(self, table: [f32; 16], lanes: [u32; 16]) -> [f32; 16] {
-        lanes.map(|lane| table[lane as usize % 16])
     }
     #[inline(always)]
     fn to_f(self, x: [u32; 16]) -> [f32; 16] {
@@ -265,4 +174,107 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch(self, _address: *const u8) {}
+}
+
+impl Simd for Portable {
+    type Low = Self;
+    type High = Self;
+    const HALVED: bool = false;
+
+    const TILE_ROWS: usize = 2;
+    const TILE_PANELS: usize = 1;
+    const DIRECT_ROWS: usize = 2;
+    const FLOAT_ROWS: usize = 1;
+    #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> [f32; 16] {
+        *x
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[[u8; 2]; 16]) -> [f32; 16] {
+        x.map(|b| half::f16::from_le_bytes(b).to_f32())
+    }
+    #[inline(always)]
+    fn store_f16(self, x: [f32; 16], out: &mut [[u8; 2]; 16]) {
+        *out = x.map(|v| half::f16::from_f32(v).to_le_bytes());
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[[u8; 2]; 16]) -> [f32; 16] {
+        x.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> [f32; 16] {
+        x.map(f32::from)
+    }
+    #[inline(always)]
+    fn load_u8(self, x: &[u8; 16]) -> [u32; 16] {
+        x.map(u32::from)
+    }
+    #[inline(always)]
+    fn store_i8(self, x: [f32; 16], out: &mut [i8; 16]) {
+        *out = x.map(|v| v.round_ties_even() as i8);
+    }
+
+    #[inline(always)]
+    fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn div(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn max(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn select_gt(self, a: [f32; 16], b: [f32; 16], x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
+        let mut out = y;
+        for (l, y) in out.iter_mut().enumerate() {
+            *y = if a[l] > b[l] { x[l] } else { *y };
+        }
+        out
+    }
+    #[inline(always)]
+    fn round(self, x: [f32; 16]) -> [f32; 16] {
+        map(x, f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn exp2(self, n: [f32; 16]) -> [f32; 16] {
+        map(n, |n| f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn fold(self, x: [f32; 16]) -> f32 {
+        sum::fold(x)
+    }
+    #[inline(always)]
+    fn largest(self, x: [f32; 16]) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, |m, v| if v > m { v } else { m })
+    }
+    #[inline(always)]
+    fn store_i(self, x: [u32; 16], out: &mut [u8; 64]) {
+        for (word, bytes) in x.into_iter().zip(out.as_chunks_mut::<4>().0) {
+            *bytes = word.to_le_bytes();
+        }
+    }
+    #[inline(always)]
+    fn bits(self, x: [f32; 16]) -> [u32; 16] {
+        x.map(f32::to_bits)
+    }
+    #[inline(always)]
+    fn max_i(self, a: [u32; 16], b: [u32; 16]) -> [u32; 16] {
+        zip(a, b, |a, b| (a as i32).max(b as i32) as u32)
+    }
+    #[inline(always)]
+    fn largest_i(self, x: [u32; 16]) -> i32 {
+        x.into_iter().fold(i32::MIN, |m, v| m.max(v as i32))
+    }
+    #[inline(always)]
+    fn pick(self, table: [f32; 16], lanes: [u32; 16]) -> [f32; 16] {
+        lanes.map(|lane| table[lane as usize % 16])
+    }
+
+    #[inline(always)]
+    fn halves(self) -> (Self, Self) {
+        (self, self)
+    }
 }

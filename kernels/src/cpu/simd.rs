@@ -2,44 +2,20 @@
 //!
 //! A vector is 16 floats or 64 bytes of integers at every level: one register of AVX-512, two of
 //! AVX2, an array elsewhere. Kernels are generic over [`Simd`] and thereby compute the same bits
-//! everywhere; only [`Simd::dot4`] differs in how, and its sums are exact integers (see [`super::int_sum`]).
+//! everywhere; only [`Lanes::dot4`] differs in how, and its sums are exact integers (see [`super::int_sum`]).
 
-/// Sixteen rows at equal distances. Four pointers and the distance address them all, and stay in registers.
-#[derive(Clone, Copy)]
-pub(crate) struct Rows {
-    every_fourth: [*const u8; 4],
-    stride: usize,
-}
-
-impl Rows {
-    /// Rows at `first`, `first + stride`, …
-    pub fn new(first: *const u8, stride: usize) -> Rows {
-        let at = |i| first.wrapping_add(i * stride);
-        Rows { every_fourth: [at(0), at(4), at(8), at(12)], stride }
-    }
-
-    /// Byte `offset` of row `i`.
-    #[inline(always)]
-    pub fn at(&self, i: usize, offset: usize) -> *const u8 {
-        self.every_fourth[i / 4].wrapping_add(i % 4 * self.stride + offset)
-    }
-
-    /// Goes on by so many bytes in each row.
-    #[inline(always)]
-    pub fn advance(&mut self, bytes: usize) {
-        for row in &mut self.every_fourth {
-            *row = row.wrapping_add(bytes);
-        }
-    }
-}
+use super::lanes::Lanes;
 
 /// A level of instructions. A value exists only where the processor has it, so its methods
 /// are safe to call (the values are made in `run` of each level's file).
-pub(crate) trait Simd: Copy {
-    /// 16 floats.
-    type F: Copy;
-    /// 64 bytes: 16 integers of 32 bits, or four lanes of 16 bytes.
-    type I: Copy;
+pub(crate) trait Simd: Lanes {
+    /// The first eight rows, and the others.
+    type Low: Lanes;
+    /// See [`Simd::Low`].
+    type High: Lanes;
+    /// Whether weights that are multiplied as they are unpacked are taken in halves, because what sixteen rows need at a time does not fit the
+    /// registers.
+    const HALVED: bool;
 
     /// Activation rows and panels of 16 weight rows in one integer tile: as many accumulators as
     /// fit the registers beside the operands.
@@ -50,15 +26,12 @@ pub(crate) trait Simd: Copy {
     const DIRECT_ROWS: usize;
     /// Activation rows in one float tile of [`FLOAT_WEIGHTS`] weight rows.
     const FLOAT_ROWS: usize;
-    /// Whether [`Simd::dot4`] has 16 bits for each pair of products, and takes codes that go beyond 63 as `code − 128`.
-    const PAIRS: bool;
 
-    /// All lanes `x`.
-    fn splat(self, x: f32) -> Self::F;
+    /// Both halves.
+    fn halves(self) -> (Self::Low, Self::High);
+
     /// 16 floats.
     fn load(self, x: &[f32; 16]) -> Self::F;
-    /// The reverse.
-    fn store(self, x: Self::F, out: &mut [f32; 16]);
     /// 16 half-precision floats.
     fn load_f16(self, x: &[[u8; 2]; 16]) -> Self::F;
     /// Rounds to half precision, ties to even.
@@ -74,14 +47,8 @@ pub(crate) trait Simd: Copy {
 
     /// a + b.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
-    /// a − b.
-    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
-    /// a · b.
-    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// a / b.
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
-    /// a · b + c, rounded once.
-    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `if a > b { a } else { b }`.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// `if a > b { x } else { y }`, lane by lane.
@@ -103,71 +70,16 @@ pub(crate) trait Simd: Copy {
     }
     /// The largest lane.
     fn largest(self, x: Self::F) -> f32;
-
-    /// 64 bytes.
-    fn load_i(self, x: &[u8; 64]) -> Self::I;
     /// The reverse.
     fn store_i(self, x: Self::I, out: &mut [u8; 64]);
-    /// All lanes `x`.
-    fn splat_i(self, x: i32) -> Self::I;
-    /// The 16-bit number at `offset` of each row, zero-extended.
-    ///
-    /// # Safety
-    /// Two bytes are readable there.
-    unsafe fn gather_u16(self, rows: &Rows, offset: usize) -> Self::I;
-    /// 16 numbers of 16 bits, zero-extended.
-    fn load_u16(self, x: &[u8; 32]) -> Self::I;
-    /// 16 bytes from each pointer, one lane after the other.
-    ///
-    /// # Safety
-    /// They are readable.
-    unsafe fn load_lanes(self, rows: [*const u8; 4]) -> Self::I;
-    /// Transposes 4 × 4 words of 32 bits within each lane.
-    fn transpose4(self, x: [Self::I; 4]) -> [Self::I; 4];
     /// The bits of floats.
     fn bits(self, x: Self::F) -> Self::I;
-    /// a & b.
-    fn and(self, a: Self::I, b: Self::I) -> Self::I;
-    /// a | b.
-    fn or(self, a: Self::I, b: Self::I) -> Self::I;
-    /// a ^ b.
-    fn xor(self, a: Self::I, b: Self::I) -> Self::I;
-    /// 32-bit lanes, zeros enter.
-    fn shl<const N: u32>(self, x: Self::I) -> Self::I;
-    /// 32-bit lanes, zeros enter.
-    fn shr<const N: u32>(self, x: Self::I) -> Self::I;
-    /// 32-bit lanes, the sign enters.
-    fn sra<const N: u32>(self, x: Self::I) -> Self::I;
-    /// a + b in 32-bit lanes.
-    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
-    /// a − b in 32-bit lanes.
-    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
-    /// Low 32 bits of the products of 32-bit lanes.
-    fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// The larger of signed 32-bit lanes.
     fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// The largest of all signed 32-bit lanes.
     fn largest_i(self, x: Self::I) -> i32;
-    /// `table[byte]`; every byte is below 16.
-    fn lookup(self, table: &[u8; 16], bytes: Self::I) -> Self::I;
     /// `table[low four bits]` of each 32-bit lane.
     fn pick(self, table: Self::F, lanes: Self::I) -> Self::F;
-    /// Exact up to 2²⁴.
-    fn to_f(self, x: Self::I) -> Self::F;
-    /// The low half of each 32-bit lane, a half-precision float.
-    fn f16_low(self, x: Self::I) -> Self::F;
-    /// Adds `Σ codes[4l + j] · q[j]` over j < 4 to lane l of `acc`, with unsigned codes and `q` in −127 ..= 127. A level with
-    /// [`Simd::PAIRS`] adds j < 2 to one half of the lane and the others to the other; where codes go beyond 63, it must be told so
-    /// with `WIDE`.
-    fn dot4<const WIDE: bool>(self, acc: Self::I, codes: Self::I, q: &[i8; 4]) -> Self::I;
-    /// The sum of both halves of each lane, for a level with [`Simd::PAIRS`]; elsewhere a lane has no halves.
-    #[inline(always)]
-    fn add_pairs(self, pairs: Self::I) -> Self::I {
-        pairs
-    }
-
-    /// Fetches a line of cache ahead of its use.
-    fn prefetch(self, address: *const u8);
 }
 
 /// Weight rows of a float tile.

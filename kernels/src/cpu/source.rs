@@ -1,6 +1,6 @@
 //! Where the blocks of sixteen weight rows come from: the file's layout, or a repacked one.
 
-use super::simd::{Rows, Simd};
+use super::lanes::{Lanes, Rows};
 
 /// Sixteen weight rows, at one block of each.
 pub(crate) trait Source: Copy {
@@ -11,26 +11,26 @@ pub(crate) trait Source: Copy {
     ///
     /// # Safety
     /// They lie within the block.
-    unsafe fn columns<S: Simd>(&self, s: S, offset: usize) -> [S::I; 4];
+    unsafe fn columns<S: Lanes>(&self, s: S, offset: usize) -> [S::I; 4];
 
     /// The 16-bit number at `offset` of each row's block, zero-extended.
     ///
     /// # Safety
     /// It lies within the block.
-    unsafe fn halves<S: Simd>(&self, s: S, offset: usize) -> S::I;
+    unsafe fn halves<S: Lanes>(&self, s: S, offset: usize) -> S::I;
 
     /// Goes on to the next block; blocks have so many bytes.
     fn advance(&mut self, bytes: usize);
 
     /// Fetches the `quarter`-th quarter of those sixteen lines of cache that come `distance` bytes later in all rows.
-    fn fetch<S: Simd>(&self, s: S, quarter: usize, distance: usize);
+    fn fetch<S: Lanes>(&self, s: S, quarter: usize, distance: usize);
 }
 
 impl Source for Rows {
     const READY: bool = false;
 
     #[inline(always)]
-    unsafe fn columns<S: Simd>(&self, s: S, offset: usize) -> [S::I; 4] {
+    unsafe fn columns<S: Lanes>(&self, s: S, offset: usize) -> [S::I; 4] {
         let mut x = [s.splat_i(0); 4];
         for (r, x) in x.iter_mut().enumerate() {
             // Rows r, r + 4, r + 8, r + 12: after the transposition lane l holds rows 4l .. 4l + 4.
@@ -48,7 +48,7 @@ impl Source for Rows {
     }
 
     #[inline(always)]
-    unsafe fn halves<S: Simd>(&self, s: S, offset: usize) -> S::I {
+    unsafe fn halves<S: Lanes>(&self, s: S, offset: usize) -> S::I {
         // SAFETY: the caller's promise.
         unsafe { s.gather_u16(self, offset) }
     }
@@ -59,7 +59,7 @@ impl Source for Rows {
     }
 
     #[inline(always)]
-    fn fetch<S: Simd>(&self, s: S, quarter: usize, distance: usize) {
+    fn fetch<S: Lanes>(&self, s: S, quarter: usize, distance: usize) {
         for row in 0..4 {
             s.prefetch(self.at(quarter % 4 * 4 + row, distance));
         }
@@ -76,14 +76,14 @@ impl Source for Woven {
     const READY: bool = true;
 
     #[inline(always)]
-    unsafe fn columns<S: Simd>(&self, s: S, offset: usize) -> [S::I; 4] {
+    unsafe fn columns<S: Lanes>(&self, s: S, offset: usize) -> [S::I; 4] {
         // SAFETY: the caller's promise.
         let x = unsafe { &*self.0.wrapping_add(16 * offset).cast::<[[u8; 64]; 4]>() };
         [s.load_i(&x[0]), s.load_i(&x[1]), s.load_i(&x[2]), s.load_i(&x[3])]
     }
 
     #[inline(always)]
-    unsafe fn halves<S: Simd>(&self, s: S, offset: usize) -> S::I {
+    unsafe fn halves<S: Lanes>(&self, s: S, offset: usize) -> S::I {
         // SAFETY: the caller's promise.
         s.load_u16(unsafe { &*self.0.wrapping_add(16 * offset).cast() })
     }
@@ -94,7 +94,7 @@ impl Source for Woven {
     }
 
     #[inline(always)]
-    fn fetch<S: Simd>(&self, s: S, quarter: usize, distance: usize) {
+    fn fetch<S: Lanes>(&self, s: S, quarter: usize, distance: usize) {
         for line in 0..4 {
             s.prefetch(self.0.wrapping_add(16 * distance + 256 * quarter + 64 * line));
         }

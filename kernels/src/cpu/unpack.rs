@@ -8,28 +8,18 @@
 
 use std::mem::offset_of;
 
+use super::lanes::{Lanes, unroll};
 use super::panel::{PanelBlock, Sink};
 use super::repack::Weave;
-use super::simd::Simd;
 use super::source::Source;
 use crate::quant::{IQ4_NL, IQ4_VALUES, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
-
-/// Repeats a block for constants: which shift or which register is meant must be known when this is compiled.
-macro_rules! unroll {
-    ($i:ident in [$($n:literal),+] $body:block) => {
-        $({
-            const $i: usize = $n;
-            $body
-        })+
-    };
-}
 
 /// A half-precision number of each row.
 ///
 /// # Safety
 /// Two bytes are readable there.
 #[inline(always)]
-unsafe fn half<S: Simd>(s: S, from: &impl Source, offset: usize) -> S::F {
+unsafe fn half<S: Lanes>(s: S, from: &impl Source, offset: usize) -> S::F {
     // SAFETY: the caller's promise.
     s.f16_low(unsafe { from.halves(s, offset) })
 }
@@ -39,20 +29,20 @@ unsafe fn half<S: Simd>(s: S, from: &impl Source, offset: usize) -> S::F {
 /// # Safety
 /// Four bytes are readable there.
 #[inline(always)]
-unsafe fn word<S: Simd>(s: S, from: &impl Source, offset: usize) -> S::I {
+unsafe fn word<S: Lanes>(s: S, from: &impl Source, offset: usize) -> S::I {
     // SAFETY: the caller's promise.
     let (low, high) = unsafe { (from.halves(s, offset), from.halves(s, offset + 2)) };
     s.or(low, s.shl::<16>(high))
 }
 
 #[inline(always)]
-fn mask<S: Simd>(s: S, x: S::I, byte: u8) -> S::I {
+fn mask<S: Lanes>(s: S, x: S::I, byte: u8) -> S::I {
     s.and(x, s.splat_i(i32::from_ne_bytes([byte; 4])))
 }
 
 /// Byte `j` of each word, as a number.
 #[inline(always)]
-fn byte<S: Simd>(s: S, x: S::I, j: usize) -> S::I {
+fn byte<S: Lanes>(s: S, x: S::I, j: usize) -> S::I {
     let x = match j {
         0 => x,
         1 => s.shr::<8>(x),
@@ -64,7 +54,7 @@ fn byte<S: Simd>(s: S, x: S::I, j: usize) -> S::I {
 
 /// Byte `j` of each word, as a signed number.
 #[inline(always)]
-fn signed_byte<S: Simd>(s: S, x: S::I, j: usize) -> S::I {
+fn signed_byte<S: Lanes>(s: S, x: S::I, j: usize) -> S::I {
     let x = match j {
         0 => s.shl::<24>(x),
         1 => s.shl::<16>(x),
@@ -76,7 +66,7 @@ fn signed_byte<S: Simd>(s: S, x: S::I, j: usize) -> S::I {
 
 /// Bits 2p and 2p + 1 of every byte.
 #[inline(always)]
-fn pair<S: Simd>(s: S, x: S::I, p: usize) -> S::I {
+fn pair<S: Lanes>(s: S, x: S::I, p: usize) -> S::I {
     let x = match p {
         0 => x,
         1 => s.shr::<2>(x),
@@ -88,7 +78,7 @@ fn pair<S: Simd>(s: S, x: S::I, p: usize) -> S::I {
 
 /// Bits 2p and 2p + 1 of every byte, moved to bits 4 and 5.
 #[inline(always)]
-fn top_bits<S: Simd>(s: S, x: S::I, p: usize) -> S::I {
+fn top_bits<S: Lanes>(s: S, x: S::I, p: usize) -> S::I {
     let x = match p {
         0 => s.shl::<4>(x),
         1 => s.shl::<2>(x),
@@ -100,7 +90,7 @@ fn top_bits<S: Simd>(s: S, x: S::I, p: usize) -> S::I {
 
 /// Bit `n` of every byte, moved to bit `TO`, which is 2 or 4.
 #[inline(always)]
-fn bit<S: Simd, const TO: u32>(s: S, x: S::I, n: usize) -> S::I {
+fn bit<S: Lanes, const TO: u32>(s: S, x: S::I, n: usize) -> S::I {
     let x = match n {
         0 => s.shl::<TO>(x),
         1 if TO == 2 => s.shl::<1>(x),
@@ -121,20 +111,10 @@ fn bit<S: Simd, const TO: u32>(s: S, x: S::I, n: usize) -> S::I {
     mask(s, x, 1 << TO)
 }
 
-/// The nibbles of 16 bytes per row: 32 codes, the low ones first.
-///
-/// # Safety
-/// 16 bytes are readable at `offset` of each row.
+/// The low nibbles of all bytes, or the high ones.
 #[inline(always)]
-unsafe fn nibbles<S: Simd>(s: S, from: &impl Source, offset: usize) -> [S::I; 8] {
-    // SAFETY: the caller's promise.
-    let x = unsafe { from.columns(s, offset) };
-    let mut out = [x[0]; 8];
-    for i in 0..4 {
-        out[i] = mask(s, x[i], 15);
-        out[i + 4] = mask(s, s.shr::<4>(x[i]), 15);
-    }
-    out
+fn nibble<S: Lanes>(s: S, x: S::I, high: bool) -> S::I {
+    mask(s, if high { s.shr::<4>(x) } else { x }, 15)
 }
 
 impl Weave for Q8_0 {
@@ -145,17 +125,17 @@ impl PanelBlock for Q8_0 {
     const MOST: u8 = 255;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
-        // SAFETY: offsets within the block.
-        let (d, low, high) = unsafe {
-            let qs = offset_of!(Q8_0, qs);
-            (half(s, from, offset_of!(Q8_0, d)), from.columns(s, qs), from.columns(s, qs + 16))
-        };
-        let mut codes = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
-        for codes in &mut codes {
-            *codes = s.xor(*codes, s.splat_i(i32::from_ne_bytes([0x80; 4])));
-        }
-        sink.group(s, codes, d, d);
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+        unroll! { PART in [0, 1] {
+            // SAFETY: offsets within the block.
+            let x = unsafe { from.columns(s, offset_of!(Q8_0, qs) + 16 * PART) };
+            unroll! { J in [0, 1, 2, 3] {
+                sink.step::<8>(s, 4 * PART + J, s.xor(x[J], s.splat_i(i32::from_ne_bytes([0x80; 4]))));
+            }}
+        }}
+        // SAFETY: as above.
+        let d = unsafe { half(s, from, offset_of!(Q8_0, d)) };
+        sink.end::<8>(s, d, d);
     }
 }
 
@@ -167,11 +147,13 @@ impl PanelBlock for Q4_0 {
     const MOST: u8 = 15;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
-        let (d, codes) =
-            unsafe { (half(s, from, offset_of!(Q4_0, d)), nibbles(s, from, offset_of!(Q4_0, qs))) };
-        sink.group(s, codes, d, d);
+        let (d, x) = unsafe { (half(s, from, offset_of!(Q4_0, d)), from.columns(s, offset_of!(Q4_0, qs))) };
+        unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
+            sink.step::<8>(s, 4 * HALF + J, nibble(s, x[J], HALF == 1));
+        }}}}
+        sink.end::<8>(s, d, d);
     }
 }
 
@@ -179,41 +161,43 @@ impl PanelBlock for Q4_1 {
     const MOST: u8 = 15;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
-        let (d, m, codes) = unsafe {
-            let codes = nibbles(s, from, offset_of!(Q4_1, qs));
-            (half(s, from, offset_of!(Q4_1, d)), half(s, from, offset_of!(Q4_1, m)), codes)
+        let (d, m, x) = unsafe {
+            let x = from.columns(s, offset_of!(Q4_1, qs));
+            (half(s, from, offset_of!(Q4_1, d)), half(s, from, offset_of!(Q4_1, m)), x)
         };
-        sink.group(s, codes, d, s.sub(s.splat(-0.0), m));
+        unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
+            sink.step::<8>(s, 4 * HALF + J, nibble(s, x[J], HALF == 1));
+        }}}}
+        sink.end::<8>(s, d, s.sub(s.splat(-0.0), m));
     }
 }
 
-/// Adds bit `k` of each row's word to code `k`, as its bit 4.
+/// Bits `N .. N + 4` of each row's word as bit 4 of its four bytes.
 #[inline(always)]
-fn add_fifth_bits<S: Simd>(s: S, qh: S::I, codes: &mut [S::I; 8]) {
-    let mut qh = qh;
-    for codes in codes {
-        // Four bits to four bytes: the product shifts bit j by 7j + 4, and nothing overlaps.
-        let four = s.and(qh, s.splat_i(15));
-        let spread = s.mul_i(four, s.splat_i(0x0204_0810));
-        *codes = s.or(*codes, mask(s, spread, 16));
-        qh = s.shr::<4>(qh);
-    }
+fn fifth_bits<S: Lanes, const N: u32>(s: S, qh: S::I) -> S::I {
+    // Four bits to four bytes: the product shifts bit j by 7j + 4, and nothing overlaps.
+    let four = s.and(s.shr::<N>(qh), s.splat_i(15));
+    mask(s, s.mul_i(four, s.splat_i(0x0204_0810)), 16)
 }
 
 impl PanelBlock for Q5_0 {
     const MOST: u8 = 31;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
-        let (d, qh, mut codes) = unsafe {
-            let codes = nibbles(s, from, offset_of!(Q5_0, qs));
-            (half(s, from, offset_of!(Q5_0, d)), word(s, from, offset_of!(Q5_0, qh)), codes)
+        let (d, qh, x) = unsafe {
+            let x = from.columns(s, offset_of!(Q5_0, qs));
+            (half(s, from, offset_of!(Q5_0, d)), word(s, from, offset_of!(Q5_0, qh)), x)
         };
-        add_fifth_bits(s, qh, &mut codes);
-        sink.group(s, codes, d, d);
+        unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
+            const STEP: usize = 4 * HALF + J;
+            let fifth = fifth_bits::<S, { 4 * STEP as u32 }>(s, qh);
+            sink.step::<8>(s, STEP, s.or(nibble(s, x[J], HALF == 1), fifth));
+        }}}}
+        sink.end::<8>(s, d, d);
     }
 }
 
@@ -221,14 +205,18 @@ impl PanelBlock for Q5_1 {
     const MOST: u8 = 31;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
-        let (d, m, qh, mut codes) = unsafe {
+        let (d, m, qh, x) = unsafe {
             let (d, m) = (half(s, from, offset_of!(Q5_1, d)), half(s, from, offset_of!(Q5_1, m)));
-            (d, m, word(s, from, offset_of!(Q5_1, qh)), nibbles(s, from, offset_of!(Q5_1, qs)))
+            (d, m, word(s, from, offset_of!(Q5_1, qh)), from.columns(s, offset_of!(Q5_1, qs)))
         };
-        add_fifth_bits(s, qh, &mut codes);
-        sink.group(s, codes, d, s.sub(s.splat(-0.0), m));
+        unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
+            const STEP: usize = 4 * HALF + J;
+            let fifth = fifth_bits::<S, { 4 * STEP as u32 }>(s, qh);
+            sink.step::<8>(s, STEP, s.or(nibble(s, x[J], HALF == 1), fifth));
+        }}}}
+        sink.end::<8>(s, d, s.sub(s.splat(-0.0), m));
     }
 }
 
@@ -243,29 +231,30 @@ const IQ4_CODES: [u8; 16] = {
     codes
 };
 
-/// 32 codes through [`IQ4_CODES`].
+/// A group of 32 codes through [`IQ4_CODES`], but for its end.
 ///
 /// # Safety
 /// 16 bytes are readable at `offset` of each row.
 #[inline(always)]
-unsafe fn looked_up<S: Simd>(s: S, from: &impl Source, offset: usize) -> [S::I; 8] {
+unsafe fn looked_up<S: Lanes>(s: S, from: &impl Source, offset: usize, sink: &mut impl Sink<S>) {
     // SAFETY: the caller's promise.
-    let mut codes = unsafe { nibbles(s, from, offset) };
-    for codes in &mut codes {
-        *codes = s.lookup(&IQ4_CODES, *codes);
-    }
-    codes
+    let x = unsafe { from.columns(s, offset) };
+    unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
+        sink.step::<8>(s, 4 * HALF + J, s.lookup(&IQ4_CODES, nibble(s, x[J], HALF == 1)));
+    }}}}
 }
 
 impl PanelBlock for IQ4_NL {
     const MOST: u8 = 255;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
-        let (d, codes) =
-            unsafe { (half(s, from, offset_of!(IQ4_NL, d)), looked_up(s, from, offset_of!(IQ4_NL, qs))) };
-        sink.group(s, codes, d, d);
+        let d = unsafe {
+            looked_up(s, from, offset_of!(IQ4_NL, qs), sink);
+            half(s, from, offset_of!(IQ4_NL, d))
+        };
+        sink.end::<8>(s, d, d);
     }
 }
 
@@ -273,7 +262,7 @@ impl PanelBlock for IQ4_XS {
     const MOST: u8 = 255;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, mut high, mut low) = unsafe {
             let high = from.halves(s, offset_of!(IQ4_XS, scales_h));
@@ -284,21 +273,21 @@ impl PanelBlock for IQ4_XS {
             let scale = s.mul(d, s.to_f(s.sub_i(scale, s.splat_i(32))));
             (high, low) = (s.shr::<2>(high), s.shr::<4>(low));
             // SAFETY: offsets within the block.
-            let codes = unsafe { looked_up(s, from, offset_of!(IQ4_XS, qs) + 16 * g) };
-            sink.group(s, codes, scale, scale);
+            unsafe { looked_up(s, from, offset_of!(IQ4_XS, qs) + 16 * g, sink) };
+            sink.end::<8>(s, scale, scale);
         }
     }
 }
 
 /// Scales and minima of Q4_K and Q5_K, packed, four groups in a word.
-struct KScales<S: Simd> {
+struct KScales<S: Lanes> {
     d: S::F,
     dmin: S::F,
     scales: [S::I; 2],
     mins: [S::I; 2],
 }
 
-impl<S: Simd> KScales<S> {
+impl<S: Lanes> KScales<S> {
     /// From the first 16 bytes of the blocks: d, dmin and twelve packed bytes.
     ///
     /// # Safety
@@ -329,13 +318,13 @@ impl<S: Simd> KScales<S> {
 
 /// Bytes `offset .. offset + 16 · N` of each row. They are taken once where that means to transpose, and anew at each
 /// use where it is only a load: registers are few.
-struct Columns<'a, S: Simd, R, const N: usize> {
+struct Columns<'a, S: Lanes, R, const N: usize> {
     from: &'a R,
     offset: usize,
     held: [[S::I; 4]; N],
 }
 
-impl<'a, S: Simd, R: Source, const N: usize> Columns<'a, S, R, N> {
+impl<'a, S: Lanes, R: Source, const N: usize> Columns<'a, S, R, N> {
     /// # Safety
     /// They are readable as long as this is used.
     #[inline(always)]
@@ -366,23 +355,21 @@ impl PanelBlock for Q4_K {
     const MOST: u8 = 15;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: the scales come first in the block.
         let scales = unsafe { KScales::new(s, from) };
         unroll! { I in [0, 1, 2, 3] {
             // SAFETY: offsets within the block.
             let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q4_K, qs) + 32 * I) };
-            let mut low = [s.splat_i(0); 8];
-            let mut high = low;
-            for part in 0..2 {
-                let x = x.get(s, part);
-                for j in 0..4 {
-                    low[4 * part + j] = mask(s, x[j], 15);
-                    high[4 * part + j] = mask(s, s.shr::<4>(x[j]), 15);
-                }
-            }
-            sink.group(s, low, scales.scale(s, 2 * I), scales.min(s, 2 * I));
-            sink.group(s, high, scales.scale(s, 2 * I + 1), scales.min(s, 2 * I + 1));
+            unroll! { HALF in [0, 1] {
+                unroll! { PART in [0, 1] {
+                    let x = x.get(s, PART);
+                    unroll! { J in [0, 1, 2, 3] {
+                        sink.step::<8>(s, 4 * PART + J, nibble(s, x[J], HALF == 1));
+                    }}
+                }}
+                sink.end::<8>(s, scales.scale(s, 2 * I + HALF), scales.min(s, 2 * I + HALF));
+            }}
         }}
     }
 }
@@ -395,7 +382,7 @@ impl PanelBlock for Q5_K {
     const MOST: u8 = 31;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: the scales come first in the block; offsets within it.
         let (scales, fifth) = unsafe {
             let fifth: Columns<'_, S, _, 2> = Columns::new(s, from, offset_of!(Q5_K, qh));
@@ -404,18 +391,16 @@ impl PanelBlock for Q5_K {
         unroll! { I in [0, 1, 2, 3] {
             // SAFETY: offsets within the block.
             let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q5_K, qs) + 32 * I) };
-            let mut low = [s.splat_i(0); 8];
-            let mut high = low;
-            for part in 0..2 {
-                let (x, fifth) = (x.get(s, part), fifth.get(s, part));
-                for j in 0..4 {
-                    low[4 * part + j] = s.or(mask(s, x[j], 15), bit::<S, 4>(s, fifth[j], 2 * I));
-                    let fifth = bit::<S, 4>(s, fifth[j], 2 * I + 1);
-                    high[4 * part + j] = s.or(mask(s, s.shr::<4>(x[j]), 15), fifth);
-                }
-            }
-            sink.group(s, low, scales.scale(s, 2 * I), scales.min(s, 2 * I));
-            sink.group(s, high, scales.scale(s, 2 * I + 1), scales.min(s, 2 * I + 1));
+            unroll! { HALF in [0, 1] {
+                unroll! { PART in [0, 1] {
+                    let (x, fifth) = (x.get(s, PART), fifth.get(s, PART));
+                    unroll! { J in [0, 1, 2, 3] {
+                        let fifth = bit::<S, 4>(s, fifth[J], 2 * I + HALF);
+                        sink.step::<8>(s, 4 * PART + J, s.or(nibble(s, x[J], HALF == 1), fifth));
+                    }}
+                }}
+                sink.end::<8>(s, scales.scale(s, 2 * I + HALF), scales.min(s, 2 * I + HALF));
+            }}
         }}
     }
 }
@@ -428,7 +413,7 @@ impl PanelBlock for Q6_K {
     const MOST: u8 = 63;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, scales) =
             unsafe { (half(s, from, offset_of!(Q6_K, d)), from.columns(s, offset_of!(Q6_K, scales))) };
@@ -443,14 +428,12 @@ impl PanelBlock for Q6_K {
             unroll! { P in [0, 1, 2, 3] {
                 unroll! { PART in [0, 1] {
                     let (low, top) = (low.get(s, P % 2 * 2 + PART), top.get(s, PART));
-                    let mut codes = low;
-                    for (codes, top) in codes.iter_mut().zip(top) {
-                        let low = mask(s, if P < 2 { *codes } else { s.shr::<4>(*codes) }, 15);
-                        *codes = s.or(low, top_bits(s, top, P));
-                    }
+                    unroll! { J in [0, 1, 2, 3] {
+                        sink.step::<4>(s, J, s.or(nibble(s, low[J], P >= 2), top_bits(s, top[J], P)));
+                    }}
                     const G: usize = 2 * P + PART;
                     let scale = s.mul(d, s.to_f(signed_byte(s, scales[G / 4], G % 4)));
-                    sink.group(s, codes, scale, scale);
+                    sink.end::<4>(s, scale, scale);
                 }}
             }}
         }
@@ -461,7 +444,7 @@ impl PanelBlock for Q2_K {
     const MOST: u8 = 3;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, dmin, packed) = unsafe {
             let packed = from.columns(s, offset_of!(Q2_K, scales));
@@ -473,14 +456,14 @@ impl PanelBlock for Q2_K {
             let packed = if h == 0 { [packed[0], packed[1]] } else { [packed[2], packed[3]] };
             unroll! { P in [0, 1, 2, 3] {
                 unroll! { PART in [0, 1] {
-                    let mut codes = x.get(s, PART);
-                    for codes in &mut codes {
-                        *codes = pair(s, *codes, P);
-                    }
+                    let x = x.get(s, PART);
+                    unroll! { J in [0, 1, 2, 3] {
+                        sink.step::<4>(s, J, pair(s, x[J], P));
+                    }}
                     const G: usize = 2 * P + PART;
                     let packed = byte(s, packed[G / 4], G % 4);
                     let scale = s.mul(d, s.to_f(s.and(packed, s.splat_i(15))));
-                    sink.group(s, codes, scale, s.mul(dmin, s.to_f(s.shr::<4>(packed))));
+                    sink.end::<4>(s, scale, s.mul(dmin, s.to_f(s.shr::<4>(packed))));
                 }}
             }}
         }
@@ -491,7 +474,7 @@ impl PanelBlock for Q3_K {
     const MOST: u8 = 7;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
+    unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, low, top, third) = unsafe {
             let at = offset_of!(Q3_K, scales);
@@ -504,17 +487,17 @@ impl PanelBlock for Q3_K {
             let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q3_K, qs) + 32 * H) };
             unroll! { P in [0, 1, 2, 3] {
                 unroll! { PART in [0, 1] {
-                    let (mut codes, third) = (x.get(s, PART), third.get(s, PART));
-                    for (codes, third) in codes.iter_mut().zip(third) {
-                        *codes = s.or(pair(s, *codes, P), bit::<S, 2>(s, third, 4 * H + P));
-                    }
+                    let (x, third) = (x.get(s, PART), third.get(s, PART));
+                    unroll! { J in [0, 1, 2, 3] {
+                        sink.step::<4>(s, J, s.or(pair(s, x[J], P), bit::<S, 2>(s, third[J], 4 * H + P)));
+                    }}
                     const G: usize = 8 * H + 2 * P + PART;
                     // Words of four scales: low nibbles from byte G % 8, top pairs from byte G % 4.
                     let low = low[G / 4 % 2];
                     let nibble = if G < 8 { low } else { s.shr::<4>(low) };
                     let scale = s.or(mask(s, nibble, 15), s.shl::<4>(pair(s, top, G / 4)));
                     let scale = s.sub_i(byte(s, scale, G % 4), s.splat_i(32));
-                    sink.group(s, codes, s.mul(d, s.to_f(scale)), d);
+                    sink.end::<4>(s, s.mul(d, s.to_f(scale)), d);
                 }}
             }}
         }}

@@ -45,6 +45,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     type F = F;
     type I = I;
     const PAIRS: bool = !VNNI;
+    const FEW_REGISTERS: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {

@@ -39,6 +39,7 @@ impl<const HIGH: usize, const VNNI: bool> Lanes for Half<HIGH, VNNI> {
     type F = __m256;
     type I = __m256i;
     const PAIRS: bool = !VNNI;
+    const FEW_REGISTERS: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {

@@ -33,6 +33,7 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
     const PAIRS: bool = !VNNI;
+    const FEW_REGISTERS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

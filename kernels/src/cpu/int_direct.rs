@@ -86,15 +86,18 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R,
             let mut low = Dot::<S::Low, M, MIN, MOST>::new(l, q, scales, offsets);
             let mut high = Dot::<S::High, M, MIN, MOST>::new(h, q, scales, offsets);
             let distance = if p + 1 < walk.panels { walk.ahead } else { walk.ahead_of_last };
-            let parts = B::LEN / B::GROUP * if S::HALVED { 2 } else { 1 };
+            let parts = if S::HALVED { 2 * B::LEN / B::GROUP } else { 1 };
             let mut ahead = Ahead::new(panel, distance, blocks, size_of::<B>(), parts);
             let mut from = panel;
             for _ in 0..blocks {
                 // SAFETY: the caller's rows have so many blocks.
                 unsafe {
-                    B::unpack(l, &from, &mut Fetching { dot: &mut low, ahead: &mut ahead });
                     if S::HALVED {
+                        B::unpack(l, &from, &mut Fetching { dot: &mut low, ahead: &mut ahead });
                         B::unpack(h, &from, &mut Fetching { dot: &mut high, ahead: &mut ahead });
+                    } else {
+                        ahead.step(s);
+                        B::unpack(l, &from, &mut low);
                     }
                 }
                 from.advance(size_of::<B>());
@@ -112,12 +115,11 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R,
     }
 }
 
-/// Prefetches in the order of use, a share with each group, so that all lines are asked for equally early. In the order
-/// of memory, the last row's would come just before they are used; and a large block's lines at once would take all of the first cache's
-/// slots for misses.
+/// Prefetches in the order of use, a share with each block or group, so that all lines are asked for equally early. In the order
+/// of memory, the last row's would come just before they are used.
 struct Ahead<R> {
     from: R,
-    /// Bytes of a group in all rows, and of those that were not asked for yet.
+    /// Bytes of a part in all rows, and of those that were not asked for yet.
     share: usize,
     due: usize,
     /// Which four rows are next, and how far.
@@ -156,6 +158,8 @@ struct Dot<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> {
     /// Of the group that has begun. Two chains for few rows, since one would wait for the latency of the dot product; the sums are exact
     /// in any order.
     sums: [[GroupSum<S, MOST>; 2]; M],
+    /// The group's codes, unless they are multiplied at once ([`Lanes::FEW_REGISTERS`]).
+    codes: [S::I; 8],
     q: *const [i8; 4],
     scales: *const f32,
     offsets: *const i32,
@@ -170,7 +174,7 @@ impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Dot<S, M, MIN, M
     #[inline(always)]
     fn new(s: S, q: *const [i8; 4], scales: *const f32, offsets: *const i32) -> Self {
         let (acc, sums) = ([s.splat(0.0); M], [[GroupSum::new(s, 0); 2]; M]);
-        Dot { acc, sums, q, scales, offsets, odd: false }
+        Dot { acc, sums, codes: [s.splat_i(0); 8], q, scales, offsets, odd: false }
     }
 
     /// What the group's sum of row `m` starts from.
@@ -179,11 +183,10 @@ impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Dot<S, M, MIN, M
         // SAFETY: `tile` gives operands for all columns, and no more groups come than those have.
         if MIN { 0 } else { unsafe { *self.offsets.add(m) } }
     }
-}
 
-impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<S, M, MIN, MOST> {
+    /// Adds the products of one step.
     #[inline(always)]
-    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
+    fn multiply<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
         for m in 0..M {
             if step == 0 {
                 self.sums[m] = [GroupSum::new(s, self.offset(m)), GroupSum::new(s, 0)];
@@ -193,9 +196,25 @@ impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<
             self.sums[m][step % Self::CHAINS].add::<STEPS>(s, step, codes, q);
         }
     }
+}
+
+impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<S, M, MIN, MOST> {
+    #[inline(always)]
+    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
+        if S::FEW_REGISTERS {
+            self.multiply::<STEPS>(s, step, codes);
+        } else {
+            self.codes[step] = codes;
+        }
+    }
 
     #[inline(always)]
     fn end<const STEPS: usize>(&mut self, s: S, scales: S::F, mins: S::F) {
+        if !S::FEW_REGISTERS {
+            for step in 0..STEPS {
+                self.multiply::<STEPS>(s, step, self.codes[step]);
+            }
+        }
         for m in 0..M {
             let sum = self.sums[m][0].get::<STEPS>(s, self.offset(m));
             let sum = if Self::CHAINS == 2 { s.add_i(sum, self.sums[m][1].get::<STEPS>(s, 0)) } else { sum };
@@ -215,7 +234,8 @@ impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<
     }
 }
 
-/// Multiplies, and fetches with every group.
+/// Multiplies, and fetches with every group: a large block's lines at once would take all of the first cache's slots for misses, and what is taken
+/// apart would wait behind them. Branches between the groups cost nothing where their order is fixed anyway.
 struct Fetching<'a, D, R> {
     dot: &'a mut D,
     ahead: &'a mut Ahead<R>,

@@ -51,6 +51,8 @@ pub(crate) trait Lanes: Copy {
     type I: Copy;
     /// Whether [`Lanes::dot4`] has 16 bits for each pair of products, and takes codes that go beyond 63 as `code − 128`.
     const PAIRS: bool;
+    /// Whether the registers hold so few vectors that products are added as soon as there are codes, and not once a group's are there.
+    const FEW_REGISTERS: bool;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;

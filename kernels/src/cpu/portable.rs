@@ -35,6 +35,7 @@ impl Lanes for Portable {
     type F = [f32; 16];
     type I = [u32; 16];
     const PAIRS: bool = false;
+    const FEW_REGISTERS: bool = false;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 16] {

@@ -11,6 +11,7 @@ mod attention;
 mod attention_span;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx2_half;
 #[cfg(target_arch = "x86_64")]
 mod avx512;

@@ -429,7 +429,7 @@ impl PanelBlock for Q6_K {
                 unroll! { PART in [0, 1] {
                     let (low, top) = (low.get(s, P % 2 * 2 + PART), top.get(s, PART));
                     unroll! { J in [0, 1, 2, 3] {
-                        sink.step::<4>(s, J, s.or(nibble(s, low[J], P >= 2), top_bits(s, top[J], P)));
+                        sink.step::<4>(s, J, s.or(nibble(s, low[J], P / 2 == 1), top_bits(s, top[J], P)));
                     }}
                     const G: usize = 2 * P + PART;
                     let scale = s.mul(d, s.to_f(signed_byte(s, scales[G / 4], G % 4)));

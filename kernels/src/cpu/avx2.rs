@@ -178,7 +178,6 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Low = Half<0, VNNI>;
     type High = Half<1, VNNI>;
-    const HALVED: bool = true;
 
     // With the codes, sums and accumulators are more than the registers hold, but accumulators are used once in a group only; with 3 rows
     // it is slower (0.84 to 0.98 of it).

@@ -193,7 +193,6 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
 impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type Low = Self;
     type High = Self;
-    const HALVED: bool = false;
 
     // 12 integer and 12 float accumulators, 2 vectors of codes, and scales: 32 registers.
     const TILE_ROWS: usize = 6;

@@ -86,13 +86,13 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R,
             let mut low = Dot::<S::Low, M, MIN, MOST>::new(l, q, scales, offsets);
             let mut high = Dot::<S::High, M, MIN, MOST>::new(h, q, scales, offsets);
             let distance = if p + 1 < walk.panels { walk.ahead } else { walk.ahead_of_last };
-            let parts = if S::HALVED { 2 * B::LEN / B::GROUP } else { 1 };
+            let parts = if S::FEW_REGISTERS { 2 * B::LEN / B::GROUP } else { 1 };
             let mut ahead = Ahead::new(panel, distance, blocks, size_of::<B>(), parts);
             let mut from = panel;
             for _ in 0..blocks {
                 // SAFETY: the caller's rows have so many blocks.
                 unsafe {
-                    if S::HALVED {
+                    if S::FEW_REGISTERS {
                         B::unpack(l, &from, &mut Fetching { dot: &mut low, ahead: &mut ahead });
                         B::unpack(h, &from, &mut Fetching { dot: &mut high, ahead: &mut ahead });
                     } else {
@@ -106,7 +106,7 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R,
                 // SAFETY: the caller's accumulators.
                 let acc = unsafe { &mut *self.acc.add(m * walk.acc_stride + p) };
                 l.store(low.acc[m], acc);
-                if S::HALVED {
+                if S::FEW_REGISTERS {
                     h.store(high.acc[m], acc);
                 }
             }

@@ -40,7 +40,7 @@ impl Rows {
     }
 }
 
-/// Vectors whose lanes are weight rows: sixteen, or eight of them ([`Simd::HALVED`](super::simd::Simd::HALVED)). What belongs to the other
+/// Vectors whose lanes are weight rows: sixteen, or eight of them ([`Simd::Low`](super::simd::Simd::Low)). What belongs to the other
 /// rows is neither read nor written then.
 ///
 /// A value exists only where the processor has the instructions, so its methods are safe to call.
@@ -51,7 +51,8 @@ pub(crate) trait Lanes: Copy {
     type I: Copy;
     /// Whether [`Lanes::dot4`] has 16 bits for each pair of products, and takes codes that go beyond 63 as `code − 128`.
     const PAIRS: bool;
-    /// Whether the registers hold so few vectors that products are added as soon as there are codes, and not once a group's are there.
+    /// Whether the registers hold so few vectors that weights which are multiplied as they are unpacked are taken in halves of eight rows, and products
+    /// are added as soon as there are codes, not once a group's are there.
     const FEW_REGISTERS: bool;
 
     /// All lanes `x`.
@@ -111,7 +112,8 @@ pub(crate) trait Lanes: Copy {
     /// [`Lanes::PAIRS`] adds j < 2 to one half of the lane and the others to the other; where codes go beyond 63, it must be told so
     /// with `WIDE`.
     fn dot4<const WIDE: bool>(self, acc: Self::I, codes: Self::I, q: &[i8; 4]) -> Self::I;
-    /// Nothing, but the compiler adds up no other way than it is written. With few registers, it would keep more sums than they hold.
+    /// Nothing, but the compiler adds up, and loads what is loaded, in no other order than is written. With few registers, it would keep
+    /// more sums than they hold.
     #[inline(always)]
     fn pin(self, x: Self::I) -> Self::I {
         x

@@ -180,7 +180,6 @@ impl Lanes for Portable {
 impl Simd for Portable {
     type Low = Self;
     type High = Self;
-    const HALVED: bool = false;
 
     const TILE_ROWS: usize = 2;
     const TILE_PANELS: usize = 1;

@@ -9,14 +9,10 @@ use super::lanes::Lanes;
 /// A level of instructions. A value exists only where the processor has it, so its methods
 /// are safe to call (the values are made in `run` of each level's file).
 pub(crate) trait Simd: Lanes {
-    /// The first eight rows, and the others.
+    /// The first eight rows, which are taken before the others with [`Lanes::FEW_REGISTERS`]. Elsewhere all of them.
     type Low: Lanes;
-    /// See [`Simd::Low`].
+    /// The others.
     type High: Lanes;
-    /// Whether weights that are multiplied as they are unpacked are taken in halves, because what sixteen rows need at a time does not fit the
-    /// registers.
-    const HALVED: bool;
-
     /// Activation rows and panels of 16 weight rows in one integer tile: as many accumulators as
     /// fit the registers beside the operands.
     const TILE_ROWS: usize;

@@ -117,6 +117,14 @@ fn nibble<S: Lanes>(s: S, x: S::I, high: bool) -> S::I {
     mask(s, if high { s.shr::<4>(x) } else { x }, 15)
 }
 
+/// A group of 32 nibbles, the low ones first, but for its end.
+#[inline(always)]
+fn four_bits<S: Lanes>(s: S, x: [S::I; 4], sink: &mut impl Sink<S>) {
+    unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
+        sink.step::<8>(s, 4 * HALF + J, nibble(s, x[J], HALF == 1));
+    }}}}
+}
+
 impl Weave for Q8_0 {
     const HALVES: &[usize] = &[offset_of!(Q8_0, d)];
 }
@@ -150,9 +158,7 @@ impl PanelBlock for Q4_0 {
     unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: offsets within the block.
         let (d, x) = unsafe { (half(s, from, offset_of!(Q4_0, d)), from.columns(s, offset_of!(Q4_0, qs))) };
-        unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
-            sink.step::<8>(s, 4 * HALF + J, nibble(s, x[J], HALF == 1));
-        }}}}
+        four_bits(s, x, sink);
         sink.end::<8>(s, d, d);
     }
 }
@@ -167,9 +173,7 @@ impl PanelBlock for Q4_1 {
             let x = from.columns(s, offset_of!(Q4_1, qs));
             (half(s, from, offset_of!(Q4_1, d)), half(s, from, offset_of!(Q4_1, m)), x)
         };
-        unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
-            sink.step::<8>(s, 4 * HALF + J, nibble(s, x[J], HALF == 1));
-        }}}}
+        four_bits(s, x, sink);
         sink.end::<8>(s, d, s.sub(s.splat(-0.0), m));
     }
 }
@@ -182,6 +186,16 @@ fn fifth_bits<S: Lanes, const N: u32>(s: S, qh: S::I) -> S::I {
     mask(s, s.mul_i(four, s.splat_i(0x0204_0810)), 16)
 }
 
+/// The same with fifth bits.
+#[inline(always)]
+fn five_bits<S: Lanes>(s: S, x: [S::I; 4], qh: S::I, sink: &mut impl Sink<S>) {
+    unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
+        const STEP: usize = 4 * HALF + J;
+        let fifth = fifth_bits::<S, { 4 * STEP as u32 }>(s, qh);
+        sink.step::<8>(s, STEP, s.or(nibble(s, x[J], HALF == 1), fifth));
+    }}}}
+}
+
 impl PanelBlock for Q5_0 {
     const MOST: u8 = 31;
 
@@ -192,11 +206,7 @@ impl PanelBlock for Q5_0 {
             let x = from.columns(s, offset_of!(Q5_0, qs));
             (half(s, from, offset_of!(Q5_0, d)), word(s, from, offset_of!(Q5_0, qh)), x)
         };
-        unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
-            const STEP: usize = 4 * HALF + J;
-            let fifth = fifth_bits::<S, { 4 * STEP as u32 }>(s, qh);
-            sink.step::<8>(s, STEP, s.or(nibble(s, x[J], HALF == 1), fifth));
-        }}}}
+        five_bits(s, x, qh, sink);
         sink.end::<8>(s, d, d);
     }
 }
@@ -211,11 +221,7 @@ impl PanelBlock for Q5_1 {
             let (d, m) = (half(s, from, offset_of!(Q5_1, d)), half(s, from, offset_of!(Q5_1, m)));
             (d, m, word(s, from, offset_of!(Q5_1, qh)), from.columns(s, offset_of!(Q5_1, qs)))
         };
-        unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
-            const STEP: usize = 4 * HALF + J;
-            let fifth = fifth_bits::<S, { 4 * STEP as u32 }>(s, qh);
-            sink.step::<8>(s, STEP, s.or(nibble(s, x[J], HALF == 1), fifth));
-        }}}}
+        five_bits(s, x, qh, sink);
         sink.end::<8>(s, d, s.sub(s.splat(-0.0), m));
     }
 }

@@ -178,6 +178,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Low = Half<0, VNNI>;
     type High = Half<1, VNNI>;
+    type Two = __m256;
 
     // With the codes, sums and accumulators are more than the registers hold, but accumulators are used once in a group only; with 3 rows
     // it is slower (0.84 to 0.98 of it).
@@ -226,13 +227,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))),
             ]
-        })
-    }
-    #[inline(always)]
-    fn load_u8(self, x: &[u8; 16]) -> I {
-        proven!({
-            let bytes = _mm_loadu_si128(x.as_ptr().cast());
-            [_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes))]
         })
     }
     #[inline(always)]
@@ -293,6 +287,33 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         })
     }
     #[inline(always)]
+    fn fold2(self, a: F, b: F) -> __m256 {
+        // Two steps of `fold`; four lanes of either are left.
+        proven!({
+            let (a, b) = (_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1]));
+            _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+        })
+    }
+    #[inline(always)]
+    fn fold16(self, x: [__m256; 8]) -> F {
+        // The other two, for four vectors and for eight at once. Macros, since closures would not have the level's instructions.
+        macro_rules! four {
+            ($k:expr) => {{
+                let (a, b) = (x[$k], x[$k + 1]);
+                _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b))
+            }};
+        }
+        macro_rules! eight {
+            ($k:expr) => {{
+                let (a, b) = (four!($k), four!($k + 2));
+                let sums = _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b));
+                // Those of vectors 0, 2, 4, 6, and of 1, 3, 5, 7.
+                _mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+            }};
+        }
+        proven!([eight!(0), eight!(4)])
+    }
+    #[inline(always)]
     fn largest(self, x: F) -> f32 {
         proven!({
             let x = _mm256_max_ps(x[0], x[1]);
@@ -326,15 +347,24 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         })
     }
     #[inline(always)]
-    fn pick(self, table: F, lanes: I) -> F {
-        let pick = |lanes| {
-            proven!({
-                let low = _mm256_permutevar8x32_ps(table[0], lanes);
-                let high = _mm256_permutevar8x32_ps(table[1], lanes);
-                _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(lanes)))
-            })
-        };
-        lanes.map(pick)
+    fn scale_nibbles(self, d: F, codes: &[u8; 16]) -> [F; 2] {
+        proven!({
+            // Four bits with their sign. The low ones stay at the top of their lanes, 2²⁸ times as large.
+            let codes = _mm_xor_si128(_mm_loadu_si128(codes.as_ptr().cast()), _mm_set1_epi8(-0x78));
+            let low = _mm256_cvtepi8_epi32(codes);
+            let high = _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(codes, codes));
+            let d_low = _mm256_mul_ps(d[0], _mm256_set1_ps(f32::from_bits((127 - 28) << 23)));
+            [
+                [
+                    _mm256_mul_ps(d_low, _mm256_cvtepi32_ps(_mm256_slli_epi32::<28>(low))),
+                    _mm256_mul_ps(d_low, _mm256_cvtepi32_ps(_mm256_slli_epi32::<28>(high))),
+                ],
+                [
+                    _mm256_mul_ps(d[0], _mm256_cvtepi32_ps(_mm256_srai_epi32::<4>(low))),
+                    _mm256_mul_ps(d[0], _mm256_cvtepi32_ps(_mm256_srai_epi32::<4>(high))),
+                ],
+            ]
+        })
     }
 
     #[inline(always)]

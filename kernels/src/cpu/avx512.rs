@@ -193,6 +193,7 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
 impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type Low = Self;
     type High = Self;
+    type Two = [__m512; 2];
 
     // 12 integer and 12 float accumulators, 2 vectors of codes, and scales: 32 registers.
     const TILE_ROWS: usize = 6;
@@ -220,10 +221,6 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn load_i8(self, x: &[i8; 16]) -> __m512 {
         proven!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
-    }
-    #[inline(always)]
-    fn load_u8(self, x: &[u8; 16]) -> __m512i {
-        proven!(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
     }
     #[inline(always)]
     fn store_i8(self, x: __m512, out: &mut [i8; 16]) {
@@ -267,7 +264,12 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         })
     }
     #[inline(always)]
-    fn fold16(self, x: [__m512; 16]) -> __m512 {
+    fn fold2(self, a: __m512, b: __m512) -> [__m512; 2] {
+        [a, b]
+    }
+    #[inline(always)]
+    fn fold16(self, x: [[__m512; 2]; 8]) -> __m512 {
+        let x = x.as_flattened();
         // Each step of `fold` for two vectors at once, until one vector holds the sums of all. The last step leaves the sum of
         // vector l of `four!(k)` in lane 4l + k. Macros, since closures would not have the level's instructions.
         macro_rules! halves {
@@ -314,8 +316,18 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         proven!(_mm512_reduce_max_epi32(x))
     }
     #[inline(always)]
-    fn pick(self, table: __m512, lanes: __m512i) -> __m512 {
-        proven!(_mm512_permutexvar_ps(lanes, table))
+    fn scale_nibbles(self, d: __m512, codes: &[u8; 16]) -> [__m512; 2] {
+        const CENTRED: [f32; 16] =
+            [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+        proven!({
+            // All sixteen products, of which each code picks one; a lane's high bits do not count.
+            let products = _mm512_mul_ps(d, _mm512_loadu_ps(CENTRED.as_ptr()));
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+            [
+                _mm512_permutexvar_ps(bytes, products),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), products),
+            ]
+        })
     }
 
     #[inline(always)]

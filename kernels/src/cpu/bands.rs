@@ -26,9 +26,9 @@ pub(super) struct Bands<'a> {
 }
 
 impl Bands<'_> {
-    /// Bytes that some outputs are expanded with, as a range of those of U.
+    /// Bytes of the bands that begin among some outputs, as a range of those of U.
     pub fn bytes(u: QMatrix<'_>, outputs: &Range<usize>) -> Range<usize> {
-        outputs.start / BAND * u.row_bytes()..outputs.end.div_ceil(BAND) * u.row_bytes()
+        outputs.start.div_ceil(BAND) * u.row_bytes()..outputs.end.div_ceil(BAND) * u.row_bytes()
     }
 
     /// `U z` of every line, for some outputs.
@@ -103,17 +103,10 @@ impl BandColumn for Q8_0 {
     }
 }
 
-/// What the codes of Q4_0 stand for, in units of the scale.
-const Q4_0_CODES: [f32; 16] =
-    [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
-
 impl BandColumn for Q4_0 {
     #[inline(always)]
     fn load<S: Simd>(&self, s: S) -> [S::F; 2] {
-        // All sixteen values of the block, one of which each code picks.
-        let values = s.mul(scale(s, self.d), s.load(&Q4_0_CODES));
-        let bytes = s.load_u8(&self.qs);
-        [s.pick(values, bytes), s.pick(values, s.shr::<4>(bytes))]
+        s.scale_nibbles(scale(s, self.d), &self.qs)
     }
 }
 
@@ -136,15 +129,18 @@ impl<B: BandColumn> Op for Lines<'_, B> {
         let bands = self.outputs.end.div_ceil(BAND) - self.outputs.start / BAND;
         let mut band = 0;
         while band < bands {
-            // Four times two sums hide the time that each addition takes: those of lines, or of bands.
+            // Four times two sums hide the time that each addition takes: those of lines, or of bands. With few registers, no more than two
+            // times two fit beside the column.
             let (left, mut line) = (bands - band, 0);
+            let most = if S::FEW_REGISTERS { 2 } else { 4 };
             let at_once = match self.lines {
-                1 if left >= 4 => 4,
-                1 | 2 if left >= 2 => 2,
+                1 if left >= 4 && most == 4 => 4,
+                1 if left >= 2 => 2,
+                2 if left >= 2 && most == 4 => 2,
                 _ => 1,
             };
             while line < self.lines {
-                line += match (self.lines - line, at_once) {
+                line += match ((self.lines - line).min(most), at_once) {
                     (1, 4) => self.tile::<S, 1, 4>(s, line, band),
                     (1, 2) => self.tile::<S, 1, 2>(s, line, band),
                     (1, _) => self.tile::<S, 1, 1>(s, line, band),

@@ -165,9 +165,10 @@ impl Op for Fold<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         if let Ok(lanes) = <&[[f32; 16]; STRIP]>::try_from(self.lanes) {
-            let mut all = [s.splat(0.0); STRIP];
-            for i in 0..STRIP {
-                all[i] = s.load(&lanes[i]);
+            let none = s.splat(0.0);
+            let mut all = [s.fold2(none, none); STRIP / 2];
+            for i in 0..STRIP / 2 {
+                all[i] = s.fold2(s.load(&lanes[2 * i]), s.load(&lanes[2 * i + 1]));
             }
             return s.store(s.fold16(all), self.sums);
         }
@@ -193,7 +194,7 @@ struct Narrow<'a, B> {
     x: &'a [f32],
     x_stride: usize,
     n_rows: usize,
-    /// At most [`NARROW`].
+    /// A multiple of 16, at most [`NARROW`].
     columns: usize,
     /// Receives `[row · panels + panel]`.
     out: *mut [f32; STRIP],
@@ -205,21 +206,41 @@ impl<B: FloatBlock> Op for Narrow<'_, B> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        match self.columns / 16 {
+            1 => self.columns::<S, 1>(s),
+            2 => self.columns::<S, 2>(s),
+            3 => self.columns::<S, 3>(s),
+            4 => self.columns::<S, 4>(s),
+            n => unreachable!("{n} vectors"),
+        }
+    }
+}
+
+impl<B: FloatBlock> Narrow<'_, B> {
+    /// N vectors of columns. Two weights at a time, which are then one register where there are few.
+    #[inline(always)]
+    fn columns<S: Simd, const N: usize>(self, s: S) {
+        let none = s.splat(0.0);
         for panel in 0..self.panels {
             let weights = self.weights.wrapping_add(panel * STRIP * self.weight_stride);
             for row in 0..self.n_rows {
-                let mut acc = [s.splat(0.0); STRIP];
-                let (x, _) = self.x[row * self.x_stride..][..self.columns].as_chunks::<16>();
-                for (k, x) in x.iter().enumerate() {
-                    let x = s.load(x);
-                    for w in 0..STRIP {
-                        let at = weights.wrapping_add(w * self.weight_stride + 16 * k * size_of::<B>());
-                        // SAFETY: `columns` is a multiple of 16, and so many weights are readable in each row.
-                        acc[w] = s.fma(unsafe { B::load(s, at) }, x, acc[w]);
+                let (x, _) = self.x[row * self.x_stride..][..16 * N].as_chunks::<16>();
+                let mut sums = [s.fold2(none, none); STRIP / 2];
+                for i in 0..STRIP / 2 {
+                    let mut acc = [none; 2];
+                    for k in 0..N {
+                        let x = s.load(&x[k]);
+                        for w in 0..2 {
+                            let row = (2 * i + w) * self.weight_stride;
+                            let at = weights.wrapping_add(row + 16 * k * size_of::<B>());
+                            // SAFETY: so many weights are readable in each row.
+                            acc[w] = s.fma(unsafe { B::load(s, at) }, x, acc[w]);
+                        }
                     }
+                    sums[i] = s.fold2(acc[0], acc[1]);
                 }
                 // SAFETY: the caller's room for all rows and panels.
-                s.store(s.fold16(acc), unsafe { &mut *self.out.add(row * self.panels + panel) });
+                s.store(s.fold16(sums), unsafe { &mut *self.out.add(row * self.panels + panel) });
             }
         }
     }

@@ -180,6 +180,7 @@ impl Lanes for Portable {
 impl Simd for Portable {
     type Low = Self;
     type High = Self;
+    type Two = [f32; 2];
 
     const TILE_ROWS: usize = 2;
     const TILE_PANELS: usize = 1;
@@ -204,10 +205,6 @@ impl Simd for Portable {
     #[inline(always)]
     fn load_i8(self, x: &[i8; 16]) -> [f32; 16] {
         x.map(f32::from)
-    }
-    #[inline(always)]
-    fn load_u8(self, x: &[u8; 16]) -> [u32; 16] {
-        x.map(u32::from)
     }
     #[inline(always)]
     fn store_i8(self, x: [f32; 16], out: &mut [i8; 16]) {
@@ -247,6 +244,16 @@ impl Simd for Portable {
         sum::fold(x)
     }
     #[inline(always)]
+    fn fold2(self, a: [f32; 16], b: [f32; 16]) -> [f32; 2] {
+        [sum::fold(a), sum::fold(b)]
+    }
+    #[inline(always)]
+    fn fold16(self, x: [[f32; 2]; 8]) -> [f32; 16] {
+        let mut sums = [0.0; 16];
+        sums.copy_from_slice(x.as_flattened());
+        sums
+    }
+    #[inline(always)]
     fn largest(self, x: [f32; 16]) -> f32 {
         x.into_iter().fold(f32::NEG_INFINITY, |m, v| if v > m { v } else { m })
     }
@@ -269,8 +276,9 @@ impl Simd for Portable {
         x.into_iter().fold(i32::MIN, |m, v| m.max(v as i32))
     }
     #[inline(always)]
-    fn pick(self, table: [f32; 16], lanes: [u32; 16]) -> [f32; 16] {
-        lanes.map(|lane| table[lane as usize % 16])
+    fn scale_nibbles(self, d: [f32; 16], codes: &[u8; 16]) -> [[f32; 16]; 2] {
+        let scaled = |code: u8| d[0] * (f32::from(code) - 8.0);
+        [codes.map(|byte| scaled(byte & 15)), codes.map(|byte| scaled(byte >> 4))]
     }
 
     #[inline(always)]

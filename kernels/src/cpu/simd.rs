@@ -13,6 +13,8 @@ pub(crate) trait Simd: Lanes {
     type Low: Lanes;
     /// The others.
     type High: Lanes;
+    /// Two vectors on their way to [`Simd::fold16`].
+    type Two: Copy;
     /// Activation rows and panels of 16 weight rows in one integer tile: as many accumulators as
     /// fit the registers beside the operands.
     const TILE_ROWS: usize;
@@ -36,8 +38,6 @@ pub(crate) trait Simd: Lanes {
     fn load_bf16(self, x: &[[u8; 2]; 16]) -> Self::F;
     /// 16 signed bytes.
     fn load_i8(self, x: &[i8; 16]) -> Self::F;
-    /// 16 bytes, zero-extended.
-    fn load_u8(self, x: &[u8; 16]) -> Self::I;
     /// Rounds to integers, ties to even, and saturates to bytes.
     fn store_i8(self, x: Self::F, out: &mut [i8; 16]);
 
@@ -55,15 +55,10 @@ pub(crate) trait Simd: Lanes {
     fn exp2(self, n: Self::F) -> Self::F;
     /// The sum in the order of [`crate::ops::sum::fold`].
     fn fold(self, x: Self::F) -> f32;
-    /// [`Simd::fold`] of each.
-    #[inline(always)]
-    fn fold16(self, x: [Self::F; 16]) -> Self::F {
-        let mut sums = [0.0; 16];
-        for (sum, x) in sums.iter_mut().zip(x) {
-            *sum = self.fold(x);
-        }
-        self.load(&sums)
-    }
+    /// Begins to fold two vectors, in the registers of one where there are few.
+    fn fold2(self, a: Self::F, b: Self::F) -> Self::Two;
+    /// [`Simd::fold`] of sixteen vectors, two by two in order.
+    fn fold16(self, x: [Self::Two; 8]) -> Self::F;
     /// The largest lane.
     fn largest(self, x: Self::F) -> f32;
     /// The reverse.
@@ -74,8 +69,9 @@ pub(crate) trait Simd: Lanes {
     fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// The largest of all signed 32-bit lanes.
     fn largest_i(self, x: Self::I) -> i32;
-    /// `table[low four bits]` of each 32-bit lane.
-    fn pick(self, table: Self::F, lanes: Self::I) -> Self::F;
+    /// `d · (code − 8)` of 32 codes: the low four bits of each byte, then the high ones. In all lanes `d` is the same number, of
+    /// half precision, so that the products are exact.
+    fn scale_nibbles(self, d: Self::F, codes: &[u8; 16]) -> [Self::F; 2];
 }
 
 /// Weight rows of a float tile.

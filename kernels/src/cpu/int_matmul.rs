@@ -1,5 +1,6 @@
 //! Products with integer formats: panels are unpacked once and meet all activation rows.
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
@@ -156,6 +157,25 @@ unsafe fn sweep<const STEPS: usize, const MIN: bool, const MOST: u8>(
     isa.run(Sweep::<STEPS, MIN, MOST> { panels, column, columns, x, offsets, tiles, acc, ahead, outputs });
 }
 
+/// What a strip needs besides its operands. On the stack these 56 KiB would be touched page by page with every strip, which takes as long as
+/// the rest of it that is not in a kernel.
+#[repr(C, align(64))]
+struct Scratch {
+    acc: [MaybeUninit<[f32; ROWS]>; ACCUMULATORS],
+    panels: [MaybeUninit<Panel>; MAX_PANELS],
+}
+
+impl Scratch {
+    fn new() -> Box<Scratch> {
+        // SAFETY: nothing in it has to be initialized.
+        unsafe { Box::<Scratch>::new_uninit().assume_init() }
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Option<Box<Scratch>>> = const { RefCell::new(None) };
+}
+
 /// Some weight rows times some tiles of activations.
 pub(crate) struct Strip<'a> {
     /// The weights.
@@ -262,19 +282,32 @@ impl Strip<'_> {
         }
     }
 
-    /// Blocks are unpacked into panels, which all tiles pass. Not inlined, since its 56 KiB of stack are touched page by page on every
-    /// entry.
+    /// Blocks are unpacked into panels, which all tiles pass.
     ///
     /// # Safety
     /// No one else uses the outputs.
-    #[inline(never)]
     unsafe fn through_panels(&self, isa: Isa, kernel: &IntKernel, outputs: Outputs<'_>) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let scratch = scratch.get_or_insert_with(Scratch::new);
+            // SAFETY: the caller's promise.
+            unsafe { self.through_panels_in(scratch, isa, kernel, outputs) }
+        });
+    }
+
+    /// # Safety
+    /// No one else uses the outputs.
+    unsafe fn through_panels_in(
+        &self,
+        scratch: &mut Scratch,
+        isa: Isa,
+        kernel: &IntKernel,
+        outputs: Outputs<'_>,
+    ) {
         let (panels, stride) = (isa.tile_panels(), self.weight.row_bytes());
         let n_rows = self.x.tiles.start(self.tiles.end) - self.x.tiles.start(self.tiles.start);
         assert!(n_rows <= ROW_BLOCK && self.rows.len() <= panels * ROWS);
-        let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; ACCUMULATORS];
+        let Scratch { acc, panels: storage } = scratch;
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
-        let mut storage = [const { MaybeUninit::<Panel>::uninit() }; MAX_PANELS];
         let mut copies = Vec::new();
         for column in (0..self.x.columns).step_by(COLUMNS) {
             let columns = COLUMNS.min(self.x.columns - column);

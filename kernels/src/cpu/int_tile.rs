@@ -4,6 +4,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::activations::Activations;
+use super::frame;
 use super::int_sum::GroupSum;
 use super::lanes::unroll;
 use super::output::Output;
@@ -123,6 +124,7 @@ impl<const STEPS: usize, const MIN: bool, const MOST: u8> Op for Sweep<'_, STEPS
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        frame::align();
         if S::TILE_PANELS == 2 { self.sweep::<S, 2>(s) } else { self.sweep::<S, 1>(s) }
     }
 }

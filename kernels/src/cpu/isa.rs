@@ -138,14 +138,29 @@ impl Isa {
         }
     }
 
+    /// What the level's kernels are shaped like.
+    fn shapes(self) -> Shapes {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => Shapes::of::<avx2::Avx2<false>>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2Vnni => Shapes::of::<avx2::Avx2<true>>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => Shapes::of::<avx512::Avx512<false>>(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni | Level::Avx512Bf16 | Level::AmxBf16 => Shapes::of::<avx512::Avx512<true>>(),
+            _ => Shapes::of::<portable::Portable>(),
+        }
+    }
+
     /// See [`Simd::TILE_ROWS`].
     pub(crate) fn tile_rows(self) -> usize {
-        self.run(Traits).0
+        self.shapes().tile_rows
     }
 
     /// See [`Simd::DIRECT_ROWS`].
     pub(crate) fn direct_rows(self) -> usize {
-        self.run(Traits).3
+        self.shapes().direct_rows
     }
 
     /// The most rows of a tile where `rows` are to be divided.
@@ -155,12 +170,12 @@ impl Isa {
 
     /// See [`Simd::TILE_PANELS`].
     pub(crate) fn tile_panels(self) -> usize {
-        self.run(Traits).1
+        self.shapes().tile_panels
     }
 
-    /// See [`Simd::PAIRS`].
+    /// See [`Lanes::PAIRS`](super::lanes::Lanes::PAIRS).
     pub(crate) fn has_pairs(self) -> bool {
-        self.run(Traits).2
+        self.shapes().has_pairs
     }
 
     /// Which level it proves.
@@ -169,15 +184,22 @@ impl Isa {
     }
 }
 
-/// The constants of a level.
-struct Traits;
+/// The constants of a level, which every strip asks for.
+struct Shapes {
+    tile_rows: usize,
+    tile_panels: usize,
+    direct_rows: usize,
+    has_pairs: bool,
+}
 
-impl Op for Traits {
-    type Out = (usize, usize, bool, usize);
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> Self::Out {
-        (S::TILE_ROWS, S::TILE_PANELS, S::PAIRS, S::DIRECT_ROWS)
+impl Shapes {
+    const fn of<S: Simd>() -> Shapes {
+        Shapes {
+            tile_rows: S::TILE_ROWS,
+            tile_panels: S::TILE_PANELS,
+            direct_rows: S::DIRECT_ROWS,
+            has_pairs: S::PAIRS,
+        }
     }
 }
 

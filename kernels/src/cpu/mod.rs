@@ -21,6 +21,7 @@ mod backend;
 mod bands;
 mod cores;
 mod float_matmul;
+mod frame;
 mod int_direct;
 mod int_matmul;
 mod int_sum;

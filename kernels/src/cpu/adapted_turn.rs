@@ -13,13 +13,15 @@ use super::matmul::{Input, Plan, Product, count_strips};
 use super::output::{Addends, Output};
 use super::prepared::Prepared;
 use super::simd::Fetch;
-use crate::backend::Expand;
+use crate::backend::{BAND, Expand};
 use crate::quant::{FormatError, QMatrix};
 
 /// What is expanded before it is used: 128 KiB, a part of the second level.
 const AT_ONCE: usize = 1 << 15;
 /// How often a task asks whether the cores are done before it begins without: some microseconds, less than adding to its outputs later.
 const POLLS: usize = 1 << 10;
+/// Weight rows after which what others are expanded with is fetched: a band, or as many rows.
+const FETCHED_ROWS: usize = BAND;
 /// Tasks per thread that cores, and what is late, are dealt out in.
 const SMALL_TASKS_PER_THREAD: usize = 4;
 
@@ -65,7 +67,7 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// What some rows of its layer's weight are expanded with, a piece of memory.
+    /// What some rows of its layer's weight are expanded with, a piece of memory: once, if it is for more than these rows.
     fn bytes(&self, rows: &Range<usize>) -> &[u8] {
         let range = match self.u {
             Expand::Rows(u) => rows.start * u.row_bytes()..rows.end * u.row_bytes(),
@@ -425,13 +427,18 @@ impl<'a> Turn<'a> {
         out: Output<'_>,
     ) -> Result<(), FormatError> {
         let (first, end) = (strips.start, strips.end);
-        for strip in strips {
-            let then = Some(ahead.start).filter(|_| std::ptr::eq(layer, next) && !ahead.is_empty());
-            let then = if strip + 1 < end { Some(strip + 1) } else { then };
+        let step = (FETCHED_ROWS / layer.plan.strip()).max(1);
+        let goes_on = std::ptr::eq(layer, next) && !ahead.is_empty();
+        for strip in strips.step_by(step) {
+            let these = strip..(strip + step).min(end);
+            let then = if these.end < end { Some(these.end) } else { Some(ahead.start).filter(|_| goes_on) };
             let ahead = (ahead.start + strip - first).min(ahead.end)..ahead.end;
-            self.fetch_parts(next, next.plan.weight_rows(&(ahead.start..(ahead.start + 1).min(ahead.end))));
+            self.fetch_parts(
+                next,
+                next.plan.weight_rows(&(ahead.start..(ahead.start + step).min(ahead.end))),
+            );
             // SAFETY: the caller's promise.
-            unsafe { layer.plan.strips(self.workers.isa, strip..strip + 1, 0, then, out)? };
+            unsafe { layer.plan.strips(self.workers.isa, these, 0, then, out)? };
         }
         Ok(())
     }
@@ -461,7 +468,7 @@ impl<'a> Turn<'a> {
             // SAFETY: the lines are this call's alone, and the rows distinct (see `join`).
             unsafe { self.expand(part, rows.clone(), out.placed(&part.rows))? };
         }
-        let addends = Addends { values: lines, first: rows.start, lines: &layer.rows };
+        let addends = Addends { values: lines, width, first: rows.start, lines: &layer.rows };
         // SAFETY: the caller's promise.
         unsafe { self.strips(layer, strips, ahead, plan.out.plus(addends))? };
         for part in parts.iter().filter(|part| part.again) {

@@ -34,6 +34,8 @@ enum Onto<'a> {
 pub(crate) struct Addends<'a> {
     /// Line after line, also for those without.
     pub values: &'a [f32],
+    /// Floats of a line.
+    pub width: usize,
     /// The weight row whose output a line begins with.
     pub first: usize,
     /// Which lines have any.
@@ -44,8 +46,7 @@ impl<'a> Addends<'a> {
     /// Those of some weight rows in a line.
     #[inline(always)]
     fn of(&self, line: usize, start: usize, len: usize) -> Option<&'a [f32]> {
-        let width = self.values.len() / self.lines.len();
-        self.lines[line].then(|| &self.values[line * width + start - self.first..][..len])
+        self.lines[line].then(|| &self.values[line * self.width + start - self.first..][..len])
     }
 }
 

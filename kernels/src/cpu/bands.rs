@@ -170,10 +170,14 @@ impl<B: BandColumn> Lines<'_, B> {
         }
         let mut sums = [[[s.splat(0.0); 2]; M]; N];
         for k in 0..rank {
-            let z = z.map(|z| s.splat(z[k]));
+            // By hand: what `map` calls is not always compiled into this, and only here are the level's instructions.
+            let mut at_k = [s.splat(0.0); M];
+            for (at_k, z) in at_k.iter_mut().zip(z) {
+                *at_k = s.splat(z[k]);
+            }
             for (sums, columns) in sums.iter_mut().zip(columns) {
                 let u = columns[k].load(s);
-                for (sums, z) in sums.iter_mut().zip(z) {
+                for (sums, z) in sums.iter_mut().zip(at_k) {
                     *sums = [s.fma(u[0], z, sums[0]), s.fma(u[1], z, sums[1])];
                 }
             }

@@ -1,6 +1,8 @@
 //! Every operation of every backend against the reference.
 
 mod attention;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod inlined;
 mod linear;
 mod lora;
 mod matmul;

@@ -185,6 +185,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const TILE_ROWS: usize = 4;
     const TILE_PANELS: usize = 1;
     const DIRECT_ROWS: usize = 4;
+    const DIRECT_ROWS_NEAR: usize = 16;
     const FLOAT_ROWS: usize = 1;
     #[inline(always)]
     fn load(self, x: &[f32; 16]) -> F {

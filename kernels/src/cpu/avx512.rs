@@ -199,6 +199,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const TILE_ROWS: usize = 6;
     const TILE_PANELS: usize = 2;
     const DIRECT_ROWS: usize = 8;
+    const DIRECT_ROWS_NEAR: usize = 8;
     const FLOAT_ROWS: usize = 6;
     #[inline(always)]
     fn load(self, x: &[f32; 16]) -> __m512 {

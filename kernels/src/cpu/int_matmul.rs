@@ -157,6 +157,16 @@ unsafe fn sweep<const STEPS: usize, const MIN: bool, const MOST: u8>(
     isa.run(Sweep::<STEPS, MIN, MOST> { panels, column, columns, x, offsets, tiles, acc, ahead, outputs });
 }
 
+/// Whether sixteen rows lie close together.
+fn is_near(weight: QMatrix<'_>) -> bool {
+    weight.row_bytes() * ROWS < NEAR
+}
+
+/// Whether blocks are multiplied as they are unpacked, for each tile of activations anew.
+fn is_direct(isa: Isa, weight: QMatrix<'_>, x: &Activations<'_>) -> bool {
+    x.tiles.rows() <= if is_near(weight) { isa.direct_rows_near() } else { isa.direct_rows() }
+}
+
 /// What a strip needs besides its operands. On the stack these 56 KiB would be touched page by page with every strip, which takes as long as
 /// the rest of it that is not in a kernel.
 #[repr(C, align(64))]
@@ -198,11 +208,11 @@ impl Strip<'_> {
     /// The most weight rows of a strip with these activations. Many only where a call for each tile's would cost as much as what it
     /// computes: with long rows, which come from memory, nothing was gained (`benches/NOTES.md`).
     pub fn most_rows(isa: Isa, weight: QMatrix<'_>, x: &Activations<'_>) -> usize {
-        match x.tiles.rows() {
-            few if few <= isa.direct_rows() && weight.row_bytes() * ROWS < NEAR => {
-                DIRECT_ACCUMULATORS / few.max(1) * ROWS
-            }
-            _ => isa.tile_panels() * ROWS,
+        if is_near(weight) && is_direct(isa, weight, x) {
+            let of_tile = x.tiles.rows().min(isa.rows_of_tile(x.tiles.rows()));
+            DIRECT_ACCUMULATORS / of_tile.max(1) * ROWS
+        } else {
+            isa.tile_panels() * ROWS
         }
     }
 
@@ -215,8 +225,11 @@ impl Strip<'_> {
         let outputs = Outputs { out, rows: self.rows.clone() };
         // SAFETY: the caller's promise.
         unsafe {
-            if self.x.tiles.rows() <= isa.direct_rows() {
-                self.directly(isa, kernel, outputs);
+            if is_direct(isa, self.weight, self.x) {
+                for tile in self.tiles.clone() {
+                    Strip { rows: self.rows.clone(), tiles: tile..tile + 1, ..*self }
+                        .directly(isa, kernel, &outputs);
+                }
             } else {
                 self.through_panels(isa, kernel, outputs);
             }
@@ -226,9 +239,10 @@ impl Strip<'_> {
     /// Every block is unpacked into registers and multiplied there.
     ///
     /// # Safety
-    /// The activations are one tile; no one else uses the outputs.
-    unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, outputs: Outputs<'_>) {
-        let (n_rows, panels) = (self.x.tiles.rows(), self.rows.len().div_ceil(ROWS));
+    /// The tiles are one; no one else uses the outputs.
+    unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, outputs: &Outputs<'_>) {
+        let first = self.x.tiles.start(self.tiles.start);
+        let (n_rows, panels) = (self.x.tiles.start(self.tiles.end) - first, self.rows.len().div_ceil(ROWS));
         assert!(n_rows * panels <= DIRECT_ACCUMULATORS);
         let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; DIRECT_ACCUMULATORS];
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
@@ -236,7 +250,7 @@ impl Strip<'_> {
         unsafe {
             self.accumulate(isa, kernel, acc);
             for row in 0..n_rows {
-                outputs.put(row, acc.add(row * panels));
+                outputs.put(first + row, acc.add(row * panels));
             }
         }
     }
@@ -244,7 +258,7 @@ impl Strip<'_> {
     /// The products of all panels, as `acc[row][panel]`.
     ///
     /// # Safety
-    /// The activations are one tile; `acc` has room.
+    /// The tiles are one; `acc` has room.
     unsafe fn accumulate(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
         let stride = self.weight.row_bytes();
         let acc_stride = self.rows.len().div_ceil(ROWS);

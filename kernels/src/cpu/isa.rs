@@ -163,6 +163,11 @@ impl Isa {
         self.shapes().direct_rows
     }
 
+    /// See [`Simd::DIRECT_ROWS_NEAR`].
+    pub(crate) fn direct_rows_near(self) -> usize {
+        self.shapes().direct_rows_near
+    }
+
     /// The most rows of a tile where `rows` are to be divided.
     pub(crate) fn rows_of_tile(self, rows: usize) -> usize {
         if rows <= self.direct_rows() { self.direct_rows() } else { self.tile_rows() }
@@ -189,6 +194,7 @@ struct Shapes {
     tile_rows: usize,
     tile_panels: usize,
     direct_rows: usize,
+    direct_rows_near: usize,
     has_pairs: bool,
 }
 
@@ -198,6 +204,7 @@ impl Shapes {
             tile_rows: S::TILE_ROWS,
             tile_panels: S::TILE_PANELS,
             direct_rows: S::DIRECT_ROWS,
+            direct_rows_near: S::DIRECT_ROWS_NEAR,
             has_pairs: S::PAIRS,
         }
     }

@@ -185,6 +185,7 @@ impl Simd for Portable {
     const TILE_ROWS: usize = 2;
     const TILE_PANELS: usize = 1;
     const DIRECT_ROWS: usize = 2;
+    const DIRECT_ROWS_NEAR: usize = 2;
     const FLOAT_ROWS: usize = 1;
     #[inline(always)]
     fn load(self, x: &[f32; 16]) -> [f32; 16] {

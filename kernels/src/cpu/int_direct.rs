@@ -9,6 +9,7 @@
 use std::marker::PhantomData;
 
 use super::activations::Activations;
+use super::frame;
 use super::int_sum::GroupSum;
 use super::lanes::Lanes;
 use super::panel::{PanelBlock, ROWS, Sink};
@@ -58,6 +59,10 @@ impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Op for Direct<'_
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if B::LEN > 32 {
+            // What is known of a large block does not fit registers anyway.
+            frame::align();
+        }
         match self.x.tiles.start(self.tile + 1) - self.x.tiles.start(self.tile) {
             1 => self.tile::<S, 1>(s),
             2 => self.tile::<S, 2>(s),

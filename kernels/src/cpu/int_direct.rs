@@ -225,10 +225,12 @@ impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<
             let sum = if Self::CHAINS == 2 { s.add_i(sum, self.sums[m][1].get::<STEPS>(s, 0)) } else { sum };
             // SAFETY: as above.
             let (x, offset) = unsafe { (*self.scales.add(m), *self.offsets.add(m)) };
-            self.acc[m] = s.fma(s.to_f(sum), s.mul(scales, s.splat(x)), self.acc[m]);
+            let mut acc = s.fma(s.to_f(sum), s.mul(scales, s.splat(x)), self.acc[m]);
             if MIN {
-                self.acc[m] = s.fma(mins, s.splat(f32::from_bits(offset as u32)), self.acc[m]);
+                acc = s.fma(mins, s.splat(f32::from_bits(offset as u32)), acc);
             }
+            // Before the next group: the compiler would keep what it is made of for all groups of a block.
+            self.acc[m] = s.pin_f(acc);
         }
         self.q = self.q.wrapping_add(STEPS * M);
         self.offsets = self.offsets.wrapping_add(M);

@@ -118,6 +118,11 @@ pub(crate) trait Lanes: Copy {
     fn pin(self, x: Self::I) -> Self::I {
         x
     }
+    /// The same for floats.
+    #[inline(always)]
+    fn pin_f(self, x: Self::F) -> Self::F {
+        x
+    }
     /// The sum of both halves of each lane, for a level with [`Lanes::PAIRS`]; elsewhere a lane has no halves.
     #[inline(always)]
     fn add_pairs(self, pairs: Self::I) -> Self::I {

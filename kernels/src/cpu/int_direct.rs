@@ -229,8 +229,9 @@ impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<
             if MIN {
                 acc = s.fma(mins, s.splat(f32::from_bits(offset as u32)), acc);
             }
-            // Before the next group: the compiler would keep what it is made of for all groups of a block.
-            self.acc[m] = s.pin_f(acc);
+            // Before the next group: the compiler would keep what it is made of for all groups of a block. With groups of 16 and one row, it
+            // better does: there are as many conversions as products.
+            self.acc[m] = if STEPS == 8 || M > 2 { s.pin_f(acc) } else { acc };
         }
         self.q = self.q.wrapping_add(STEPS * M);
         self.offsets = self.offsets.wrapping_add(M);

@@ -94,6 +94,7 @@ fn products_have_the_bits_of_the_reference() {
             (33, 1024 + 3 * step, 6),
             (5, 512, 70),
             (48, 1536, 2),
+            (600, step, 16),
         ];
         if is_float(ty) {
             shapes.extend([(3, 15, 2), (20, 17, 9), (7, 529, 50), (4, 33, 100), (40, 64, 3), (16, 16, 50)]);

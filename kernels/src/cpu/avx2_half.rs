@@ -19,15 +19,6 @@ fn opaque(mut x: __m256i) -> __m256i {
     x
 }
 
-/// The same for floats.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn opaque_f(mut x: __m256) -> __m256 {
-    // SAFETY: there is no instruction.
-    unsafe { asm!("/* {x} */", x = inout(ymm_reg) x, options(nomem, nostack, preserves_flags)) };
-    x
-}
-
 macro_rules! proven {
     ($call:expr) => {{
         // SAFETY: `self` is made only of an [`Avx2`], which proves the features that the instruction needs;
@@ -193,7 +184,7 @@ impl<const HIGH: usize, const VNNI: bool> Lanes for Half<HIGH, VNNI> {
     }
     #[inline(always)]
     fn pin_f(self, x: __m256) -> __m256 {
-        proven!(opaque_f(x))
+        proven!(_mm256_castsi256_ps(opaque(_mm256_castps_si256(x))))
     }
     #[inline(always)]
     fn add_pairs(self, pairs: __m256i) -> __m256i {

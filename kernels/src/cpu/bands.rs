@@ -128,15 +128,15 @@ impl<B: BandColumn> Op for Lines<'_, B> {
     fn run<S: Simd>(self, s: S) {
         let bands = self.outputs.end.div_ceil(BAND) - self.outputs.start / BAND;
         let mut band = 0;
+        // Four times two sums hide the time that each addition takes: those of lines, or of bands. With few registers, no more than two times
+        // two fit beside the column.
+        let most = if S::FEW_REGISTERS { 2 } else { 4 };
+        let most_bands = most / self.lines;
         while band < bands {
-            // Four times two sums hide the time that each addition takes: those of lines, or of bands. With few registers, no more than two
-            // times two fit beside the column.
-            let (left, mut line) = (bands - band, 0);
-            let most = if S::FEW_REGISTERS { 2 } else { 4 };
-            let at_once = match self.lines {
-                1 if left >= 4 && most == 4 => 4,
-                1 if left >= 2 => 2,
-                2 if left >= 2 && most == 4 => 2,
+            let mut line = 0;
+            let at_once = match most_bands.min(bands - band) {
+                4.. => 4,
+                2 | 3 => 2,
                 _ => 1,
             };
             while line < self.lines {

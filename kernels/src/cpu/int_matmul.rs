@@ -275,7 +275,7 @@ impl Strip<'_> {
         if panels > 0 {
             let bytes = stride * ROWS;
             // The next panel, but not beyond it: tasks are a few panels long, and what lies behind a task is another thread's.
-            let ahead = if bytes < NEAR { 0 } else { bytes };
+            let ahead = if is_near(self.weight) { 0 } else { bytes };
             let last = self.rows.start + (panels - 1) * ROWS;
             let next = self.next.filter(|next| ahead > 0 && next + ROWS <= self.weight.rows());
             let ahead_of_last = next.map_or(0, |next| next.wrapping_sub(last).wrapping_mul(stride));

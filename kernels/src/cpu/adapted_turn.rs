@@ -427,7 +427,7 @@ impl<'a> Turn<'a> {
         out: Output<'_>,
     ) -> Result<(), FormatError> {
         let (first, end) = (strips.start, strips.end);
-        let step = (FETCHED_ROWS / layer.plan.strip()).max(1);
+        let step = (FETCHED_ROWS.max(layer.plan.at_once(self.workers.isa)) / layer.plan.strip()).max(1);
         let goes_on = std::ptr::eq(layer, next) && !ahead.is_empty();
         for strip in strips.step_by(step) {
             let these = strip..(strip + step).min(end);

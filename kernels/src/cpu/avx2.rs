@@ -46,6 +46,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     type I = I;
     const PAIRS: bool = !VNNI;
     const FEW_REGISTERS: bool = true;
+    const DIRECT_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -184,7 +185,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     // it is slower (0.84 to 0.98 of it).
     const TILE_ROWS: usize = 4;
     const TILE_PANELS: usize = 1;
-    const DIRECT_ROWS: usize = 4;
+    const DIRECT_TILES: usize = 2;
     const DIRECT_ROWS_NEAR: usize = 16;
     const FLOAT_ROWS: usize = 1;
     #[inline(always)]

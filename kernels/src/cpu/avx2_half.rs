@@ -40,6 +40,7 @@ impl<const HIGH: usize, const VNNI: bool> Lanes for Half<HIGH, VNNI> {
     type I = __m256i;
     const PAIRS: bool = !VNNI;
     const FEW_REGISTERS: bool = true;
+    const DIRECT_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {

@@ -34,6 +34,7 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     type I = __m512i;
     const PAIRS: bool = !VNNI;
     const FEW_REGISTERS: bool = false;
+    const DIRECT_ROWS: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -198,7 +199,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     // 12 integer and 12 float accumulators, 2 vectors of codes, and scales: 32 registers.
     const TILE_ROWS: usize = 6;
     const TILE_PANELS: usize = 2;
-    const DIRECT_ROWS: usize = 8;
+    const DIRECT_TILES: usize = 1;
     const DIRECT_ROWS_NEAR: usize = 8;
     const FLOAT_ROWS: usize = 6;
     #[inline(always)]

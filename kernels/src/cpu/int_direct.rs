@@ -7,17 +7,18 @@
 #![allow(clippy::needless_range_loop)]
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::activations::Activations;
 use super::frame;
 use super::int_sum::GroupSum;
 use super::lanes::Lanes;
-use super::panel::{PanelBlock, ROWS, Sink};
+use super::panel::{OPEN, PanelBlock, ROWS, Sink};
 use super::simd::{Op, Simd};
-use super::source::Source;
+use super::source::{LINE, Source};
 
-/// Bytes of a line of cache.
-const LINE: usize = 64;
+/// How many blocks ahead large blocks are fetched.
+const BLOCKS_AHEAD: usize = 2;
 
 /// The way through the weights.
 #[derive(Clone, Copy)]
@@ -26,18 +27,16 @@ pub(crate) struct Walk {
     pub panels: usize,
     /// What [`Source::advance`] takes from one to the next.
     pub bytes: usize,
-    /// Bytes from each row to what is fetched ahead meanwhile; 0: nothing is.
-    pub ahead: usize,
-    /// The same for the last panel.
-    pub ahead_of_last: usize,
     /// Accumulators from one activation row's to the next one's.
     pub acc_stride: usize,
 }
 
-/// Some panels of sixteen weight rows × one tile of activations, over all columns.
+/// Some panels of sixteen weight rows × one tile of activations, or two, over all columns.
 ///
 /// Where the columns are few, a call for each panel would cost as much as the panel.
-pub(crate) struct Direct<'a, B, R, const MIN: bool, const MOST: u8> {
+///
+/// Each number of rows M is a function of its own: in one for all of them, what needs few registers suffers from what needs many.
+pub(crate) struct Direct<'a, B, R, const M: usize, const MIN: bool, const MOST: u8> {
     /// The first block of each row of the first panel.
     pub from: R,
     /// How to go on from there.
@@ -46,113 +45,136 @@ pub(crate) struct Direct<'a, B, R, const MIN: bool, const MOST: u8> {
     pub x: &'a Activations<'a>,
     /// From [`Activations::offsets`].
     pub offsets: &'a [i32],
-    /// Which tile of it; at most [`Simd::DIRECT_ROWS`] rows.
-    pub tile: usize,
+    /// Which tiles of it, together M rows: one, of at most [`Lanes::DIRECT_ROWS`] rows, or up to [`direct_tiles`].
+    pub tiles: Range<usize>,
     /// Receives `acc[row · acc_stride + panel]`.
     pub acc: *mut [f32; ROWS],
     /// The format.
     pub block: PhantomData<B>,
 }
 
-impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Op for Direct<'_, B, R, MIN, MOST> {
+impl<B: PanelBlock, R: Source, const M: usize, const MIN: bool, const MOST: u8> Op
+    for Direct<'_, B, R, M, MIN, MOST>
+{
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        if const { M > S::DIRECT_ROWS * direct_tiles(S::DIRECT_TILES, B::GROUP) } {
+            unreachable!("{M} rows");
+        }
         if B::LEN > 32 {
             // What is known of a large block does not fit registers anyway.
             frame::align();
         }
-        match self.x.tiles.start(self.tile + 1) - self.x.tiles.start(self.tile) {
-            1 => self.tile::<S, 1>(s),
-            2 => self.tile::<S, 2>(s),
-            3 if S::DIRECT_ROWS >= 3 => self.tile::<S, 3>(s),
-            4 if S::DIRECT_ROWS >= 4 => self.tile::<S, 4>(s),
-            5 if S::DIRECT_ROWS >= 5 => self.tile::<S, 5>(s),
-            6 if S::DIRECT_ROWS >= 6 => self.tile::<S, 6>(s),
-            7 if S::DIRECT_ROWS >= 7 => self.tile::<S, 7>(s),
-            8 if S::DIRECT_ROWS >= 8 => self.tile::<S, 8>(s),
-            rows => unreachable!("{rows} rows"),
-        }
+        self.rows(s);
     }
 }
 
-impl<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8> Direct<'_, B, R, MIN, MOST> {
+/// How many tiles of activations are multiplied at once with weights whose groups have `group` columns.
+pub(crate) const fn direct_tiles(tiles: usize, group: usize) -> usize {
+    // Half groups have twice as many sums.
+    if group == 32 { tiles } else { 1 }
+}
+
+impl<B: PanelBlock, R: Source, const M: usize, const MIN: bool, const MOST: u8>
+    Direct<'_, B, R, M, MIN, MOST>
+{
     #[inline(always)]
-    fn tile<S: Simd, const M: usize>(self, s: S) {
-        let (columns, start) = (self.x.columns, self.x.tiles.start(self.tile));
-        let q = self.x.q[start * columns / 4..][..M * columns / 4].as_ptr();
-        let scales = self.x.scales[start * columns / 32..][..M * columns / 32].as_ptr();
-        let offsets = self.offsets[start * columns / B::GROUP..][..M * columns / B::GROUP].as_ptr();
-        let (blocks, walk) = (columns / B::LEN, self.walk);
+    fn rows<S: Simd>(self, s: S) {
+        let x = [self.operands(self.tiles.start), self.operands(self.tiles.end - 1)];
+        // As `Dot` has it.
+        let first = self.x.tiles.start(self.tiles.start + 1) - self.x.tiles.start(self.tiles.start);
+        assert!(first == M.div_ceil(self.tiles.len()) && self.tiles.len() == M.div_ceil(S::DIRECT_ROWS));
+        let (blocks, walk) = (self.x.columns / B::LEN, self.walk);
         let mut panel = self.from;
         for p in 0..walk.panels {
             let (l, h) = s.halves();
-            let mut low = Dot::<S::Low, M, MIN, MOST>::new(l, q, scales, offsets);
-            let mut high = Dot::<S::High, M, MIN, MOST>::new(h, q, scales, offsets);
-            let distance = if p + 1 < walk.panels { walk.ahead } else { walk.ahead_of_last };
-            let parts = if S::FEW_REGISTERS { 2 * B::LEN / B::GROUP } else { 1 };
-            let mut ahead = Ahead::new(panel, distance, blocks, size_of::<B>(), parts);
             let mut from = panel;
-            for _ in 0..blocks {
-                // SAFETY: the caller's rows have so many blocks.
-                unsafe {
-                    if S::FEW_REGISTERS {
-                        B::unpack(l, &from, &mut Fetching { dot: &mut low, ahead: &mut ahead });
-                        B::unpack(h, &from, &mut Fetching { dot: &mut high, ahead: &mut ahead });
-                    } else {
-                        ahead.step(s);
-                        B::unpack(l, &from, &mut low);
+            let mut low = Dot::<S::Low, M, MIN, MOST>::new(l, x);
+            if B::LEN > 32 && S::FEW_REGISTERS {
+                // The same instructions for both halves: twice as many would be more than the processor keeps decoded.
+                let (mut from, mut acc) = ([from, from.upper()], [low.acc; 2]);
+                for _ in 0..blocks {
+                    let x = low.x;
+                    for (from, acc) in from.iter_mut().zip(&mut acc) {
+                        (low.x, low.acc) = (x, *acc);
+                        // SAFETY: the caller's rows have so many blocks.
+                        unsafe { unpack::<B, _, _>(l, from, &mut low) };
+                        *acc = low.acc;
+                        from.advance(size_of::<B>());
                     }
                 }
-                from.advance(size_of::<B>());
-            }
-            for m in 0..M {
-                // SAFETY: the caller's accumulators.
-                let acc = unsafe { &mut *self.acc.add(m * walk.acc_stride + p) };
-                l.store(low.acc[m], acc);
-                if S::FEW_REGISTERS {
-                    h.store(high.acc[m], acc);
+                let mut upper = [0.0; ROWS];
+                for m in 0..M {
+                    // SAFETY: the caller's accumulators.
+                    let out = unsafe { &mut *self.acc.add(m * walk.acc_stride + p) };
+                    l.store(acc[1][m], &mut upper);
+                    out[ROWS / 2..].copy_from_slice(&upper[..ROWS / 2]);
+                    l.store(acc[0][m], out);
+                }
+            } else {
+                let mut high = Dot::<S::High, M, MIN, MOST>::new(h, x);
+                for _ in 0..blocks {
+                    // The same operands, of which the compiler should know that they are the same.
+                    high.x = low.x;
+                    // SAFETY: as above.
+                    unsafe {
+                        unpack::<B, _, _>(l, &from, &mut low);
+                        if S::FEW_REGISTERS {
+                            unpack::<B, _, _>(h, &from, &mut high);
+                        }
+                    }
+                    from.advance(size_of::<B>());
+                }
+                for m in 0..M {
+                    // SAFETY: as above.
+                    let out = unsafe { &mut *self.acc.add(m * walk.acc_stride + p) };
+                    l.store(low.acc[m], out);
+                    if S::FEW_REGISTERS {
+                        h.store(high.acc[m], out);
+                    }
                 }
             }
             panel.advance(walk.bytes);
         }
     }
-}
 
-/// Prefetches in the order of use, a share with each block or group, so that all lines are asked for equally early. In the order
-/// of memory, the last row's would come just before they are used.
-struct Ahead<R> {
-    from: R,
-    /// Bytes of a part in all rows, and of those that were not asked for yet.
-    share: usize,
-    due: usize,
-    /// Which four rows are next, and how far.
-    quarter: usize,
-    offset: usize,
-}
-
-impl<R: Source> Ahead<R> {
-    /// Fetches what lies `distance` bytes ahead in each row, for `blocks` blocks of `size` bytes, each in `parts`; nothing for 0.
+    /// Those of a tile.
     #[inline(always)]
-    fn new(from: R, distance: usize, blocks: usize, size: usize, parts: usize) -> Ahead<R> {
-        let (bytes, size) = if distance == 0 { (0, 0) } else { (blocks * size, size) };
-        // What the last lines have too much is asked for at once, so that all are when the last block comes.
-        let due = ROWS * (bytes.next_multiple_of(LINE) - bytes);
-        Ahead { from, share: (ROWS * size).div_ceil(parts), due, quarter: 0, offset: distance }
+    fn operands(&self, tile: usize) -> Operands {
+        let (columns, start) = (self.x.columns, self.x.tiles.start(tile));
+        let of = |unit: usize| start * columns / unit..self.x.tiles.start(tile + 1) * columns / unit;
+        Operands {
+            q: self.x.q[of(4)].as_ptr(),
+            scales: self.x.scales[of(32)].as_ptr(),
+            offsets: self.offsets[of(B::GROUP)].as_ptr(),
+        }
     }
+}
 
-    /// The share of one part: four lines at a time, since to choose each would take several times as long as to ask for it.
-    #[inline(always)]
-    fn step<S: Lanes>(&mut self, s: S) {
-        self.due += self.share;
-        while self.due >= 4 * LINE {
-            self.due -= 4 * LINE;
-            self.from.fetch(s, self.quarter, self.offset);
-            self.quarter += 1;
-            if self.quarter == 4 {
-                (self.quarter, self.offset) = (0, self.offset + LINE);
-            }
+/// A tile of activations, from the first open group on.
+#[derive(Clone, Copy)]
+struct Operands {
+    q: *const [i8; 4],
+    scales: *const f32,
+    offsets: *const i32,
+}
+
+/// Takes a block apart; meanwhile these rows are fetched, if blocks are large. Small ones the processor follows by itself, since it
+/// meets every line several times; of large ones it meets the lines in no order that it would recognize.
+///
+/// # Safety
+/// There is a block.
+#[inline(always)]
+unsafe fn unpack<B: PanelBlock, L: Lanes, R: Source>(s: L, from: &R, sink: &mut impl Sink<L>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if B::LEN > 32 {
+            let rows = if L::FEW_REGISTERS { ROWS / 2 } else { ROWS };
+            B::unpack(s, from, &mut Fetching::<B, _, _> { sink, from, rows, step: 0, block: PhantomData });
+        } else {
+            B::unpack(s, from, sink);
         }
     }
 }
@@ -160,71 +182,91 @@ impl<R: Source> Ahead<R> {
 /// Multiplies groups as they come.
 struct Dot<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> {
     acc: [S::F; M],
-    /// Of the group that has begun. Two chains for few rows, since one would wait for the latency of the dot product; the sums are exact
+    /// Of the open groups. Two chains for few rows, since one would wait for the latency of the dot product; the sums are exact
     /// in any order.
-    sums: [[GroupSum<S, MOST>; 2]; M],
+    sums: [[[GroupSum<S, MOST>; 2]; M]; OPEN],
     /// The group's codes, unless they are multiplied at once ([`Lanes::FEW_REGISTERS`]).
     codes: [S::I; 8],
-    q: *const [i8; 4],
-    scales: *const f32,
-    offsets: *const i32,
-    /// Of groups of 16, whether the next is the second of its activation block.
-    odd: bool,
+    /// Of one tile, or two.
+    x: [Operands; 2],
+}
+
+/// Where a row is among a [`Dot`]'s operands.
+struct Place {
+    tile: usize,
+    /// The tile's.
+    rows: usize,
+    row: usize,
 }
 
 impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Dot<S, M, MIN, MOST> {
     const CHAINS: usize = if M <= 2 && !S::PAIRS { 2 } else { 1 };
+    /// Rows of the first tile, the larger one.
+    const FIRST: usize = M.div_ceil(M.div_ceil(S::DIRECT_ROWS));
 
     /// Nothing yet.
     #[inline(always)]
-    fn new(s: S, q: *const [i8; 4], scales: *const f32, offsets: *const i32) -> Self {
-        let (acc, sums) = ([s.splat(0.0); M], [[GroupSum::new(s, 0); 2]; M]);
-        Dot { acc, sums, codes: [s.splat_i(0); 8], q, scales, offsets, odd: false }
+    fn new(s: S, x: [Operands; 2]) -> Self {
+        let (acc, sums) = ([s.splat(0.0); M], [[[GroupSum::new(s, 0); 2]; M]; OPEN]);
+        Dot { acc, sums, codes: [s.splat_i(0); 8], x }
     }
 
-    /// What the group's sum of row `m` starts from.
     #[inline(always)]
-    fn offset(&self, m: usize) -> i32 {
-        // SAFETY: `tile` gives operands for all columns, and no more groups come than those have.
-        if MIN { 0 } else { unsafe { *self.offsets.add(m) } }
+    const fn place(m: usize) -> Place {
+        match m < Self::FIRST {
+            true => Place { tile: 0, rows: Self::FIRST, row: m },
+            false => Place { tile: 1, rows: M - Self::FIRST, row: m - Self::FIRST },
+        }
+    }
+
+    /// What belongs to a group and row `m`: the sum that products are subtracted from, or what minima are multiplied with.
+    #[inline(always)]
+    fn offset(&self, group: usize, m: usize) -> i32 {
+        let Place { tile, rows, row } = Self::place(m);
+        // SAFETY: `Direct` gives operands for all columns, and no more groups come than those have.
+        unsafe { *self.x[tile].offsets.add(group * rows + row) }
     }
 
     /// Adds the products of one step.
     #[inline(always)]
-    fn multiply<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
+    fn multiply<const STEPS: usize>(&mut self, s: S, group: usize, step: usize, codes: S::I) {
         for m in 0..M {
             if step == 0 {
-                self.sums[m] = [GroupSum::new(s, self.offset(m)), GroupSum::new(s, 0)];
+                let offset = if MIN { 0 } else { self.offset(group, m) };
+                self.sums[group][m] = [GroupSum::new(s, offset), GroupSum::new(s, 0)];
             }
+            let Place { tile, rows, row } = Self::place(m);
             // SAFETY: as above.
-            let q = unsafe { &*self.q.add(step * M + m) };
-            self.sums[m][step % Self::CHAINS].add::<STEPS>(s, step, codes, q);
+            let q = unsafe { &*self.x[tile].q.add((group * STEPS + step) * rows + row) };
+            self.sums[group][m][step % Self::CHAINS].add::<STEPS>(s, step, codes, q);
         }
     }
 }
 
 impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<S, M, MIN, MOST> {
     #[inline(always)]
-    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
+    fn step<const STEPS: usize>(&mut self, s: S, group: usize, step: usize, codes: S::I) {
         if S::FEW_REGISTERS {
-            self.multiply::<STEPS>(s, step, codes);
+            self.multiply::<STEPS>(s, group, step, codes);
         } else {
             self.codes[step] = codes;
         }
     }
 
     #[inline(always)]
-    fn end<const STEPS: usize>(&mut self, s: S, scales: S::F, mins: S::F) {
+    fn end<const STEPS: usize>(&mut self, s: S, group: usize, scales: S::F, mins: S::F) {
         if !S::FEW_REGISTERS {
             for step in 0..STEPS {
-                self.multiply::<STEPS>(s, step, self.codes[step]);
+                self.multiply::<STEPS>(s, group, step, self.codes[step]);
             }
         }
         for m in 0..M {
-            let sum = self.sums[m][0].get::<STEPS>(s, self.offset(m));
-            let sum = if Self::CHAINS == 2 { s.add_i(sum, self.sums[m][1].get::<STEPS>(s, 0)) } else { sum };
-            // SAFETY: as above.
-            let (x, offset) = unsafe { (*self.scales.add(m), *self.offsets.add(m)) };
+            let (sums, offset) = (&self.sums[group][m], self.offset(group, m));
+            let sum = sums[0].get::<STEPS>(s, if MIN { 0 } else { offset });
+            let sum = if Self::CHAINS == 2 { s.add_i(sum, sums[1].get::<STEPS>(s, 0)) } else { sum };
+            let Place { tile, rows, row } = Self::place(m);
+            // SAFETY: as for the offset.
+            let x = unsafe { *self.x[tile].scales.add(group * STEPS / 8 * rows + row) };
             let mut acc = s.fma(s.to_f(sum), s.mul(scales, s.splat(x)), self.acc[m]);
             if MIN {
                 acc = s.fma(mins, s.splat(f32::from_bits(offset as u32)), acc);
@@ -233,31 +275,50 @@ impl<S: Lanes, const M: usize, const MIN: bool, const MOST: u8> Sink<S> for Dot<
             // better does: there are as many conversions as products.
             self.acc[m] = if STEPS == 8 || M > 2 { s.pin_f(acc) } else { acc };
         }
-        self.q = self.q.wrapping_add(STEPS * M);
-        self.offsets = self.offsets.wrapping_add(M);
-        if STEPS == 8 || self.odd {
-            self.scales = self.scales.wrapping_add(M);
+    }
+
+    #[inline(always)]
+    fn advance<const STEPS: usize>(&mut self, groups: usize) {
+        for (x, rows) in self.x.iter_mut().zip([Self::FIRST, M - Self::FIRST]) {
+            x.q = x.q.wrapping_add(groups * STEPS * rows);
+            x.offsets = x.offsets.wrapping_add(groups * rows);
+            x.scales = x.scales.wrapping_add(groups * STEPS / 8 * rows);
         }
-        self.odd = !self.odd;
     }
 }
 
-/// Multiplies, and fetches with every group: a large block's lines at once would take all of the first cache's slots for misses, and what is taken
-/// apart would wait behind them. Branches between the groups cost nothing where their order is fixed anyway.
-struct Fetching<'a, D, R> {
-    dot: &'a mut D,
-    ahead: &'a mut Ahead<R>,
+/// Passes codes on, and fetches a line with every step or every second one: all of a block's lines at once would take all of the first
+/// cache's slots for misses, and what is taken apart would wait behind them.
+struct Fetching<'a, B, D, R> {
+    sink: &'a mut D,
+    from: &'a R,
+    rows: usize,
+    /// Of the first open group, in the block.
+    step: usize,
+    block: PhantomData<B>,
 }
 
-impl<S: Lanes, D: Sink<S>, R: Source> Sink<S> for Fetching<'_, D, R> {
+impl<B: PanelBlock, S: Lanes, D: Sink<S>, R: Source> Sink<S> for Fetching<'_, B, D, R> {
     #[inline(always)]
-    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
-        self.dot.step::<STEPS>(s, step, codes);
+    fn step<const STEPS: usize>(&mut self, s: S, group: usize, step: usize, codes: S::I) {
+        let lines = const { size_of::<B>().div_ceil(LINE) };
+        let per_row = B::LEN / 4 / self.rows;
+        let (n, every) = (group * STEPS + step, per_row / lines);
+        if n % every == 0 && n % per_row / every < lines {
+            let row = self.step / per_row + n / per_row;
+            self.from.fetch(s, BLOCKS_AHEAD * size_of::<B>(), row, n % per_row / every, lines);
+        }
+        self.sink.step::<STEPS>(s, group, step, codes);
     }
 
     #[inline(always)]
-    fn end<const STEPS: usize>(&mut self, s: S, scales: S::F, mins: S::F) {
-        self.dot.end::<STEPS>(s, scales, mins);
-        self.ahead.step(s);
+    fn end<const STEPS: usize>(&mut self, s: S, group: usize, scales: S::F, mins: S::F) {
+        self.sink.end::<STEPS>(s, group, scales, mins);
+    }
+
+    #[inline(always)]
+    fn advance<const STEPS: usize>(&mut self, groups: usize) {
+        self.step += groups * STEPS;
+        self.sink.advance::<STEPS>(groups);
     }
 }

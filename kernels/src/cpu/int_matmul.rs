@@ -29,6 +29,8 @@ const ACCUMULATORS: usize = ROW_BLOCK * MAX_PANELS;
 const DIRECT_ACCUMULATORS: usize = 128;
 /// Panels of fewer bytes follow each other so closely that the processor fetches them by itself.
 const NEAR: usize = 4096;
+/// Of lines so many bytes apart, a first-level cache of 32 KiB and eight ways keeps sixteen.
+const SETS: usize = 2048;
 /// The most bytes of [`COLUMNS`] weights: those of Q8_0.
 const CHUNK_BYTES: usize = COLUMNS / 32 * size_of::<Q8_0>();
 
@@ -122,7 +124,8 @@ unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, blocks: usize, panel
 }
 
 /// # Safety
-/// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's first tile.
+/// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's
+/// tiles, which are no more than [`Direct`] takes.
 unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     isa: Isa,
     strip: &Strip<'_>,
@@ -130,8 +133,23 @@ unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     walk: Walk,
     acc: *mut [f32; ROWS],
 ) {
-    let (x, offsets, tile) = (strip.x, strip.offsets, strip.tiles.start);
-    isa.run(Direct::<B, R, MIN, MOST> { from, walk, x, offsets, tile, acc, block: PhantomData });
+    let (x, offsets, tiles) = (strip.x, strip.offsets, strip.tiles.clone());
+    macro_rules! rows {
+        ($m:literal) => {
+            isa.run(Direct::<B, R, $m, MIN, MOST> { from, walk, x, offsets, tiles, acc, block: PhantomData })
+        };
+    }
+    match strip.x_rows() {
+        1 => rows!(1),
+        2 => rows!(2),
+        3 => rows!(3),
+        4 => rows!(4),
+        5 => rows!(5),
+        6 => rows!(6),
+        7 => rows!(7),
+        8 => rows!(8),
+        rows => unreachable!("{rows} rows"),
+    }
 }
 
 /// Some columns of a strip.
@@ -162,9 +180,39 @@ fn is_near(weight: QMatrix<'_>) -> bool {
     weight.row_bytes() * ROWS < NEAR
 }
 
+/// How many of some panels to take at once, and how many rows the sixteen rows of a panel are apart.
+///
+/// Sixteen rows are sixteen places to read from. Neighbours, two or three in a page of memory, are read at half of the speed that memory has, since
+/// the processor does not see that each goes on. If panel `p` of `n` has rows `p`, `n + p`, `2 n + p` …, each place is a page of its own
+/// and goes on for `n` rows.
+fn spread(panels: usize, weight: QMatrix<'_>) -> (usize, usize) {
+    if is_near(weight) {
+        return (panels, 1);
+    }
+    // Not where all rows would meet in one or two sets of a cache.
+    let these = if panels * weight.row_bytes() % SETS == 0 { (panels - 1).max(1) } else { panels };
+    (these, these)
+}
+
+/// Brings outputs into the order of weight rows: lane `l` of panel `p` of `n` is that of row `l · n + p`.
+fn gather(acc: &mut [[f32; ROWS]]) {
+    let n = acc.len();
+    let mut lanes = [const { MaybeUninit::<f32>::uninit() }; DIRECT_ACCUMULATORS * ROWS];
+    for (p, panel) in acc.iter().enumerate() {
+        for (lane, value) in lanes[p..].iter_mut().step_by(n).zip(panel) {
+            lane.write(*value);
+        }
+    }
+    for (to, from) in acc.as_flattened_mut().iter_mut().zip(&lanes) {
+        // SAFETY: `n · ROWS` of them were written.
+        *to = unsafe { from.assume_init() };
+    }
+}
+
 /// Whether blocks are multiplied as they are unpacked, for each tile of activations anew.
-fn is_direct(isa: Isa, weight: QMatrix<'_>, x: &Activations<'_>) -> bool {
-    x.tiles.rows() <= if is_near(weight) { isa.direct_rows_near() } else { isa.direct_rows() }
+fn is_direct(isa: Isa, kernel: &IntKernel, weight: QMatrix<'_>, x: &Activations<'_>) -> bool {
+    let (far, near) = (isa.direct_rows() * isa.direct_tiles(kernel.group), isa.direct_rows_near());
+    x.tiles.rows() <= if is_near(weight) { near } else { far }
 }
 
 /// What a strip needs besides its operands. On the stack these 56 KiB would be touched page by page with every strip, which takes as long as
@@ -205,15 +253,20 @@ pub(crate) struct Strip<'a> {
 }
 
 impl Strip<'_> {
-    /// The most weight rows of a strip with these activations. Many only where a call for each tile's would cost as much as what it
-    /// computes: with long rows, which come from memory, nothing was gained (`benches/NOTES.md`).
-    pub fn most_rows(isa: Isa, weight: QMatrix<'_>, x: &Activations<'_>) -> usize {
-        if is_near(weight) && is_direct(isa, weight, x) {
-            let of_tile = x.tiles.rows().min(isa.rows_of_tile(x.tiles.rows()));
-            DIRECT_ACCUMULATORS / of_tile.max(1) * ROWS
+    /// The most weight rows of a strip with these activations: many where no panel is stored, since short rows' ends would cost as much as the
+    /// rows, and long ones are read faster ([`spread`]).
+    pub fn most_rows(isa: Isa, kernel: &IntKernel, weight: QMatrix<'_>, x: &Activations<'_>) -> usize {
+        if is_direct(isa, kernel, weight, x) {
+            let at_once = isa.rows_of_tile(x.tiles.rows()) * isa.direct_tiles(kernel.group);
+            DIRECT_ACCUMULATORS / x.tiles.rows().min(at_once).max(1) * ROWS
         } else {
             isa.tile_panels() * ROWS
         }
+    }
+
+    /// Activation rows of its tiles.
+    fn x_rows(&self) -> usize {
+        self.x.tiles.start(self.tiles.end) - self.x.tiles.start(self.tiles.start)
     }
 
     /// Computes and writes `out[row · weight.rows() + n]`.
@@ -225,10 +278,16 @@ impl Strip<'_> {
         let outputs = Outputs { out, rows: self.rows.clone() };
         // SAFETY: the caller's promise.
         unsafe {
-            if is_direct(isa, self.weight, self.x) {
-                for tile in self.tiles.clone() {
-                    Strip { rows: self.rows.clone(), tiles: tile..tile + 1, ..*self }
-                        .directly(isa, kernel, &outputs);
+            if is_direct(isa, kernel, self.weight, self.x) {
+                let at_once = isa.direct_tiles(kernel.group);
+                let mut first = self.tiles.start;
+                while first < self.tiles.end {
+                    let last = (first + at_once).min(self.tiles.end);
+                    // Two tiles of what would fit one are none that the kernel knows.
+                    let fit = self.x.tiles.start(last) - self.x.tiles.start(first) <= isa.direct_rows();
+                    let tiles = first..if fit { first + 1 } else { last };
+                    first = tiles.end;
+                    Strip { rows: self.rows.clone(), tiles, ..*self }.directly(isa, kernel, &outputs);
                 }
             } else {
                 self.through_panels(isa, kernel, outputs);
@@ -239,10 +298,10 @@ impl Strip<'_> {
     /// Every block is unpacked into registers and multiplied there.
     ///
     /// # Safety
-    /// The tiles are one; no one else uses the outputs.
+    /// The tiles are as many as are multiplied at once; no one else uses the outputs.
     unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, outputs: &Outputs<'_>) {
         let first = self.x.tiles.start(self.tiles.start);
-        let (n_rows, panels) = (self.x.tiles.start(self.tiles.end) - first, self.rows.len().div_ceil(ROWS));
+        let (n_rows, panels) = (self.x_rows(), self.rows.len().div_ceil(ROWS));
         assert!(n_rows * panels <= DIRECT_ACCUMULATORS);
         let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; DIRECT_ACCUMULATORS];
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
@@ -258,31 +317,34 @@ impl Strip<'_> {
     /// The products of all panels, as `acc[row][panel]`.
     ///
     /// # Safety
-    /// The tiles are one; `acc` has room.
+    /// The same; `acc` has room.
     unsafe fn accumulate(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
         let stride = self.weight.row_bytes();
         let acc_stride = self.rows.len().div_ceil(ROWS);
         if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
-            // The processor follows small blocks by itself; of large ones it is told, since their fields are not used in the
-            // order of memory.
-            let ahead = kernel.block_bytes.max(64);
-            let walk = Walk { panels: acc_stride, bytes: stride, ahead, ahead_of_last: ahead, acc_stride };
+            let walk = Walk { panels: acc_stride, bytes: stride, acc_stride };
             // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
             unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, acc) };
             return;
         }
         let panels = self.rows.len() / ROWS;
-        if panels > 0 {
-            let bytes = stride * ROWS;
-            // The next panel, but not beyond it: tasks are a few panels long, and what lies behind a task is another thread's.
-            let ahead = if is_near(self.weight) { 0 } else { bytes };
-            let last = self.rows.start + (panels - 1) * ROWS;
-            let next = self.next.filter(|next| ahead > 0 && next + ROWS <= self.weight.rows());
-            let ahead_of_last = next.map_or(0, |next| next.wrapping_sub(last).wrapping_mul(stride));
-            let rows = Rows::new(self.weight.row(self.rows.start).as_ptr(), stride);
-            let walk = Walk { panels, bytes, ahead, ahead_of_last, acc_stride };
+        let mut done = 0;
+        while done < panels {
+            let first = self.weight.row(self.rows.start + done * ROWS).as_ptr();
+            let (these, apart) = spread(panels - done, self.weight);
+            // From a panel on to the next: its sixteen rows, or one that all rows move by.
+            let bytes = if apart == 1 { stride * ROWS } else { stride };
+            let walk = Walk { panels: these, bytes, acc_stride };
             // SAFETY: these are whole panels of the weight's rows; the caller vouches for `acc`.
-            unsafe { (kernel.direct)(isa, self, rows, walk, acc) };
+            unsafe {
+                (kernel.direct)(isa, self, Rows::new(first, stride * apart), walk, acc.add(done));
+                if apart > 1 {
+                    for row in 0..self.x_rows() {
+                        gather(std::slice::from_raw_parts_mut(acc.add(row * acc_stride + done), these));
+                    }
+                }
+            }
+            done += these;
         }
         if panels < acc_stride {
             // Missing rows repeat the last one; their results are not written.
@@ -290,7 +352,7 @@ impl Strip<'_> {
             let copies: Vec<u8> =
                 (first..first + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
             let rows = Rows::new(copies.as_ptr(), stride);
-            let walk = Walk { panels: 1, bytes: 0, ahead: 0, ahead_of_last: 0, acc_stride };
+            let walk = Walk { panels: 1, bytes: 0, acc_stride };
             // SAFETY: 16 rows of the weight's length; the caller vouches for `acc`.
             unsafe { (kernel.direct)(isa, self, rows, walk, acc.add(panels)) };
         }
@@ -318,7 +380,7 @@ impl Strip<'_> {
         outputs: Outputs<'_>,
     ) {
         let (panels, stride) = (isa.tile_panels(), self.weight.row_bytes());
-        let n_rows = self.x.tiles.start(self.tiles.end) - self.x.tiles.start(self.tiles.start);
+        let n_rows = self.x_rows();
         assert!(n_rows <= ROW_BLOCK && self.rows.len() <= panels * ROWS);
         let Scratch { acc, panels: storage } = scratch;
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
@@ -362,7 +424,7 @@ impl Strip<'_> {
                     Lines::new(from, stride, panels * ROWS, bytes)
                 }
                 Some(repacked) => {
-                    let from = repacked.panel(row / ROWS).0.wrapping_add(ROWS * skip);
+                    let from = repacked.panel(row / ROWS).at().wrapping_add(ROWS * skip);
                     Lines::new(from, ROWS * stride, panels, ROWS * bytes)
                 }
             };

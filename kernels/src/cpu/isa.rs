@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::int_direct::direct_tiles;
 use super::portable;
 use super::simd::{Op, Simd};
 #[cfg(target_arch = "x86_64")]
@@ -158,9 +159,14 @@ impl Isa {
         self.shapes().tile_rows
     }
 
-    /// See [`Simd::DIRECT_ROWS`].
+    /// See [`Lanes::DIRECT_ROWS`](super::lanes::Lanes::DIRECT_ROWS).
     pub(crate) fn direct_rows(self) -> usize {
         self.shapes().direct_rows
+    }
+
+    /// See [`Simd::DIRECT_TILES`]; for groups of so many columns.
+    pub(crate) fn direct_tiles(self, group: usize) -> usize {
+        direct_tiles(self.shapes().direct_tiles, group)
     }
 
     /// See [`Simd::DIRECT_ROWS_NEAR`].
@@ -194,6 +200,7 @@ struct Shapes {
     tile_rows: usize,
     tile_panels: usize,
     direct_rows: usize,
+    direct_tiles: usize,
     direct_rows_near: usize,
     has_pairs: bool,
 }
@@ -204,6 +211,7 @@ impl Shapes {
             tile_rows: S::TILE_ROWS,
             tile_panels: S::TILE_PANELS,
             direct_rows: S::DIRECT_ROWS,
+            direct_tiles: S::DIRECT_TILES,
             direct_rows_near: S::DIRECT_ROWS_NEAR,
             has_pairs: S::PAIRS,
         }

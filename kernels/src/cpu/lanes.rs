@@ -31,6 +31,12 @@ impl Rows {
         self.every_fourth[i / 4].wrapping_add(i % 4 * self.stride + offset)
     }
 
+    /// Rows 8 to 15, which take the place of 0 to 7.
+    pub fn upper(self) -> Rows {
+        let [_, _, eighth, twelfth] = self.every_fourth;
+        Rows { every_fourth: [eighth, twelfth, eighth, twelfth], ..self }
+    }
+
     /// Goes on by so many bytes in each row.
     #[inline(always)]
     pub fn advance(&mut self, bytes: usize) {
@@ -54,6 +60,8 @@ pub(crate) trait Lanes: Copy {
     /// Whether the registers hold so few vectors that weights which are multiplied as they are unpacked are taken in halves of eight rows, and products
     /// are added as soon as there are codes, not once a group's are there.
     const FEW_REGISTERS: bool;
+    /// Activation rows of a tile for which weights are not unpacked into panels, at most.
+    const DIRECT_ROWS: usize;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;

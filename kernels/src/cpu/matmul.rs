@@ -36,6 +36,10 @@ pub(crate) struct Product<'a> {
 /// Tasks per thread: enough that a slow thread does not hold up the others for long.
 const TASKS_PER_THREAD: usize = 12;
 
+/// Strips of a task at least, as long as each thread has a task, where all its rows are computed at once: rows that are apart are read the faster
+/// the farther they are (`benches/NOTES.md`).
+const STRIPS_AT_ONCE: usize = 4;
+
 /// Multiplications and additions of a task at most, where a strip has fewer: some 100 µs of one thread, since at the end the
 /// others wait for the last.
 const TASK_PRODUCTS: usize = 1 << 25;
@@ -92,7 +96,9 @@ impl<'a> Plan<'a> {
         let of_many = (all_strips * blocks / blocks_per_task).div_ceil(tasks * MANY);
         let products = strip * weight.cols() * (x.rows() * blocks_per_task).div_ceil(blocks);
         let most = (TASK_PRODUCTS / products.max(1)).max(if together { group } else { 1 });
-        let per_task = per_task.max(of_many).min(most).min(strips);
+        let at_once = x.most_rows(isa, weight, units.min(per_block)) / strip;
+        let least = STRIPS_AT_ONCE.min(at_once).min(strips.div_ceil(pool.threads()));
+        let per_task = per_task.max(of_many).max(least).min(most).min(strips);
         Plan {
             weight,
             out: product.out,
@@ -176,6 +182,11 @@ impl<'a> Plan<'a> {
     /// Weight rows of a strip.
     pub fn strip(&self) -> usize {
         self.strip
+    }
+
+    /// How many weight rows are computed at once, if they are asked for.
+    pub fn at_once(&self, isa: Isa) -> usize {
+        self.x.most_rows(isa, self.weight, self.units)
     }
 }
 

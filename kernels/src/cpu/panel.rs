@@ -12,6 +12,8 @@ use crate::quant::IntBlock;
 pub(crate) const COLUMNS: usize = 512;
 /// Weight rows of a panel.
 pub(crate) const ROWS: usize = 16;
+/// Groups that are open at a time, at most.
+pub(crate) const OPEN: usize = 8;
 
 /// Up to [`COLUMNS`] columns of 16 weight rows, taken apart: `codes[k / 4]` holds four codes
 /// of each row, `scales[g]` and `mins[g]` one number per row.
@@ -35,13 +37,18 @@ pub(crate) trait PanelBlock: IntBlock {
     unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>);
 }
 
-/// What becomes of groups of `4 · STEPS` columns. They come in parts, so that few registers hold what there is at a time.
+/// What becomes of groups of `4 · STEPS` columns. They come in parts, and up to [`OPEN`] at a time, so that few registers hold what
+/// there is at a time.
 pub(crate) trait Sink<S: Lanes> {
-    /// Codes `4 · step .. 4 · step + 4` of the group, of each row; steps come in order.
-    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I);
+    /// Codes `4 · step .. 4 · step + 4` of the `group`-th of the open groups, of each row. A group's steps come in order; where there
+    /// are many registers ([`Lanes::FEW_REGISTERS`]), no group's come before the one before has ended.
+    fn step<const STEPS: usize>(&mut self, s: S, group: usize, step: usize, codes: S::I);
 
-    /// Ends the group. `mins` counts only in formats that have them.
-    fn end<const STEPS: usize>(&mut self, s: S, scales: S::F, mins: S::F);
+    /// Ends a group, the first of the open ones first. `mins` counts only in formats that have them.
+    fn end<const STEPS: usize>(&mut self, s: S, group: usize, scales: S::F, mins: S::F);
+
+    /// Goes on behind so many groups, which have ended: as many as belong to whole blocks of activations.
+    fn advance<const STEPS: usize>(&mut self, groups: usize);
 }
 
 /// Fills one panel.
@@ -66,27 +73,31 @@ struct Store {
 
 impl<S: Simd> Sink<S> for Store {
     #[inline(always)]
-    fn step<const STEPS: usize>(&mut self, s: S, step: usize, codes: S::I) {
+    fn step<const STEPS: usize>(&mut self, s: S, group: usize, step: usize, codes: S::I) {
         // SAFETY: `Fill` makes no more groups than the panel has room for.
         unsafe {
             let to: *mut [u8; 64] = (&raw mut (*self.panel).codes).cast();
-            s.store_i(codes, &mut *to.add(self.code + step));
+            s.store_i(codes, &mut *to.add(self.code + group * STEPS + step));
         }
     }
 
     #[inline(always)]
-    fn end<const STEPS: usize>(&mut self, s: S, scales: S::F, mins: S::F) {
+    fn end<const STEPS: usize>(&mut self, s: S, group: usize, scales: S::F, mins: S::F) {
         // SAFETY: as above.
         unsafe {
             let to: *mut [f32; ROWS] = (&raw mut (*self.panel).scales).cast();
-            s.store(scales, &mut *to.add(self.group));
+            s.store(scales, &mut *to.add(self.group + group));
             if self.mins {
                 let to: *mut [f32; ROWS] = (&raw mut (*self.panel).mins).cast();
-                s.store(mins, &mut *to.add(self.group));
+                s.store(mins, &mut *to.add(self.group + group));
             }
         }
-        self.code += STEPS;
-        self.group += 1;
+    }
+
+    #[inline(always)]
+    fn advance<const STEPS: usize>(&mut self, groups: usize) {
+        self.code += groups * STEPS;
+        self.group += groups;
     }
 }
 

@@ -36,6 +36,7 @@ impl Lanes for Portable {
     type I = [u32; 16];
     const PAIRS: bool = false;
     const FEW_REGISTERS: bool = false;
+    const DIRECT_ROWS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 16] {
@@ -184,7 +185,7 @@ impl Simd for Portable {
 
     const TILE_ROWS: usize = 2;
     const TILE_PANELS: usize = 1;
-    const DIRECT_ROWS: usize = 2;
+    const DIRECT_TILES: usize = 1;
     const DIRECT_ROWS_NEAR: usize = 2;
     const FLOAT_ROWS: usize = 1;
     #[inline(always)]

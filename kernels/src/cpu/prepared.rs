@@ -201,9 +201,9 @@ impl Form<'_> {
     }
 
     /// The most weight rows that one strip takes with so many units.
-    fn most_rows(&self, isa: Isa, weight: QMatrix<'_>, units: usize) -> usize {
+    pub fn most_rows(&self, isa: Isa, weight: QMatrix<'_>, units: usize) -> usize {
         match self {
-            Form::Int { x, .. } => Strip::most_rows(isa, weight, x),
+            Form::Int { kernel, x, .. } => Strip::most_rows(isa, kernel, weight, x),
             Form::Float { .. } => FloatStrip::most_rows(weight, units),
             #[cfg(target_arch = "x86_64")]
             Form::Bf16 { .. } | Form::Tiles { .. } => self.strip(isa),

@@ -88,7 +88,7 @@ unsafe impl Sync for Repacked {}
 impl Repacked {
     /// The first block of the 16 rows from `16 · i` on. One past the end may be asked for, but not read.
     pub fn panel(&self, i: usize) -> Woven {
-        Woven(self.start.as_ptr().wrapping_add(i * self.panel_bytes))
+        Woven::new(self.start.as_ptr().wrapping_add(i * self.panel_bytes))
     }
 }
 

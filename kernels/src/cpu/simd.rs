@@ -20,9 +20,9 @@ pub(crate) trait Simd: Lanes {
     const TILE_ROWS: usize;
     /// See [`Simd::TILE_ROWS`].
     const TILE_PANELS: usize;
-    /// Activation rows for which weights are not unpacked into panels, at most.
-    const DIRECT_ROWS: usize;
-    /// The same for weights of few columns: to unpack them for every tile takes less time than to begin and end a panel.
+    /// How many tiles of [`Lanes::DIRECT_ROWS`] weights are multiplied with at once. For more rows, they are unpacked into panels.
+    const DIRECT_TILES: usize;
+    /// Activation rows for which weights of few columns are not: to unpack them for every tile takes less time than to begin and end a panel.
     const DIRECT_ROWS_NEAR: usize;
     /// Activation rows in one float tile of [`FLOAT_WEIGHTS`] weight rows.
     const FLOAT_ROWS: usize;

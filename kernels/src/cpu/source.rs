@@ -1,6 +1,10 @@
 //! Where the blocks of sixteen weight rows come from: the file's layout, or a repacked one.
 
 use super::lanes::{Lanes, Rows};
+use super::panel::ROWS;
+
+/// Bytes of a line of cache.
+pub(crate) const LINE: usize = 64;
 
 /// Sixteen weight rows, at one block of each.
 pub(crate) trait Source: Copy {
@@ -19,11 +23,14 @@ pub(crate) trait Source: Copy {
     /// It lies within the block.
     unsafe fn halves<S: Lanes>(&self, s: S, offset: usize) -> S::I;
 
+    /// The last eight of these rows, which take the place of the first eight.
+    fn upper(self) -> Self;
+
     /// Goes on to the next block; blocks have so many bytes.
     fn advance(&mut self, bytes: usize);
 
-    /// Fetches the `quarter`-th quarter of those sixteen lines of cache that come `distance` bytes later in all rows.
-    fn fetch<S: Lanes>(&self, s: S, quarter: usize, distance: usize);
+    /// Fetches line of cache `line`, of `lines`, of what comes `distance` bytes later in row `row`; of what is woven, that share of all rows'.
+    fn fetch<S: Lanes>(&self, s: S, distance: usize, row: usize, line: usize, lines: usize);
 }
 
 impl Source for Rows {
@@ -54,15 +61,18 @@ impl Source for Rows {
     }
 
     #[inline(always)]
+    fn upper(self) -> Rows {
+        Rows::upper(self)
+    }
+
+    #[inline(always)]
     fn advance(&mut self, bytes: usize) {
         Rows::advance(self, bytes);
     }
 
     #[inline(always)]
-    fn fetch<S: Lanes>(&self, s: S, quarter: usize, distance: usize) {
-        for row in 0..4 {
-            s.prefetch(self.at(quarter % 4 * 4 + row, distance));
-        }
+    fn fetch<S: Lanes>(&self, s: S, distance: usize, row: usize, line: usize, _: usize) {
+        s.prefetch(self.at(row, distance + LINE * line));
     }
 }
 
@@ -70,7 +80,23 @@ impl Source for Rows {
 /// bytes `16·o .. 16·(o + w)` here, word by word of all rows (numbers of 16 bits: half-word by half-word). One vector
 /// of [`Source::columns`] is then one load, and the blocks of all columns follow each other in memory.
 #[derive(Clone, Copy)]
-pub(crate) struct Woven(pub *const u8);
+pub(crate) struct Woven {
+    at: *const u8,
+    /// 0, or 1 if the last eight rows come first.
+    upper: usize,
+}
+
+impl Woven {
+    /// At the first block.
+    pub fn new(at: *const u8) -> Woven {
+        Woven { at, upper: 0 }
+    }
+
+    /// The block.
+    pub fn at(&self) -> *const u8 {
+        self.at
+    }
+}
 
 impl Source for Woven {
     const READY: bool = true;
@@ -78,25 +104,29 @@ impl Source for Woven {
     #[inline(always)]
     unsafe fn columns<S: Lanes>(&self, s: S, offset: usize) -> [S::I; 4] {
         // SAFETY: the caller's promise.
-        let x = unsafe { &*self.0.wrapping_add(16 * offset).cast::<[[u8; 64]; 4]>() };
+        let x = unsafe { &*self.at.wrapping_add(16 * offset + 32 * self.upper).cast::<[[u8; 64]; 4]>() };
         [s.load_i(&x[0]), s.load_i(&x[1]), s.load_i(&x[2]), s.load_i(&x[3])]
     }
 
     #[inline(always)]
     unsafe fn halves<S: Lanes>(&self, s: S, offset: usize) -> S::I {
         // SAFETY: the caller's promise.
-        s.load_u16(unsafe { &*self.0.wrapping_add(16 * offset).cast() })
+        s.load_u16(unsafe { &*self.at.wrapping_add(16 * offset + 16 * self.upper).cast() })
+    }
+
+    #[inline(always)]
+    fn upper(self) -> Woven {
+        Woven { upper: 1, ..self }
     }
 
     #[inline(always)]
     fn advance(&mut self, bytes: usize) {
-        self.0 = self.0.wrapping_add(16 * bytes);
+        self.at = self.at.wrapping_add(16 * bytes);
     }
 
     #[inline(always)]
-    fn fetch<S: Lanes>(&self, s: S, quarter: usize, distance: usize) {
-        for line in 0..4 {
-            s.prefetch(self.0.wrapping_add(16 * distance + 256 * quarter + 64 * line));
-        }
+    fn fetch<S: Lanes>(&self, s: S, distance: usize, row: usize, line: usize, lines: usize) {
+        let row = row + ROWS / 2 * self.upper;
+        s.prefetch(self.at.wrapping_add(ROWS * distance + LINE * (row * lines + line)));
     }
 }

@@ -121,7 +121,7 @@ fn nibble<S: Lanes>(s: S, x: S::I, high: bool) -> S::I {
 #[inline(always)]
 fn four_bits<S: Lanes>(s: S, x: [S::I; 4], sink: &mut impl Sink<S>) {
     unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
-        sink.step::<8>(s, 4 * HALF + J, nibble(s, x[J], HALF == 1));
+        sink.step::<8>(s, 0, 4 * HALF + J, nibble(s, x[J], HALF == 1));
     }}}}
 }
 
@@ -138,12 +138,13 @@ impl PanelBlock for Q8_0 {
             // SAFETY: offsets within the block.
             let x = unsafe { from.columns(s, offset_of!(Q8_0, qs) + 16 * PART) };
             unroll! { J in [0, 1, 2, 3] {
-                sink.step::<8>(s, 4 * PART + J, s.xor(x[J], s.splat_i(i32::from_ne_bytes([0x80; 4]))));
+                sink.step::<8>(s, 0, 4 * PART + J, s.xor(x[J], s.splat_i(i32::from_ne_bytes([0x80; 4]))));
             }}
         }}
         // SAFETY: as above.
         let d = unsafe { half(s, from, offset_of!(Q8_0, d)) };
-        sink.end::<8>(s, d, d);
+        sink.end::<8>(s, 0, d, d);
+        sink.advance::<8>(1);
     }
 }
 
@@ -159,7 +160,8 @@ impl PanelBlock for Q4_0 {
         // SAFETY: offsets within the block.
         let (d, x) = unsafe { (half(s, from, offset_of!(Q4_0, d)), from.columns(s, offset_of!(Q4_0, qs))) };
         four_bits(s, x, sink);
-        sink.end::<8>(s, d, d);
+        sink.end::<8>(s, 0, d, d);
+        sink.advance::<8>(1);
     }
 }
 
@@ -174,7 +176,8 @@ impl PanelBlock for Q4_1 {
             (half(s, from, offset_of!(Q4_1, d)), half(s, from, offset_of!(Q4_1, m)), x)
         };
         four_bits(s, x, sink);
-        sink.end::<8>(s, d, s.sub(s.splat(-0.0), m));
+        sink.end::<8>(s, 0, d, s.sub(s.splat(-0.0), m));
+        sink.advance::<8>(1);
     }
 }
 
@@ -192,7 +195,7 @@ fn five_bits<S: Lanes>(s: S, x: [S::I; 4], qh: S::I, sink: &mut impl Sink<S>) {
     unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
         const STEP: usize = 4 * HALF + J;
         let fifth = fifth_bits::<S, { 4 * STEP as u32 }>(s, qh);
-        sink.step::<8>(s, STEP, s.or(nibble(s, x[J], HALF == 1), fifth));
+        sink.step::<8>(s, 0, STEP, s.or(nibble(s, x[J], HALF == 1), fifth));
     }}}}
 }
 
@@ -207,7 +210,8 @@ impl PanelBlock for Q5_0 {
             (half(s, from, offset_of!(Q5_0, d)), word(s, from, offset_of!(Q5_0, qh)), x)
         };
         five_bits(s, x, qh, sink);
-        sink.end::<8>(s, d, d);
+        sink.end::<8>(s, 0, d, d);
+        sink.advance::<8>(1);
     }
 }
 
@@ -222,7 +226,8 @@ impl PanelBlock for Q5_1 {
             (d, m, word(s, from, offset_of!(Q5_1, qh)), from.columns(s, offset_of!(Q5_1, qs)))
         };
         five_bits(s, x, qh, sink);
-        sink.end::<8>(s, d, s.sub(s.splat(-0.0), m));
+        sink.end::<8>(s, 0, d, s.sub(s.splat(-0.0), m));
+        sink.advance::<8>(1);
     }
 }
 
@@ -246,7 +251,7 @@ unsafe fn looked_up<S: Lanes>(s: S, from: &impl Source, offset: usize, sink: &mu
     // SAFETY: the caller's promise.
     let x = unsafe { from.columns(s, offset) };
     unroll! { HALF in [0, 1] { unroll! { J in [0, 1, 2, 3] {
-        sink.step::<8>(s, 4 * HALF + J, s.lookup(&IQ4_CODES, nibble(s, x[J], HALF == 1)));
+        sink.step::<8>(s, 0, 4 * HALF + J, s.lookup(&IQ4_CODES, nibble(s, x[J], HALF == 1)));
     }}}}
 }
 
@@ -260,7 +265,8 @@ impl PanelBlock for IQ4_NL {
             looked_up(s, from, offset_of!(IQ4_NL, qs), sink);
             half(s, from, offset_of!(IQ4_NL, d))
         };
-        sink.end::<8>(s, d, d);
+        sink.end::<8>(s, 0, d, d);
+        sink.advance::<8>(1);
     }
 }
 
@@ -280,7 +286,8 @@ impl PanelBlock for IQ4_XS {
             (high, low) = (s.shr::<2>(high), s.shr::<4>(low));
             // SAFETY: offsets within the block.
             unsafe { looked_up(s, from, offset_of!(IQ4_XS, qs) + 16 * g, sink) };
-            sink.end::<8>(s, scale, scale);
+            sink.end::<8>(s, 0, scale, scale);
+            sink.advance::<8>(1);
         }
     }
 }
@@ -311,14 +318,18 @@ impl<S: Lanes> KScales<S> {
         }
     }
 
+    /// Of group `4 h + g`.
     #[inline(always)]
-    fn scale(&self, s: S, g: usize) -> S::F {
-        s.mul(self.d, s.to_f(byte(s, self.scales[g / 4], g % 4)))
+    fn scale(&self, s: S, h: usize, g: usize) -> S::F {
+        let word = if h == 0 { self.scales[0] } else { self.scales[1] };
+        s.mul(self.d, s.to_f(byte(s, word, g)))
     }
 
+    /// Of group `4 h + g`.
     #[inline(always)]
-    fn min(&self, s: S, g: usize) -> S::F {
-        s.mul(self.dmin, s.to_f(byte(s, self.mins[g / 4], g % 4)))
+    fn min(&self, s: S, h: usize, g: usize) -> S::F {
+        let word = if h == 0 { self.mins[0] } else { self.mins[1] };
+        s.mul(self.dmin, s.to_f(byte(s, word, g)))
     }
 }
 
@@ -364,19 +375,24 @@ impl PanelBlock for Q4_K {
     unsafe fn unpack<S: Lanes>(s: S, from: &impl Source, sink: &mut impl Sink<S>) {
         // SAFETY: the scales come first in the block.
         let scales = unsafe { KScales::new(s, from) };
-        unroll! { I in [0, 1, 2, 3] {
-            // SAFETY: offsets within the block.
-            let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q4_K, qs) + 32 * I) };
-            unroll! { HALF in [0, 1] {
-                unroll! { PART in [0, 1] {
-                    let x = x.get(s, PART);
-                    unroll! { J in [0, 1, 2, 3] {
-                        sink.step::<8>(s, 4 * PART + J, nibble(s, x[J], HALF == 1));
+        for h in 0..2 {
+            unroll! { I in [0, 1] {
+                // SAFETY: offsets within the block.
+                let x: Columns<'_, S, _, 2> =
+                    unsafe { Columns::new(s, from, offset_of!(Q4_K, qs) + 64 * h + 32 * I) };
+                unroll! { HALF in [0, 1] {
+                    const G: usize = 2 * I + HALF;
+                    unroll! { PART in [0, 1] {
+                        let x = x.get(s, PART);
+                        unroll! { J in [0, 1, 2, 3] {
+                            sink.step::<8>(s, G, 4 * PART + J, nibble(s, x[J], HALF == 1));
+                        }}
                     }}
+                    sink.end::<8>(s, G, scales.scale(s, h, G), scales.min(s, h, G));
                 }}
-                sink.end::<8>(s, scales.scale(s, 2 * I + HALF), scales.min(s, 2 * I + HALF));
             }}
-        }}
+            sink.advance::<8>(4);
+        }
     }
 }
 
@@ -394,19 +410,24 @@ impl PanelBlock for Q5_K {
             let fifth: Columns<'_, S, _, 2> = Columns::new(s, from, offset_of!(Q5_K, qh));
             (KScales::new(s, from), fifth)
         };
-        unroll! { I in [0, 1, 2, 3] {
-            // SAFETY: offsets within the block.
-            let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q5_K, qs) + 32 * I) };
-            unroll! { HALF in [0, 1] {
-                unroll! { PART in [0, 1] {
-                    let (x, fifth) = (x.get(s, PART), fifth.get(s, PART));
-                    unroll! { J in [0, 1, 2, 3] {
-                        let fifth = bit::<S, 4>(s, fifth[J], 2 * I + HALF);
-                        sink.step::<8>(s, 4 * PART + J, s.or(nibble(s, x[J], HALF == 1), fifth));
+        unroll! { H in [0, 1] {
+            unroll! { I in [0, 1] {
+                // SAFETY: offsets within the block.
+                let x: Columns<'_, S, _, 2> =
+                    unsafe { Columns::new(s, from, offset_of!(Q5_K, qs) + 64 * H + 32 * I) };
+                unroll! { HALF in [0, 1] {
+                    const G: usize = 2 * I + HALF;
+                    unroll! { PART in [0, 1] {
+                        let (x, fifth) = (x.get(s, PART), fifth.get(s, PART));
+                        unroll! { J in [0, 1, 2, 3] {
+                            let fifth = bit::<S, 4>(s, fifth[J], 4 * H + G);
+                            sink.step::<8>(s, G, 4 * PART + J, s.or(nibble(s, x[J], HALF == 1), fifth));
+                        }}
                     }}
+                    sink.end::<8>(s, G, scales.scale(s, H, G), scales.min(s, H, G));
                 }}
-                sink.end::<8>(s, scales.scale(s, 2 * I + HALF), scales.min(s, 2 * I + HALF));
             }}
+            sink.advance::<8>(4);
         }}
     }
 }
@@ -424,24 +445,47 @@ impl PanelBlock for Q6_K {
         let (d, scales) =
             unsafe { (half(s, from, offset_of!(Q6_K, d)), from.columns(s, offset_of!(Q6_K, scales))) };
         for h in 0..2 {
-            // SAFETY: offsets within the block.
-            let (low, top) = unsafe {
-                let low: Columns<'_, S, _, 4> = Columns::new(s, from, offset_of!(Q6_K, ql) + 64 * h);
-                let top: Columns<'_, S, _, 2> = Columns::new(s, from, offset_of!(Q6_K, qh) + 32 * h);
-                (low, top)
-            };
             let scales = if h == 0 { [scales[0], scales[1]] } else { [scales[2], scales[3]] };
-            unroll! { P in [0, 1, 2, 3] {
+            macro_rules! end {
+                ($g:expr) => {{
+                    let scale = s.mul(d, s.to_f(signed_byte(s, scales[$g / 4], $g % 4)));
+                    sink.end::<4>(s, $g, scale, scale);
+                }};
+            }
+            let (ql, qh) = (offset_of!(Q6_K, ql) + 64 * h, offset_of!(Q6_K, qh) + 32 * h);
+            if S::FEW_REGISTERS {
+                // Sixteen bytes of either kind at a time.
                 unroll! { PART in [0, 1] {
+                    // SAFETY: offsets within the block.
+                    let top = unsafe { from.columns(s, qh + 16 * PART) };
+                    unroll! { LOW in [0, 1] {
+                        // SAFETY: offsets within the block.
+                        let low = unsafe { from.columns(s, ql + 32 * LOW + 16 * PART) };
+                        unroll! { J in [0, 1, 2, 3] { unroll! { HIGH in [0, 1] {
+                            const P: usize = 2 * HIGH + LOW;
+                            let codes = s.or(nibble(s, low[J], HIGH == 1), top_bits(s, top[J], P));
+                            sink.step::<4>(s, 2 * P + PART, J, codes);
+                        }}}}
+                    }}
+                }}
+                unroll! { G in [0, 1, 2, 3, 4, 5, 6, 7] { end!(G); }}
+            } else {
+                // SAFETY: offsets within the block.
+                let (low, top) = unsafe {
+                    let low: Columns<'_, S, _, 4> = Columns::new(s, from, ql);
+                    let top: Columns<'_, S, _, 2> = Columns::new(s, from, qh);
+                    (low, top)
+                };
+                unroll! { P in [0, 1, 2, 3] { unroll! { PART in [0, 1] {
                     let (low, top) = (low.get(s, P % 2 * 2 + PART), top.get(s, PART));
                     unroll! { J in [0, 1, 2, 3] {
-                        sink.step::<4>(s, J, s.or(nibble(s, low[J], P / 2 == 1), top_bits(s, top[J], P)));
+                        let codes = s.or(nibble(s, low[J], P / 2 == 1), top_bits(s, top[J], P));
+                        sink.step::<4>(s, 2 * P + PART, J, codes);
                     }}
-                    const G: usize = 2 * P + PART;
-                    let scale = s.mul(d, s.to_f(signed_byte(s, scales[G / 4], G % 4)));
-                    sink.end::<4>(s, scale, scale);
-                }}
-            }}
+                    end!(2 * P + PART);
+                }}}}
+            }
+            sink.advance::<4>(8);
         }
     }
 }
@@ -462,16 +506,17 @@ impl PanelBlock for Q2_K {
             let packed = if h == 0 { [packed[0], packed[1]] } else { [packed[2], packed[3]] };
             unroll! { P in [0, 1, 2, 3] {
                 unroll! { PART in [0, 1] {
+                    const G: usize = 2 * P + PART;
                     let x = x.get(s, PART);
                     unroll! { J in [0, 1, 2, 3] {
-                        sink.step::<4>(s, J, pair(s, x[J], P));
+                        sink.step::<4>(s, G, J, pair(s, x[J], P));
                     }}
-                    const G: usize = 2 * P + PART;
                     let packed = byte(s, packed[G / 4], G % 4);
                     let scale = s.mul(d, s.to_f(s.and(packed, s.splat_i(15))));
-                    sink.end::<4>(s, scale, s.mul(dmin, s.to_f(s.shr::<4>(packed))));
+                    sink.end::<4>(s, G, scale, s.mul(dmin, s.to_f(s.shr::<4>(packed))));
                 }}
             }}
+            sink.advance::<4>(8);
         }
     }
 }
@@ -493,19 +538,20 @@ impl PanelBlock for Q3_K {
             let x: Columns<'_, S, _, 2> = unsafe { Columns::new(s, from, offset_of!(Q3_K, qs) + 32 * H) };
             unroll! { P in [0, 1, 2, 3] {
                 unroll! { PART in [0, 1] {
+                    const G: usize = 8 * H + 2 * P + PART;
                     let (x, third) = (x.get(s, PART), third.get(s, PART));
                     unroll! { J in [0, 1, 2, 3] {
-                        sink.step::<4>(s, J, s.or(pair(s, x[J], P), bit::<S, 2>(s, third[J], 4 * H + P)));
+                        sink.step::<4>(s, G % 8, J, s.or(pair(s, x[J], P), bit::<S, 2>(s, third[J], 4 * H + P)));
                     }}
-                    const G: usize = 8 * H + 2 * P + PART;
                     // Words of four scales: low nibbles from byte G % 8, top pairs from byte G % 4.
                     let low = low[G / 4 % 2];
                     let nibble = if G < 8 { low } else { s.shr::<4>(low) };
                     let scale = s.or(mask(s, nibble, 15), s.shl::<4>(pair(s, top, G / 4)));
                     let scale = s.sub_i(byte(s, scale, G % 4), s.splat_i(32));
-                    sink.end::<4>(s, s.mul(d, s.to_f(scale)), d);
+                    sink.end::<4>(s, G % 8, s.mul(d, s.to_f(scale)), d);
                 }}
             }}
+            sink.advance::<4>(8);
         }}
     }
 }

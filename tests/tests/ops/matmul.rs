@@ -127,6 +127,30 @@ fn products_have_the_bits_of_the_reference() {
     }
 }
 
+/// With few activation rows, the sixteen rows of a panel are apart, as far as a task has panels: here up to five, and eight where all rows would
+/// meet in the same sets of a cache.
+#[test]
+fn panels_whose_rows_are_apart() {
+    let mut noise = Noise(9);
+    for format in FORMATS.iter().filter(|format| !is_float(format.ty)) {
+        let ty = format.ty;
+        let mut shapes = vec![(777, 1024, 1), (777, 1024, 3), (777, 1024, 8)];
+        if ty == QuantType::Q4_0 {
+            // Rows of 2304 bytes.
+            shapes.push((16 * 12 * 8, 4096, 2));
+        }
+        for (n, k, rows) in shapes {
+            let (bytes, x) = (arbitrary(ty, n * k, &mut noise), noise.values(rows * k));
+            let w = QMatrix::new(ty, n, k, &bytes).unwrap();
+            let want = matmul(&Reference, &[w], &x, rows);
+            for cpu in &cpus() {
+                let got = matmul(cpu, &[w], &x, rows);
+                assert_same(&got[0], &want[0], &format!("{ty} {n} x {k}, {rows} rows, {}", cpu.label()));
+            }
+        }
+    }
+}
+
 #[test]
 fn repacked_weights_give_the_bits_of_the_reference() {
     let mut noise = Noise(7);

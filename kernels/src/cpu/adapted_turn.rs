@@ -20,7 +20,7 @@ use crate::quant::{FormatError, QMatrix};
 const AT_ONCE: usize = 1 << 15;
 /// How often a task asks whether the cores are done before it begins without: some microseconds, less than adding to its outputs later.
 const POLLS: usize = 1 << 10;
-/// Weight rows after which what others are expanded with is fetched: a band, or as many rows.
+/// Weight rows after which what others are expanded with is fetched: a band, or as many rows, unless more are computed at once.
 const FETCHED_ROWS: usize = BAND;
 /// Tasks per thread that cores, and what is late, are dealt out in.
 const SMALL_TASKS_PER_THREAD: usize = 4;

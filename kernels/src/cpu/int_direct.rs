@@ -116,8 +116,10 @@ impl<B: PanelBlock, R: Source, const M: usize, const MIN: bool, const MOST: u8>
             } else {
                 let mut high = Dot::<S::High, M, MIN, MOST>::new(h, x);
                 for _ in 0..blocks {
-                    // The same operands, of which the compiler should know that they are the same.
-                    high.x = low.x;
+                    if M == 1 {
+                        // The same operands, as the compiler then knows, which loads them once. Those of more rows it would have to put aside.
+                        high.x = low.x;
+                    }
                     // SAFETY: as above.
                     unsafe {
                         unpack::<B, _, _>(l, &from, &mut low);

@@ -190,7 +190,8 @@ fn spread(panels: usize, weight: QMatrix<'_>) -> (usize, usize) {
         return (panels, 1);
     }
     // Not where all rows would meet in one or two sets of a cache.
-    let these = if panels * weight.row_bytes() % SETS == 0 { (panels - 1).max(1) } else { panels };
+    let meet = (panels * weight.row_bytes()).is_multiple_of(SETS);
+    let these = if meet { (panels - 1).max(1) } else { panels };
     (these, these)
 }
 

@@ -22,7 +22,8 @@ pub(crate) trait Simd: Lanes {
     const TILE_PANELS: usize;
     /// How many tiles of [`Lanes::DIRECT_ROWS`] weights are multiplied with at once. For more rows, they are unpacked into panels.
     const DIRECT_TILES: usize;
-    /// Activation rows for which weights of few columns are not: to unpack them for every tile takes less time than to begin and end a panel.
+    /// Activation rows for which weights of few columns are not unpacked into panels, at most: to unpack them for every tile takes less time than
+    /// to begin and end a panel.
     const DIRECT_ROWS_NEAR: usize;
     /// Activation rows in one float tile of [`FLOAT_WEIGHTS`] weight rows.
     const FLOAT_ROWS: usize;

@@ -53,6 +53,21 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         proven!([_mm256_set1_ps(x); 2])
     }
     #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> F {
+        let (low, high) = self.halves();
+        [low.load(x), high.load(x)]
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[[u8; 2]; 16]) -> F {
+        let (low, high) = self.halves();
+        [low.load_f16(x), high.load_f16(x)]
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[[u8; 2]; 16]) -> F {
+        let (low, high) = self.halves();
+        [low.load_bf16(x), high.load_bf16(x)]
+    }
+    #[inline(always)]
     fn store(self, x: F, out: &mut [f32; 16]) {
         let (low, high) = self.halves();
         low.store(x[0], out);
@@ -187,18 +202,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const TILE_PANELS: usize = 1;
     const DIRECT_TILES: usize = 2;
     const DIRECT_ROWS_NEAR: usize = 16;
-    const FLOAT_ROWS: usize = 1;
-    #[inline(always)]
-    fn load(self, x: &[f32; 16]) -> F {
-        proven!([_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())])
-    }
-    #[inline(always)]
-    fn load_f16(self, x: &[[u8; 2]; 16]) -> F {
-        proven!([
-            _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
-            _mm256_cvtph_ps(_mm_loadu_si128(x[8..].as_ptr().cast())),
-        ])
-    }
+    const FLOAT_ROWS: usize = 6;
     #[inline(always)]
     fn store_f16(self, x: F, out: &mut [[u8; 2]; 16]) {
         proven!({
@@ -208,17 +212,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             ];
             _mm_storeu_si128(out.as_mut_ptr().cast(), halves[0]);
             _mm_storeu_si128(out[8..].as_mut_ptr().cast(), halves[1]);
-        })
-    }
-    #[inline(always)]
-    fn load_bf16(self, x: &[[u8; 2]; 16]) -> F {
-        proven!({
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x[8..].as_ptr().cast()));
-            [
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-            ]
         })
     }
     #[inline(always)]

@@ -47,6 +47,21 @@ impl<const HIGH: usize, const VNNI: bool> Lanes for Half<HIGH, VNNI> {
         proven!(_mm256_set1_ps(x))
     }
     #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> __m256 {
+        proven!(_mm256_loadu_ps(x[8 * HIGH..].as_ptr()))
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[[u8; 2]; 16]) -> __m256 {
+        proven!(_mm256_cvtph_ps(_mm_loadu_si128(x[8 * HIGH..].as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[[u8; 2]; 16]) -> __m256 {
+        proven!({
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(x[8 * HIGH..].as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        })
+    }
+    #[inline(always)]
     fn store(self, x: __m256, out: &mut [f32; 16]) {
         proven!(_mm256_storeu_ps(out[8 * HIGH..].as_mut_ptr(), x))
     }

@@ -41,6 +41,20 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
         proven!(_mm512_set1_ps(x))
     }
     #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> __m512 {
+        proven!(_mm512_loadu_ps(x.as_ptr()))
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[[u8; 2]; 16]) -> __m512 {
+        proven!(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[[u8; 2]; 16]) -> __m512 {
+        proven!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
+            x.as_ptr().cast()
+        )))))
+    }
+    #[inline(always)]
     fn store(self, x: __m512, out: &mut [f32; 16]) {
         proven!(_mm512_storeu_ps(out.as_mut_ptr(), x))
     }
@@ -203,22 +217,8 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const DIRECT_ROWS_NEAR: usize = 8;
     const FLOAT_ROWS: usize = 6;
     #[inline(always)]
-    fn load(self, x: &[f32; 16]) -> __m512 {
-        proven!(_mm512_loadu_ps(x.as_ptr()))
-    }
-    #[inline(always)]
-    fn load_f16(self, x: &[[u8; 2]; 16]) -> __m512 {
-        proven!(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
-    }
-    #[inline(always)]
     fn store_f16(self, x: __m512, out: &mut [[u8; 2]; 16]) {
         proven!(_mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)))
-    }
-    #[inline(always)]
-    fn load_bf16(self, x: &[[u8; 2]; 16]) -> __m512 {
-        proven!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
-            x.as_ptr().cast()
-        )))))
     }
     #[inline(always)]
     fn load_i8(self, x: &[i8; 16]) -> __m512 {

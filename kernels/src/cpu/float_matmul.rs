@@ -8,8 +8,9 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Isa;
+use super::lanes::Lanes;
 use super::output::Output;
-use super::simd::{FLOAT_WEIGHTS, Op, Simd};
+use super::simd::{FLOAT_WEIGHTS, FLOAT_WEIGHTS_FEW, Op, Simd};
 use crate::quant::{BF16, Block, F16, F32, FormatError, QMatrix, QuantType, dequantize_row};
 
 /// Columns at a time: those of six activation rows (12 KiB) stay in the first-level cache.
@@ -17,44 +18,48 @@ const COLUMNS: usize = 512;
 /// The same for a single row. Weights are then read once, and the longer a stretch is that is read in one go, the better do the
 /// processor's own prefetchers follow.
 const COLUMNS_OF_ONE: usize = 8192;
+/// The same for few rows, shared out among them: 16 KiB.
+const COLUMNS_OF_FEW: usize = 4096;
 /// Weight rows of a strip.
 pub(crate) const STRIP: usize = 16;
 /// Activation rows of a task at most; a task keeps 48 KiB of accumulators and 32 KiB of weights.
 pub(crate) const ROW_BLOCK: usize = 48;
-/// A float format read 16 weights at a time.
+
+/// A float format read 16 weights at a time, or those of some lanes.
 trait FloatBlock: Block {
     /// # Safety
     /// 16 weights are readable.
-    unsafe fn load<S: Simd>(s: S, weights: *const u8) -> S::F;
+    unsafe fn load<L: Lanes>(l: L, weights: *const u8) -> L::F;
 }
 
 impl FloatBlock for F32 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, weights: *const u8) -> S::F {
+    unsafe fn load<L: Lanes>(l: L, weights: *const u8) -> L::F {
         // SAFETY: readable by the caller's promise; as bytes, since a mapped file aligns them to whatever it likes.
-        s.load(&unsafe { weights.cast::<[f32; 16]>().read_unaligned() })
+        l.load(&unsafe { weights.cast::<[f32; 16]>().read_unaligned() })
     }
 }
 
 impl FloatBlock for F16 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, weights: *const u8) -> S::F {
+    unsafe fn load<L: Lanes>(l: L, weights: *const u8) -> L::F {
         // SAFETY: readable by the caller's promise; pairs of bytes have align 1.
-        s.load_f16(unsafe { &*weights.cast() })
+        l.load_f16(unsafe { &*weights.cast() })
     }
 }
 
 impl FloatBlock for BF16 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, weights: *const u8) -> S::F {
+    unsafe fn load<L: Lanes>(l: L, weights: *const u8) -> L::F {
         // SAFETY: readable by the caller's promise; pairs of bytes have align 1.
-        s.load_bf16(unsafe { &*weights.cast() })
+        l.load_bf16(unsafe { &*weights.cast() })
     }
 }
 
 /// Adds the products of some columns to `acc[row · STRIP + weight]`, in the order of [`crate::ops::sum::dot`].
 ///
-/// A tile of 4 weights × 6 rows does 24 multiply-adds on 10 loads.
+/// A tile of 4 weights × 6 rows does 24 multiply-adds on 10 loads. Where registers are few, its lanes are taken in halves and it has 2 × 6: 12 multiply-adds
+/// on 8 loads. One or two rows wait for the weights anyway, so that these pass only once.
 struct Sweep<'a, B> {
     weights: *const u8,
     weight_stride: usize,
@@ -80,12 +85,15 @@ impl<B: FloatBlock> Op for Sweep<'_, B> {
             // SAFETY: `rows` and `tile` stay within the rows that are left.
             row += unsafe {
                 match self.n_rows - row {
-                    _ if S::FLOAT_ROWS == 1 => self.rows::<S, 1>(s, row),
-                    1 => self.rows::<S, 1>(s, row),
-                    2 => self.rows::<S, 2>(s, row),
-                    3 | 5 => self.rows::<S, 3>(s, row),
-                    4 | 7 | 8 => self.rows::<S, 4>(s, row),
-                    _ => self.rows::<S, 6>(s, row),
+                    _ if S::FLOAT_ROWS == 1 => self.rows::<S, FLOAT_WEIGHTS, 1>(s, row),
+                    1 => self.rows::<S, FLOAT_WEIGHTS, 1>(s, row),
+                    2 if S::FEW_REGISTERS => self.rows::<S, FLOAT_WEIGHTS_FEW, 2>(s, row),
+                    2 => self.rows::<S, FLOAT_WEIGHTS, 2>(s, row),
+                    3 | 5 => self.rows::<S, FLOAT_WEIGHTS, 3>(s, row),
+                    4 | 7 | 8 if S::FEW_REGISTERS => self.rows::<S, FLOAT_WEIGHTS_FEW, 4>(s, row),
+                    4 | 7 | 8 => self.rows::<S, FLOAT_WEIGHTS, 4>(s, row),
+                    _ if S::FEW_REGISTERS => self.rows::<S, FLOAT_WEIGHTS_FEW, 6>(s, row),
+                    _ => self.rows::<S, FLOAT_WEIGHTS, 6>(s, row),
                 }
             };
         }
@@ -93,32 +101,55 @@ impl<B: FloatBlock> Op for Sweep<'_, B> {
 }
 
 impl<B: FloatBlock> Sweep<'_, B> {
+    /// W weights at a time, as long as there are as many.
     #[inline(always)]
-    unsafe fn rows<S: Simd, const M: usize>(&self, s: S, row: usize) -> usize {
+    unsafe fn rows<S: Simd, const W: usize, const M: usize>(&self, s: S, row: usize) -> usize {
         let mut weight = 0;
-        while weight + FLOAT_WEIGHTS <= self.n_weights {
+        while weight + W <= self.n_weights {
             // SAFETY: so many rows and weights are left.
-            unsafe { self.tile::<S, FLOAT_WEIGHTS, M>(s, weight, row) };
-            weight += FLOAT_WEIGHTS;
+            unsafe { self.halves::<S, W, M>(s, weight, row) };
+            weight += W;
         }
         while weight < self.n_weights {
             // SAFETY: one weight is left.
-            unsafe { self.tile::<S, 1, M>(s, weight, row) };
+            unsafe { self.halves::<S, 1, M>(s, weight, row) };
             weight += 1;
         }
         M
     }
 
+    /// All lanes.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const W: usize, const M: usize>(&self, s: S, weight: usize, row: usize) {
-        let mut acc = [[s.splat(0.0); W]; M];
+    unsafe fn halves<S: Simd, const W: usize, const M: usize>(&self, s: S, weight: usize, row: usize) {
+        let fetch = row == 0 && self.ahead > 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if S::FEW_REGISTERS && M > 2 {
+                let (low, high) = s.halves();
+                self.tile::<_, W, M>(low, weight, row, fetch);
+                self.tile::<_, W, M>(high, weight, row, false);
+            } else {
+                self.tile::<_, W, M>(s, weight, row, fetch);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<L: Lanes, const W: usize, const M: usize>(
+        &self,
+        l: L,
+        weight: usize,
+        row: usize,
+        fetch: bool,
+    ) {
+        let mut acc = [[l.splat(0.0); W]; M];
         // SAFETY: the caller's accumulators cover all rows and STRIP weights.
         let at = |m: usize, w: usize| unsafe { self.acc.add((row + m) * STRIP + weight + w) };
         if !self.first {
             for m in 0..M {
                 for w in 0..W {
                     // SAFETY: written by the sweep over the first columns.
-                    acc[m][w] = s.load(unsafe { &*at(m, w) });
+                    acc[m][w] = l.load(unsafe { &*at(m, w) });
                 }
             }
         }
@@ -126,28 +157,28 @@ impl<B: FloatBlock> Sweep<'_, B> {
         let x = &self.x[row * self.x_stride..][..(M - 1) * self.x_stride + self.columns];
         let weights = self.weights.wrapping_add(weight * self.weight_stride);
         for k in (0..self.columns).step_by(16) {
-            let mut w_k = [s.splat(0.0); W];
+            let mut w_k = [l.splat(0.0); W];
             for w in 0..W {
                 // SAFETY: `columns` is a multiple of 16, and so many weights are readable in each row.
                 let at = unsafe { weights.add(w * self.weight_stride + k * size_of::<B>()) };
                 // SAFETY: as above.
-                w_k[w] = unsafe { B::load(s, at) };
-                if row == 0 && self.ahead > 0 && (k * size_of::<B>()).is_multiple_of(64) {
-                    s.prefetch(at.wrapping_add(self.ahead));
+                w_k[w] = unsafe { B::load(l, at) };
+                if fetch && (k * size_of::<B>()).is_multiple_of(64) {
+                    l.prefetch(at.wrapping_add(self.ahead));
                 }
             }
             for m in 0..M {
                 // SAFETY: `x` above has these 16.
-                let x_k = s.load(unsafe { &*x.as_ptr().add(m * self.x_stride + k).cast::<[f32; 16]>() });
+                let x_k = l.load(unsafe { &*x.as_ptr().add(m * self.x_stride + k).cast::<[f32; 16]>() });
                 for w in 0..W {
-                    acc[m][w] = s.fma(w_k[w], x_k, acc[m][w]);
+                    acc[m][w] = l.fma(w_k[w], x_k, acc[m][w]);
                 }
             }
         }
         for m in 0..M {
             for w in 0..W {
                 // SAFETY: the caller's accumulators.
-                s.store(acc[m][w], unsafe { &mut *at(m, w) });
+                l.store(acc[m][w], unsafe { &mut *at(m, w) });
             }
         }
     }
@@ -302,8 +333,11 @@ impl FloatStrip<'_> {
     unsafe fn wide(&self, isa: Isa, out: Output<'_>) -> Result<(), FormatError> {
         let mut acc = [const { MaybeUninit::<[f32; 16]>::uninit() }; STRIP * ROW_BLOCK];
         let mut wide = MaybeUninit::<[[f32; COLUMNS]; STRIP]>::uninit();
-        let one = self.x_rows.len() == 1 && is_direct(self.weight.ty(), self.weight.cols());
-        let step = if one { COLUMNS_OF_ONE } else { COLUMNS };
+        let step = match self.x_rows.len() {
+            _ if !is_direct(self.weight.ty(), self.weight.cols()) => COLUMNS,
+            0 | 1 => COLUMNS_OF_ONE,
+            rows => (COLUMNS_OF_FEW / rows / COLUMNS).max(1) * COLUMNS,
+        };
         for column in (0..self.weight.cols()).step_by(step) {
             let acc: *mut [f32; 16] = acc.as_mut_ptr().cast();
             let columns = step.min(self.weight.cols() - column);

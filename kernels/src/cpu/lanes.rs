@@ -65,6 +65,12 @@ pub(crate) trait Lanes: Copy {
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
+    /// The floats of these rows.
+    fn load(self, x: &[f32; 16]) -> Self::F;
+    /// The same from half precision.
+    fn load_f16(self, x: &[[u8; 2]; 16]) -> Self::F;
+    /// The same from bfloat16.
+    fn load_bf16(self, x: &[[u8; 2]; 16]) -> Self::F;
     /// Writes the floats of these rows.
     fn store(self, x: Self::F, out: &mut [f32; 16]);
     /// a − b.

@@ -43,6 +43,18 @@ impl Lanes for Portable {
         [x; 16]
     }
     #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> [f32; 16] {
+        *x
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[[u8; 2]; 16]) -> [f32; 16] {
+        x.map(|b| half::f16::from_le_bytes(b).to_f32())
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[[u8; 2]; 16]) -> [f32; 16] {
+        x.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+    }
+    #[inline(always)]
     fn store(self, x: [f32; 16], out: &mut [f32; 16]) {
         *out = x;
     }
@@ -189,20 +201,8 @@ impl Simd for Portable {
     const DIRECT_ROWS_NEAR: usize = 2;
     const FLOAT_ROWS: usize = 1;
     #[inline(always)]
-    fn load(self, x: &[f32; 16]) -> [f32; 16] {
-        *x
-    }
-    #[inline(always)]
-    fn load_f16(self, x: &[[u8; 2]; 16]) -> [f32; 16] {
-        x.map(|b| half::f16::from_le_bytes(b).to_f32())
-    }
-    #[inline(always)]
     fn store_f16(self, x: [f32; 16], out: &mut [[u8; 2]; 16]) {
         *out = x.map(|v| half::f16::from_f32(v).to_le_bytes());
-    }
-    #[inline(always)]
-    fn load_bf16(self, x: &[[u8; 2]; 16]) -> [f32; 16] {
-        x.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
     }
     #[inline(always)]
     fn load_i8(self, x: &[i8; 16]) -> [f32; 16] {

@@ -288,7 +288,7 @@ fn is_rounded(isa: Isa, ty: QuantType) -> bool {
 /// Lines of `columns` rounded up to 16, zeros behind them. Many lines of whole half-pages move apart by another half, so that
 /// the rows of a tile do not share cache sets.
 fn padded(x: &[f32], columns: usize, rows: usize) -> (Cow<'_, [f32]>, usize) {
-    let apart = rows >= 16 && columns.is_multiple_of(512);
+    let apart = rows >= 4 && columns.is_multiple_of(512);
     if columns.is_multiple_of(16) && !apart {
         return (Cow::Borrowed(x), columns);
     }

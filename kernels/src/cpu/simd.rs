@@ -25,20 +25,14 @@ pub(crate) trait Simd: Lanes {
     /// Activation rows for which weights of few columns are not unpacked into panels, at most: to unpack them for every tile takes less time than
     /// to begin and end a panel.
     const DIRECT_ROWS_NEAR: usize;
-    /// Activation rows in one float tile of [`FLOAT_WEIGHTS`] weight rows.
+    /// Activation rows in one float tile. If it is 1, each row meets all weights alone.
     const FLOAT_ROWS: usize;
 
     /// Both halves.
     fn halves(self) -> (Self::Low, Self::High);
 
-    /// 16 floats.
-    fn load(self, x: &[f32; 16]) -> Self::F;
-    /// 16 half-precision floats.
-    fn load_f16(self, x: &[[u8; 2]; 16]) -> Self::F;
     /// Rounds to half precision, ties to even.
     fn store_f16(self, x: Self::F, out: &mut [[u8; 2]; 16]);
-    /// 16 bfloat16.
-    fn load_bf16(self, x: &[[u8; 2]; 16]) -> Self::F;
     /// 16 signed bytes.
     fn load_i8(self, x: &[i8; 16]) -> Self::F;
     /// Rounds to integers, ties to even, and saturates to bytes.
@@ -79,6 +73,8 @@ pub(crate) trait Simd: Lanes {
 
 /// Weight rows of a float tile.
 pub(crate) const FLOAT_WEIGHTS: usize = 4;
+/// The same for several activation rows where there are few registers ([`Lanes::FEW_REGISTERS`]).
+pub(crate) const FLOAT_WEIGHTS_FEW: usize = 2;
 
 /// A computation that is generic over the level.
 ///

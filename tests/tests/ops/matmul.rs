@@ -98,6 +98,15 @@ fn products_have_the_bits_of_the_reference() {
         ];
         if is_float(ty) {
             shapes.extend([(3, 15, 2), (20, 17, 9), (7, 529, 50), (4, 33, 100), (40, 64, 3), (16, 16, 50)]);
+            // Several stretches of columns, which are the longer the fewer rows there are.
+            shapes.extend([
+                (5, 8208, 1),
+                (19, 2080, 2),
+                (18, 1040, 3),
+                (17, 1552, 4),
+                (33, 528, 8),
+                (9, 560, 11),
+            ]);
         }
         for _ in 0..4 {
             let columns = step * (1 + noise.below(1600 / step));

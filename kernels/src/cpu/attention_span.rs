@@ -35,6 +35,11 @@ impl Op for Span<'_> {
     }
 }
 
+/// How many queries meet a key or a value that is loaded once.
+const fn most_queries<S: Simd>() -> usize {
+    if S::FLOAT_ROWS == 1 || S::FEW_REGISTERS { 2 } else { 4 }
+}
+
 impl Span<'_> {
     #[inline(always)]
     fn blocks<S: Simd, E: Element>(mut self, s: S) {
@@ -101,7 +106,7 @@ impl Span<'_> {
     #[inline(always)]
     unsafe fn scores<S: Simd>(&self, s: S, keys: &impl Source, piece: &Piece, weights: &mut [Weights]) {
         let queries = weights.len();
-        let most = if S::FLOAT_ROWS >= 4 && !S::FEW_REGISTERS { 4 } else { 2 };
+        let most = most_queries::<S>();
         let two = piece.len > 16;
         let mut i = 0;
         while i < queries {
@@ -230,7 +235,7 @@ impl Span<'_> {
     /// The values have a line per position of the piece.
     #[inline(always)]
     unsafe fn weigh<S: Simd>(&mut self, s: S, values: &impl Source, piece: &Piece, weights: &[Weights]) {
-        let most = if S::FLOAT_ROWS >= 4 && !S::FEW_REGISTERS { 4 } else { 2 };
+        let most = most_queries::<S>();
         let mut i = 0;
         while i < weights.len() {
             // SAFETY: the caller's promise.

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::Isa;
 use super::lanes::Lanes;
 use super::output::Output;
-use super::simd::{FLOAT_WEIGHTS, FLOAT_WEIGHTS_FEW, Op, Simd};
+use super::simd::{Op, Simd};
 use crate::quant::{BF16, Block, F16, F32, FormatError, QMatrix, QuantType, dequantize_row};
 
 /// Columns at a time: those of six activation rows (12 KiB) stay in the first-level cache.
@@ -20,6 +20,10 @@ const COLUMNS: usize = 512;
 const COLUMNS_OF_ONE: usize = 8192;
 /// The same for few rows, shared out among them: 16 KiB.
 const COLUMNS_OF_FEW: usize = 4096;
+/// Weight rows of a tile.
+const WEIGHTS: usize = 4;
+/// The same for several activation rows where there are few registers ([`Lanes::FEW_REGISTERS`]).
+const WEIGHTS_FEW: usize = 2;
 /// Weight rows of a strip.
 pub(crate) const STRIP: usize = 16;
 /// Activation rows of a task at most; a task keeps 48 KiB of accumulators and 32 KiB of weights.
@@ -85,15 +89,14 @@ impl<B: FloatBlock> Op for Sweep<'_, B> {
             // SAFETY: `rows` and `tile` stay within the rows that are left.
             row += unsafe {
                 match self.n_rows - row {
-                    _ if S::FLOAT_ROWS == 1 => self.rows::<S, FLOAT_WEIGHTS, 1>(s, row),
-                    1 => self.rows::<S, FLOAT_WEIGHTS, 1>(s, row),
-                    2 if S::FEW_REGISTERS => self.rows::<S, FLOAT_WEIGHTS_FEW, 2>(s, row),
-                    2 => self.rows::<S, FLOAT_WEIGHTS, 2>(s, row),
-                    3 | 5 => self.rows::<S, FLOAT_WEIGHTS, 3>(s, row),
-                    4 | 7 | 8 if S::FEW_REGISTERS => self.rows::<S, FLOAT_WEIGHTS_FEW, 4>(s, row),
-                    4 | 7 | 8 => self.rows::<S, FLOAT_WEIGHTS, 4>(s, row),
-                    _ if S::FEW_REGISTERS => self.rows::<S, FLOAT_WEIGHTS_FEW, 6>(s, row),
-                    _ => self.rows::<S, FLOAT_WEIGHTS, 6>(s, row),
+                    n if n == 1 || S::FLOAT_ROWS == 1 => self.rows::<S, WEIGHTS, 1>(s, row),
+                    2 if S::FEW_REGISTERS => self.rows::<S, WEIGHTS_FEW, 2>(s, row),
+                    2 => self.rows::<S, WEIGHTS, 2>(s, row),
+                    3 | 5 => self.rows::<S, WEIGHTS, 3>(s, row),
+                    4 | 7 | 8 if S::FEW_REGISTERS => self.rows::<S, WEIGHTS_FEW, 4>(s, row),
+                    4 | 7 | 8 => self.rows::<S, WEIGHTS, 4>(s, row),
+                    _ if S::FEW_REGISTERS => self.rows::<S, WEIGHTS_FEW, 6>(s, row),
+                    _ => self.rows::<S, WEIGHTS, 6>(s, row),
                 }
             };
         }
@@ -118,7 +121,7 @@ impl<B: FloatBlock> Sweep<'_, B> {
         M
     }
 
-    /// All lanes.
+    /// All lanes of a tile, in halves where they do not fit the registers.
     #[inline(always)]
     unsafe fn halves<S: Simd, const W: usize, const M: usize>(&self, s: S, weight: usize, row: usize) {
         let fetch = row == 0 && self.ahead > 0;

@@ -46,7 +46,7 @@ impl Rows {
     }
 }
 
-/// Vectors whose lanes are weight rows: sixteen, or eight of them ([`Simd::Low`](super::simd::Simd::Low)). What belongs to the other
+/// Vectors whose lanes are weight rows (in float products, columns): sixteen, or eight of them ([`Simd::Low`](super::simd::Simd::Low)). What belongs to the other
 /// rows is neither read nor written then.
 ///
 /// A value exists only where the processor has the instructions, so its methods are safe to call.

@@ -71,11 +71,6 @@ pub(crate) trait Simd: Lanes {
     fn scale_nibbles(self, d: Self::F, codes: &[u8; 16]) -> [Self::F; 2];
 }
 
-/// Weight rows of a float tile.
-pub(crate) const FLOAT_WEIGHTS: usize = 4;
-/// The same for several activation rows where there are few registers ([`Lanes::FEW_REGISTERS`]).
-pub(crate) const FLOAT_WEIGHTS_FEW: usize = 2;
-
 /// A computation that is generic over the level.
 ///
 /// `run` and everything that it calls must be `#[inline(always)]`: it is compiled into each

@@ -16,6 +16,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::aligned::Aligned;
 use super::float_matmul::{ROW_BLOCK, STRIP};
 use super::output::Output;
 use super::{Isa, Level};
@@ -32,7 +33,7 @@ pub(super) struct Bf16(());
 
 /// Activations rounded to BF16, lines of `stride` with zeros behind the columns.
 pub(super) struct Rounded {
-    x: Vec<u16>,
+    x: Aligned<u16>,
     stride: usize,
     proof: Bf16,
 }
@@ -49,7 +50,7 @@ impl Rounded {
     pub fn new(proof: Bf16, x: &[f32], columns: usize) -> Rounded {
         // Half a page more than whole pages, so that the rows of a tile do not share cache sets.
         let stride = columns.next_multiple_of(2048) + 1024;
-        let mut out = vec![0; x.len() / columns * stride];
+        let mut out = Aligned::zeros(x.len() / columns * stride);
         for (out, x) in out.chunks_exact_mut(stride).zip(x.chunks_exact(columns)) {
             // SAFETY: the proof.
             unsafe { round(x, out) };
@@ -59,8 +60,11 @@ impl Rounded {
 
     /// Some of the lines.
     pub fn select(&self, rows: &[u32]) -> Rounded {
-        let lines = rows.iter().map(|row| &self.x[*row as usize * self.stride..][..self.stride]);
-        Rounded { x: lines.collect::<Vec<_>>().concat(), ..*self }
+        let mut out = Aligned::zeros(rows.len() * self.stride);
+        for (out, row) in out.chunks_exact_mut(self.stride).zip(rows) {
+            out.copy_from_slice(&self.x[*row as usize * self.stride..][..self.stride]);
+        }
+        Rounded { x: out, ..*self }
     }
 }
 

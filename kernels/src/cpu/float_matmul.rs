@@ -29,6 +29,14 @@ pub(crate) const STRIP: usize = 16;
 /// Activation rows of a task at most; a task keeps 48 KiB of accumulators and 32 KiB of weights.
 pub(crate) const ROW_BLOCK: usize = 48;
 
+/// What a task adds up: the lanes of each row and weight, each in a line of the cache.
+#[repr(align(64))]
+struct Sums(#[allow(dead_code)] [[f32; 16]; STRIP * ROW_BLOCK]);
+
+/// Some columns of a strip's weights as floats.
+#[repr(align(64))]
+struct Wide(#[allow(dead_code)] [[f32; COLUMNS]; STRIP]);
+
 /// A float format read 16 weights at a time, or those of some lanes.
 trait FloatBlock: Block {
     /// # Safety
@@ -334,15 +342,15 @@ impl FloatStrip<'_> {
     /// As for `run`.
     #[inline(never)]
     unsafe fn wide(&self, isa: Isa, out: Output<'_>) -> Result<(), FormatError> {
-        let mut acc = [const { MaybeUninit::<[f32; 16]>::uninit() }; STRIP * ROW_BLOCK];
-        let mut wide = MaybeUninit::<[[f32; COLUMNS]; STRIP]>::uninit();
+        let mut acc = MaybeUninit::<Sums>::uninit();
+        let mut wide = MaybeUninit::<Wide>::uninit();
         let step = match self.x_rows.len() {
             _ if !is_direct(self.weight.ty(), self.weight.cols()) => COLUMNS,
             0 | 1 => COLUMNS_OF_ONE,
             rows => (COLUMNS_OF_FEW / rows / COLUMNS).max(1) * COLUMNS,
         };
         for column in (0..self.weight.cols()).step_by(step) {
-            let acc: *mut [f32; 16] = acc.as_mut_ptr().cast();
+            let acc = acc.as_mut_ptr().cast();
             let columns = step.min(self.weight.cols() - column);
             // SAFETY: accumulators for all rows; they are written at column 0 before they are read.
             unsafe { self.chunk(isa, column, columns, acc, &mut wide)? };
@@ -351,8 +359,10 @@ impl FloatStrip<'_> {
             let mut sums = [0.0; STRIP];
             if self.weight.cols() > 0 {
                 // SAFETY: the sweeps have written them.
-                let lanes =
-                    unsafe { std::slice::from_raw_parts(acc[i * STRIP..].as_ptr().cast(), self.rows.len()) };
+                let lanes = unsafe {
+                    let acc: *const [f32; 16] = acc.as_ptr().cast();
+                    std::slice::from_raw_parts(acc.add(i * STRIP), self.rows.len())
+                };
                 isa.run(Fold { lanes, sums: &mut sums });
             }
             // SAFETY: these outputs are this strip's alone.
@@ -416,7 +426,7 @@ impl FloatStrip<'_> {
         column: usize,
         columns: usize,
         acc: *mut [f32; 16],
-        wide: &mut MaybeUninit<[[f32; COLUMNS]; STRIP]>,
+        wide: &mut MaybeUninit<Wide>,
     ) -> Result<(), FormatError> {
         let ty = self.weight.ty();
         let bytes = column / ty.block_len() * ty.block_bytes()

@@ -3,6 +3,7 @@
 mod activations;
 mod adapted;
 mod adapted_turn;
+mod aligned;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]

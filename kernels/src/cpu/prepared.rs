@@ -1,9 +1,10 @@
 //! Activations in the forms that weights want.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use super::activations::{Activations, Offset, Tiles};
+use super::aligned::Aligned;
 #[cfg(target_arch = "x86_64")]
 use super::amx::Amx;
 #[cfg(target_arch = "x86_64")]
@@ -24,8 +25,7 @@ use crate::quant::{FormatError, QMatrix};
 pub(super) struct Prepared<'x> {
     rows: usize,
     quantized: Option<Activations<'x>>,
-    /// Lines of the second number's length.
-    floats: Option<(Cow<'x, [f32]>, usize)>,
+    floats: Option<Floats<'x>>,
     #[cfg(target_arch = "x86_64")]
     rounded: Option<Rounded>,
     #[cfg(target_arch = "x86_64")]
@@ -68,7 +68,7 @@ impl<'x> Prepared<'x> {
         let quantized =
             kernels().any(|k| k.is_some()).then(|| Activations::new(isa, pool, x, columns, rows, largest));
         let float = |w: &QMatrix<'_>| IntKernel::of(w.ty()).is_none() && !is_rounded(isa, w.ty());
-        let floats = weights.iter().any(float).then(|| padded(x, columns, rows));
+        let floats = weights.iter().any(float).then(|| Floats::new(x, columns, rows));
         #[cfg(target_arch = "x86_64")]
         let rounded = Bf16::of(isa)
             .filter(|_| weights.iter().any(|w| is_rounded(isa, w.ty())))
@@ -103,17 +103,7 @@ impl<'x> Prepared<'x> {
         let all = self.quantized.as_ref().filter(|_| weights.iter().any(is_int));
         let quantized = all.map(|q| q.select(rows, tile));
         let float = |w: &QMatrix<'_>| !is_int(w) && !is_rounded(isa, w.ty());
-        let floats = self.floats.as_ref().filter(|_| weights.iter().any(float)).map(|(x, stride)| {
-            let first = rows.first().map_or(0, |row| *row as usize);
-            let x = match rows.iter().enumerate().all(|(i, row)| first + i == *row as usize) {
-                true => Cow::Borrowed(&x[first * stride..][..rows.len() * stride]),
-                false => {
-                    let lines = rows.iter().map(|row| &x[*row as usize * stride..][..*stride]);
-                    Cow::Owned(lines.collect::<Vec<_>>().concat())
-                }
-            };
-            (x, *stride)
-        });
+        let floats = self.floats.as_ref().filter(|_| weights.iter().any(float)).map(|x| x.select(rows));
         #[cfg(target_arch = "x86_64")]
         let is_rounded = weights.iter().any(|w| is_rounded(isa, w.ty()));
         let offsets = |(all, q): (&Activations<'_>, &Activations<'_>)| {
@@ -151,7 +141,7 @@ impl<'x> Prepared<'x> {
                 let offsets = self.offsets.iter().find(|(of, _)| *of == key).map_or(&[][..], |(_, o)| o);
                 Form::Int { kernel, repacked, x, offsets }
             }
-            (_, _, Some((x, stride))) => Form::Float { x, stride: *stride, rows: self.rows },
+            (_, _, Some(Floats { x, stride })) => Form::Float { x, stride: *stride, rows: self.rows },
             _ => unreachable!("inputs are prepared for every weight"),
         }
     }
@@ -285,17 +275,57 @@ fn is_rounded(isa: Isa, ty: QuantType) -> bool {
     ty == QuantType::BF16 && isa.level() >= Level::Avx512Bf16
 }
 
-/// Lines of `columns` rounded up to 16, zeros behind them. Many lines of whole half-pages move apart by another half, so that
-/// the rows of a tile do not share cache sets.
-fn padded(x: &[f32], columns: usize, rows: usize) -> (Cow<'_, [f32]>, usize) {
-    let apart = rows >= 4 && columns.is_multiple_of(512);
-    if columns.is_multiple_of(16) && !apart {
-        return (Cow::Borrowed(x), columns);
+/// Lines of `stride` floats, which is a multiple of 16; zeros behind the columns.
+struct Floats<'x> {
+    x: Lines<'x>,
+    stride: usize,
+}
+
+/// Where they are.
+enum Lines<'x> {
+    There(&'x [f32]),
+    Copied(Aligned<f32>),
+}
+
+impl Deref for Lines<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Lines::There(x) => x,
+            Lines::Copied(x) => x,
+        }
     }
-    let stride = if apart { columns.next_multiple_of(1024) + 512 } else { columns.next_multiple_of(16) };
-    let mut out = vec![0.0; x.len() / columns * stride];
-    for (out, x) in out.chunks_exact_mut(stride).zip(x.chunks_exact(columns)) {
-        out[..columns].copy_from_slice(x);
+}
+
+impl<'x> Floats<'x> {
+    /// Few lines are read where they are, if they can be. Many, each of which meets all weights, are copied to where lines of the cache
+    /// begin; those of whole half-pages move apart by another half, so that the rows of a tile do not share cache sets.
+    fn new(x: &'x [f32], columns: usize, rows: usize) -> Self {
+        let many = rows >= 4;
+        if columns.is_multiple_of(16) && !many {
+            return Floats { x: Lines::There(x), stride: columns };
+        }
+        let apart = many && columns.is_multiple_of(512);
+        let stride = if apart { columns.next_multiple_of(1024) + 512 } else { columns.next_multiple_of(16) };
+        let mut out = Aligned::zeros(rows * stride);
+        for (out, x) in out.chunks_exact_mut(stride).zip(x.chunks_exact(columns)) {
+            out[..columns].copy_from_slice(x);
+        }
+        Floats { x: Lines::Copied(out), stride }
     }
-    (Cow::Owned(out), stride)
+
+    /// Some of the lines.
+    fn select(&self, rows: &[u32]) -> Floats<'_> {
+        let (x, stride) = (&*self.x, self.stride);
+        let first = rows.first().map_or(0, |row| *row as usize);
+        if rows.iter().enumerate().all(|(i, row)| first + i == *row as usize) {
+            return Floats { x: Lines::There(&x[first * stride..][..rows.len() * stride]), stride };
+        }
+        let mut out = Aligned::zeros(rows.len() * stride);
+        for (out, row) in out.chunks_exact_mut(stride).zip(rows) {
+            out.copy_from_slice(&x[*row as usize * stride..][..stride]);
+        }
+        Floats { x: Lines::Copied(out), stride }
+    }
 }

@@ -276,10 +276,17 @@ impl Op for Merge<'_> {
         let per_query = total.out.len() / total.max.len().max(1);
         for i in 0..total.max.len() {
             let lines = i * per_query..(i + 1) * per_query;
-            if first || total.max[i] == f32::NEG_INFINITY {
+            // Where nothing was seen, or nothing that is a number, the sum is 0 or NaN.
+            if first {
                 (total.max[i], total.sum[i]) = (part.max[i], part.sum[i]);
                 total.out[lines.clone()].copy_from_slice(&part.out[lines]);
-            } else if part.max[i] != f32::NEG_INFINITY {
+            } else if part.max[i] == f32::NEG_INFINITY {
+                total.sum[i] += part.sum[i];
+            } else if total.max[i] == f32::NEG_INFINITY {
+                total.max[i] = part.max[i];
+                total.sum[i] += part.sum[i];
+                total.out[lines.clone()].copy_from_slice(&part.out[lines]);
+            } else {
                 let max = if part.max[i] > total.max[i] { part.max[i] } else { total.max[i] };
                 let (a, b) =
                     (crate::ops::exp::exp(total.max[i] - max), crate::ops::exp::exp(part.max[i] - max));

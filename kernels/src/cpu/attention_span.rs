@@ -3,6 +3,8 @@
 // Tiles index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use std::ops::Range;
+
 use super::attention::{BLOCK, Call, Partial, Piece, Task, VECTORS, WIDE};
 use super::kv::{Byte, Element, Halved, Keys, Single, Source, Values, Widened};
 use super::simd::{Op, Simd, exp, tanh};
@@ -26,11 +28,17 @@ impl Op for Span<'_> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        match self.call.layout.ty {
-            KvType::F32 => self.blocks::<S, Single>(s),
-            KvType::F16 => self.blocks::<S, Halved>(s),
-            KvType::Q8_0 => self.blocks::<S, Byte>(s),
+    fn run<S: Simd>(mut self, s: S) {
+        for each_alone in [false, true] {
+            match self.call.layout.ty {
+                KvType::F32 => self.blocks::<S, Single>(s, each_alone),
+                KvType::F16 => self.blocks::<S, Halved>(s, each_alone),
+                KvType::Q8_0 => self.blocks::<S, Byte>(s, each_alone),
+            }
+            // Positions that a query does not see have weight 0, which makes no difference unless their values are infinite.
+            if self.part.out.as_flattened().iter().all(|x| x.is_finite()) {
+                break;
+            }
         }
     }
 }
@@ -41,8 +49,9 @@ const fn most_queries<S: Simd>() -> usize {
 }
 
 impl Span<'_> {
+    /// With `each_alone` a query meets only the values that it sees.
     #[inline(always)]
-    fn blocks<S: Simd, E: Element>(mut self, s: S) {
+    fn blocks<S: Simd, E: Element>(&mut self, s: S, each_alone: bool) {
         let (call, layout) = (self.call, self.call.layout);
         self.part.max.fill(f32::NEG_INFINITY);
         self.part.sum.fill(0.0);
@@ -89,9 +98,9 @@ impl Span<'_> {
                 unsafe {
                     if queries > FEW {
                         let values = Widened::fill(s, &values, piece.len, layout.dims / 16, &mut scratch);
-                        self.weigh(s, &values, piece, &weights);
+                        self.weigh(s, &values, piece, &weights, each_alone);
                     } else {
-                        self.weigh(s, &values, piece, &weights);
+                        self.weigh(s, &values, piece, &weights, each_alone);
                     }
                 }
             }
@@ -206,7 +215,10 @@ impl Span<'_> {
             let vectors = pieces.last().map_or(0, |p| p.vector + p.len.div_ceil(16));
             let max = s.largest(largest).max(self.part.max[i]);
             if max == f32::NEG_INFINITY {
-                // Nothing of it seen so far.
+                // Nothing of it seen so far, or nothing that is a number.
+                if weights[..vectors].as_flattened().iter().any(|score| score.is_nan()) {
+                    self.part.sum[i] = f32::NAN;
+                }
                 *weights = [[0.0; 16]; VECTORS];
                 continue;
             }
@@ -234,16 +246,36 @@ impl Span<'_> {
     /// # Safety
     /// The values have a line per position of the piece.
     #[inline(always)]
-    unsafe fn weigh<S: Simd>(&mut self, s: S, values: &impl Source, piece: &Piece, weights: &[Weights]) {
+    unsafe fn weigh<S: Simd>(
+        &mut self,
+        s: S,
+        values: &impl Source,
+        piece: &Piece,
+        weights: &[Weights],
+        each_alone: bool,
+    ) {
+        let all = 0..piece.len;
         let most = most_queries::<S>();
         let mut i = 0;
         while i < weights.len() {
             // SAFETY: the caller's promise.
             i += unsafe {
                 match (weights.len() - i).min(most) {
-                    4 => self.weigh_rows::<S, 4>(s, i, weights, values, piece),
-                    2 | 3 => self.weigh_rows::<S, 2>(s, i, weights, values, piece),
-                    _ => self.weigh_rows::<S, 1>(s, i, weights, values, piece),
+                    _ if each_alone => {
+                        let seen = self.call.seen(self.task.rows.start + i / self.call.group);
+                        let within = |at: usize| at.saturating_sub(piece.first).min(piece.len);
+                        self.weigh_rows::<S, 1>(
+                            s,
+                            i,
+                            weights,
+                            values,
+                            piece,
+                            within(seen.start)..within(seen.end),
+                        )
+                    }
+                    4 => self.weigh_rows::<S, 4>(s, i, weights, values, piece, all.clone()),
+                    2 | 3 => self.weigh_rows::<S, 2>(s, i, weights, values, piece, all.clone()),
+                    _ => self.weigh_rows::<S, 1>(s, i, weights, values, piece, all.clone()),
                 }
             };
         }
@@ -259,17 +291,18 @@ impl Span<'_> {
         weights: &[Weights],
         values: &impl Source,
         piece: &Piece,
+        positions: Range<usize>,
     ) -> usize {
         let per_query = self.call.layout.dims / 16;
         let mut d = 0;
         // SAFETY: the caller's promise, and columns below `per_query`.
         unsafe {
             while d + 4 <= per_query {
-                self.weigh_tile::<S, M, 4>(s, first, d, weights, values, piece);
+                self.weigh_tile::<S, M, 4>(s, first, d, weights, values, piece, positions.clone());
                 d += 4;
             }
             while d < per_query {
-                self.weigh_tile::<S, M, 1>(s, first, d, weights, values, piece);
+                self.weigh_tile::<S, M, 1>(s, first, d, weights, values, piece, positions.clone());
                 d += 1;
             }
         }
@@ -277,7 +310,7 @@ impl Span<'_> {
     }
 
     /// # Safety
-    /// See [`Span::weigh`]; columns `d .. d + D` exist.
+    /// See [`Span::weigh`]; columns `d .. d + D` exist, `positions` are of the piece.
     #[inline(always)]
     unsafe fn weigh_tile<S: Simd, const M: usize, const D: usize>(
         &mut self,
@@ -287,6 +320,7 @@ impl Span<'_> {
         weights: &[Weights],
         values: &impl Source,
         piece: &Piece,
+        positions: Range<usize>,
     ) {
         let per_query = self.call.layout.dims / 16;
         let mut acc = [[s.splat(0.0); D]; M];
@@ -297,7 +331,7 @@ impl Span<'_> {
                 acc[m][j] = s.load(&self.part.out[(first + m) * per_query + d + j]);
             }
         }
-        for position in 0..piece.len {
+        for position in positions {
             let mut v = [s.splat(0.0); D];
             for j in 0..D {
                 // SAFETY: the caller's promise.

@@ -175,3 +175,52 @@ fn pages_of<B: Backend<Buffer = Vec<f32>>>(case: &mut Case, b: &B) {
     let error = b.kv_write_page(&mut fresh, 0, &saved[1..]).unwrap_err().to_string();
     assert!(error.contains(&saved.len().to_string()), "{error}");
 }
+
+/// Of values and keys that are no finite numbers, only the rows that see them hear.
+#[test]
+fn what_is_not_finite_stays_with_the_rows_that_see_it() {
+    let mut noise = Noise(23);
+    for ty in [KvType::F32, KvType::F16] {
+        for (head_dim, window) in [(64, None), (64, Some(4)), (40, None), (8, Some(9))] {
+            let shape = KvShape { layers: 2, kv_heads: 2, head_dim, page_len: 32, ty };
+            let params = AttentionParams { n_heads: 4, scale: 0.2, softcap: None, window };
+            let line = 2 * head_dim;
+            // The last one begins a block: a row sees nothing else in it.
+            for (len, infinite, nan) in [(40, 20, 30), (532, 511, 512)] {
+                let finite = Case::new(shape, params, &[len, 3], &mut noise);
+                let mut case = Case::new(shape, params, &[len, 3], &mut Noise(24));
+                case.q.clone_from(&finite.q);
+                for (to, from) in case.sequences.iter_mut().zip(&finite.sequences) {
+                    (to.k, to.v) = (from.k.clone(), from.v.clone());
+                }
+                case.sequences[0].v[infinite * line + 5] = f32::INFINITY;
+                case.sequences[0].k[nan * line + head_dim + 3] = f32::NAN;
+                let (n, width) = (case.rows.len(), 4 * head_dim);
+                let want = case.run(&Reference, &case.fill(&Reference), 0..n);
+                assert!(want.iter().any(|v| v.is_infinite()) && want.iter().any(|v| v.is_nan()));
+                for cpu in cpus() {
+                    let what = format!("{shape:?}, {window:?}, {len} positions, {}", cpu.label());
+                    let without = finite.run(&cpu, &finite.fill(&cpu), 0..n);
+                    let kv = case.fill(&cpu);
+                    let got = case.run(&cpu, &kv, 0..n);
+                    for (i, ((g, w), f)) in got.iter().zip(&want).zip(&without).enumerate() {
+                        let as_without = w.is_finite() && g.to_bits() == f.to_bits();
+                        assert!(
+                            as_without || w.is_nan() && g.is_nan() || g == w,
+                            "{what}, at {i}: {g}, {w}, {f}"
+                        );
+                    }
+                    for row in 0..n {
+                        let alone = case.run(&cpu, &kv, row..row + 1);
+                        for (a, g) in alone.iter().zip(&got[row * width..]) {
+                            assert!(
+                                a.to_bits() == g.to_bits() || a.is_nan() && g.is_nan(),
+                                "{what}, row {row}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

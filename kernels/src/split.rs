@@ -5,7 +5,7 @@
 //! on the same side nothing moves; between the halves one state per row does, once or twice.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LinearJob, LoraJob,
@@ -50,6 +50,8 @@ struct Places<B> {
 pub struct SplitKv<H, D> {
     host: Option<H>,
     device: Option<D>,
+    /// Bytes of a page on the host and on the device, once somebody has asked.
+    page_bytes: OnceLock<(usize, usize)>,
 }
 
 impl<B> SplitBuffer<B> {
@@ -419,7 +421,7 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Backend for Split<H, D> {
         let host = of(on_host).map(|shape| self.host.kv_alloc(shape, pages)).transpose()?;
         let device =
             of(shape.layers - on_host).map(|shape| self.device.kv_alloc(shape, pages)).transpose()?;
-        Ok(SplitKv { host, device })
+        Ok(SplitKv { host, device, page_bytes: OnceLock::new() })
     }
 
     fn kv_write(
@@ -460,18 +462,25 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Backend for Split<H, D> {
             Some(kv) => self.host.kv_read_page(kv, page)?,
             None => Vec::new(),
         };
+        let of_host = bytes.len();
         if let Some(kv) = &kv.device {
             bytes.extend(self.device.kv_read_page(kv, page)?);
         }
+        kv.page_bytes.get_or_init(|| (of_host, bytes.len() - of_host));
         Ok(bytes)
     }
 
     fn kv_write_page(&self, kv: &mut Self::Kv, page: u32, bytes: &[u8]) -> Result<(), BackendError> {
-        let needed = self.kv_read_page(kv, page)?.len();
-        if bytes.len() != needed {
-            return Err(wrong_page(&self.label(), needed, bytes.len()));
+        let (of_host, of_device) = match kv.page_bytes.get() {
+            Some(known) => *known,
+            None => {
+                self.kv_read_page(kv, page)?;
+                *kv.page_bytes.get().ok_or_else(no_layers)?
+            }
+        };
+        if bytes.len() != of_host + of_device {
+            return Err(wrong_page(&self.label(), of_host + of_device, bytes.len()));
         }
-        let of_host = kv.host.as_ref().map_or(Ok(Vec::new()), |kv| self.host.kv_read_page(kv, page))?.len();
         let (of_host, of_device) = bytes.split_at(of_host);
         if let Some(kv) = &mut kv.host {
             self.host.kv_write_page(kv, page, of_host)?;

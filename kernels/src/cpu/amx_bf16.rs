@@ -158,6 +158,10 @@ impl TileStrip<'_> {
         assert!(columns.next_multiple_of(STEP) == self.x.stride && self.rows.end <= self.weight.rows());
         let mut acc = [const { MaybeUninit::<[Square; 2]>::uninit() }; TILES];
         let acc: *mut [Square; 2] = acc.as_mut_ptr().cast();
+        for t in self.tiles.clone().filter(|t| self.len(*t) < ROWS) {
+            // SAFETY: room for every tile. Instructions write so many columns, and all are turned at the end.
+            unsafe { acc.add(t - self.tiles.start).write_bytes(0, 1) };
+        }
         let mut copies = [const { MaybeUninit::<Copies>::uninit() }; 2];
         let copies: *mut Copies = copies.as_mut_ptr().cast();
         for column in (0..columns).step_by(COLUMNS) {

@@ -229,12 +229,16 @@ impl Shared {
 /// Cores of this machine, without the second threads of each, as far as the system tells.
 pub fn physical_cores() -> usize {
     let available = std::thread::available_parallelism().map_or(1, usize::from);
-    let siblings = |cpu| {
+    let cores = cores_of(|cpu| {
         let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
         std::fs::read_to_string(path).ok()
-    };
-    let cores: std::collections::HashSet<String> = (0..4096).map_while(siblings).collect();
-    if cores.is_empty() { available } else { cores.len().min(available) }
+    });
+    if cores == 0 { available } else { cores.min(available) }
+}
+
+/// Cores by the siblings of each processor; one that is switched off has none.
+fn cores_of(siblings: impl Fn(usize) -> Option<String>) -> usize {
+    (0..4096).filter_map(siblings).collect::<std::collections::HashSet<_>>().len()
 }
 
 #[cfg(test)]
@@ -294,6 +298,14 @@ mod tests {
 
     #[test]
     fn cores_are_counted() {
-        assert!(physical_cores() >= 1);
+        assert!(
+            (1..=std::thread::available_parallelism().map_or(1, usize::from)).contains(&physical_cores())
+        );
+        // Four cores, neighbours being one: with both, with the second of each switched off, with only one left.
+        let pairs = |cpu: usize| (cpu < 8).then(|| format!("{}-{}\n", cpu / 2 * 2, cpu / 2 * 2 + 1));
+        assert_eq!(cores_of(pairs), 4);
+        assert_eq!(cores_of(|cpu| (cpu % 2 == 0 && cpu < 8).then(|| format!("{cpu}\n"))), 4);
+        assert_eq!(cores_of(|cpu| (cpu == 5).then(|| "5\n".into())), 1);
+        assert_eq!(cores_of(|_| None), 0);
     }
 }

@@ -26,6 +26,8 @@ pub(crate) trait Weave: PanelBlock {
 
 /// Where matrices begin: whole lines of cache.
 const ALIGN: usize = 64;
+/// Bytes behind the last matrix: who loads the last eight rows alone names whole vectors (`Woven::columns`) and reads half of them.
+const SLACK: usize = 64;
 /// Memory is taken in pieces of so many bytes, or of one matrix: most pages are huge ones, and few are half empty.
 const CHUNK: usize = 64 << 20;
 /// What the system calls a huge page.
@@ -55,7 +57,7 @@ impl Chunk {
     /// `bytes` of it that nobody has.
     fn take(&mut self, bytes: usize) -> Option<NonNull<u8>> {
         let end = self.used.checked_add(bytes)?;
-        if end > self.layout.size() {
+        if end.checked_add(SLACK)? > self.layout.size() {
             return None;
         }
         // SAFETY: within the chunk.
@@ -159,7 +161,7 @@ impl Weights {
         if let Some(start) = self.chunks.last_mut().and_then(|chunk| chunk.take(bytes)) {
             return Some(start);
         }
-        self.chunks.push(Chunk::new(bytes.max(CHUNK).checked_next_multiple_of(HUGE)?)?);
+        self.chunks.push(Chunk::new(bytes.checked_add(SLACK)?.max(CHUNK).checked_next_multiple_of(HUGE)?)?);
         self.chunks.last_mut()?.take(bytes)
     }
 }

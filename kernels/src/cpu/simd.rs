@@ -58,7 +58,7 @@ pub(crate) trait Simd: Lanes {
     fn fold16(self, x: [Self::Two; 8]) -> Self::F;
     /// The largest lane.
     fn largest(self, x: Self::F) -> f32;
-    /// The reverse.
+    /// The reverse of [`Lanes::load_i`].
     fn store_i(self, x: Self::I, out: &mut [u8; 64]);
     /// The bits of floats.
     fn bits(self, x: Self::F) -> Self::I;

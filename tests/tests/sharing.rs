@@ -82,7 +82,7 @@ fn k1_k2_k3_no_session_reads_what_another_adapter_version_or_scale_wrote() {
     let store = engine.adapters();
     let fresh = |adapters: &[(AdapterId, f32)]| answer(&mut session(&engine, adapters), &text);
     let base = fresh(&[]);
-    // K1: each set for the first time finds nothing, whatever was run and evicted before.
+    // K1: each set for the first time finds nothing, whatever was run before.
     let sets = [vec![(ids[0], 1.0)], vec![(ids[1], 1.0)], vec![(ids[0], 1.0), (ids[1], 1.0)]];
     for set in &sets {
         let alone = engines::engine(&EngineOptions { prefix_sharing: false, ..engines::options() });
@@ -90,6 +90,17 @@ fn k1_k2_k3_no_session_reads_what_another_adapter_version_or_scale_wrote() {
         let same: Vec<_> = set.iter().map(|(id, s)| (alone.1[at(*id)], *s)).collect();
         let want = answer(&mut session(&alone.0, &same), &text);
         assert_eq!(fresh(set), want);
+    }
+    // Nor where there is room for little more than one, and what one leaves is taken by the next.
+    let (small, own) = engines::engine(&EngineOptions { kv_tokens: Some(128), ..engines::options() });
+    for (i, turn) in [0, 1, 2, 0, 1].into_iter().enumerate() {
+        let same: Vec<_> = sets[turn]
+            .iter()
+            .map(|(id, s)| (own[ids.iter().position(|i| i == id).expect("known")], *s))
+            .collect();
+        let (tokens, cached) = answer(&mut session(&small, &same), &text);
+        assert_eq!(tokens, fresh(&sets[turn]).0, "turn {i}");
+        assert!(cached == 0 || i > 2, "turn {i}: {cached} tokens");
     }
     // K3: another scale is another key; back again it is found.
     assert_eq!(fresh(&[(ids[0], 0.5)]).1, 0);

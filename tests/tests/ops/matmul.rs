@@ -108,6 +108,11 @@ fn products_have_the_bits_of_the_reference() {
                 (9, 560, 11),
             ]);
         }
+        // Every remainder of weight rows, activation rows and, where a format has them, columns.
+        for i in 0..33 {
+            let columns = if is_float(ty) { 1 + 7 * i % 33 } else { step * (1 + i % 3) };
+            shapes.push((1 + i, columns, 1 + i % 13));
+        }
         for _ in 0..4 {
             let columns = step * (1 + noise.below(1600 / step));
             shapes.push((1 + noise.below(70), columns, 1 + noise.below(40)));
@@ -213,7 +218,7 @@ fn several_products_of_one_input() {
     let w: Vec<_> = types.iter().zip(&bytes).map(|(ty, b)| QMatrix::new(*ty, 40, k, b).unwrap()).collect();
     let want = matmul(&Reference, &w, &x, rows);
     for isa in levels() {
-        for threads in [1, 2, 8] {
+        for threads in [1, 2, 8, 128] {
             let cpu = Cpu::new(Some(threads), isa);
             for (got, want) in matmul(&cpu, &w, &x, rows).iter().zip(&want) {
                 assert_same(got, want, &cpu.label());

@@ -201,6 +201,22 @@ fn a_pack_is_opened_again_with_what_has_changed() {
     assert!(store.close_pack(&path).is_err());
 }
 
+/// A name in the list of segments that leads nowhere is an error, not a merge that is waited for.
+#[cfg(unix)]
+#[test]
+fn a_segment_that_cannot_be_opened_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("pack.gguf");
+    fs::write(&path, engines::pack(2)).expect("written");
+    let segment = dir.path().join("pack.seg-0001.gguf");
+    std::os::unix::fs::symlink(dir.path().join("nowhere"), &segment).expect("a link");
+    let engine = engines::bare(&engines::options());
+    let error = engine.adapters().open_pack(&path).expect_err("a segment is missing").to_string();
+    assert!(error.contains("pack.seg-0001.gguf"), "{error}");
+    fs::remove_file(&segment).expect("ours");
+    assert_eq!(engine.adapters().open_pack(&path).expect("a pack"), 2);
+}
+
 #[test]
 fn a_pack_cut_under_its_mapping_fails_its_sessions_and_nobody_else() {
     let dir = tempfile::tempdir().expect("a folder");

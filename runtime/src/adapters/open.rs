@@ -55,16 +55,17 @@ pub fn open_pack(path: &Path, loading: Loading) -> Result<Pack> {
 
 /// [`open_pack`] with the files, for [`File::check_unchanged`].
 pub(super) fn pack(path: &Path, loading: Loading) -> Result<(Pack, Vec<Arc<File>>)> {
+    let mut failed = None;
     loop {
         // Segments first: a merge replaces the pack before it deletes what it took in. If one is
         // gone before it could be opened, the pack has taken it in, and the list is short of it
-        // the next time.
+        // the next time. A list that stays as it is was not merged: its segment cannot be opened.
         let listed = segment_files(path).map_err(|e| Error::io(&path.to_string_lossy(), e))?;
         let opened: Result<Vec<OpenGguf>> = listed.iter().map(|p| mapping::open_gguf(p, loading)).collect();
         match opened {
             Ok(segments) => return parse_pack(mapping::open_gguf(path, loading)?, segments),
-            Err(_) if listed.iter().any(|p| !p.exists()) => {}
-            Err(e) => return Err(e),
+            Err(e) if failed.as_ref() == Some(&listed) => return Err(e),
+            Err(_) => failed = Some(listed),
         }
     }
 }

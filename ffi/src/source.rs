@@ -26,6 +26,10 @@ unsafe impl Sync for Lent {}
 
 impl AsRef<[u8]> for Lent {
     fn as_ref(&self) -> &[u8] {
+        // NULL, as a container without elements may give it, is no place to read from.
+        if self.size == 0 {
+            return &[];
+        }
         // SAFETY: checked before anybody reads; it stays as it is until `release`.
         unsafe { std::slice::from_raw_parts(self.data, self.size) }
     }

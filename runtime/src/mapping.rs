@@ -49,6 +49,8 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
 /// Bytes read between two calls of a [`Progress`].
 const CHUNK: u64 = 4 << 20;
 
+const EMPTY: &str = "the file is empty";
+
 /// A file's bytes, mapped or read, or bytes that never were a file.
 pub struct File {
     name: Arc<str>,
@@ -130,7 +132,7 @@ impl File {
     /// [`Error::Aborted`] if `progress` gives up.
     pub fn from_reader(reader: &mut dyn Read, name: &str, len: u64, progress: Progress<'_>) -> Result<File> {
         if len == 0 {
-            return Err(Error::io(name, "the file is empty"));
+            return Err(Error::io(name, EMPTY));
         }
         Ok(File::from_memory(read(reader, name, len, progress)?, name))
     }
@@ -239,7 +241,13 @@ pub fn open_gguf_with(path: &Path, loading: Loading, progress: Progress<'_>) -> 
 }
 
 /// Parses files that are open already: one, or all shards of one model in order.
+///
+/// # Errors
+/// [`Error::Io`] for one without a byte; those of [`Gguf::parse`].
 pub fn parse(files: Vec<Arc<File>>) -> Result<OpenGguf> {
+    if let Some(empty) = files.iter().find(|f| (***f).as_ref().is_empty()) {
+        return Err(Error::io(&empty.name, EMPTY));
+    }
     files.iter().for_each(|f| f.expect_all());
     let shards = files.iter().map(|f| (f.name.clone(), f.clone() as lory_models::Bytes)).collect();
     Ok(OpenGguf { gguf: Gguf::parse(shards)?, files })
@@ -258,7 +266,7 @@ fn regular(name: &str, metadata: &fs::Metadata) -> Result<()> {
         return Err(Error::io(name, format!("is {}, not a regular file", special(kind))));
     }
     if metadata.len() == 0 {
-        return Err(Error::io(name, "the file is empty"));
+        return Err(Error::io(name, EMPTY));
     }
     Ok(())
 }

@@ -424,7 +424,11 @@ fn sources_give_back_what_was_lent_and_may_fail() {
     assert_eq!(lend(data, size, ptr::null(), 4, &options).0, c::LORY_E_NULL);
     let unknown = c::lory_engine_options { device: 77, ..options };
     assert_eq!(lend(data, size, name, name_len, &unknown).0, c::LORY_E_ARGUMENT);
-    assert_eq!(released(), 5, "once each");
+    for nothing in [data, ptr::null()] {
+        let (status, words) = fails(lend(nothing, 0, name, name_len, &options).0);
+        assert!(status == c::LORY_E_IO && words.contains("empty"), "{words}");
+    }
+    assert_eq!(released(), 7, "once each");
 
     let read = |size: u64| {
         let mut engine = null_mut();

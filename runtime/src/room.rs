@@ -5,6 +5,7 @@ use lory_kernels::Backend;
 use crate::{
     Error, Result,
     scheduler::{Scheduler, SequenceId},
+    sequence::Sequence,
 };
 
 /// What happens when the KV cache has no room for a request to go on.
@@ -19,8 +20,8 @@ pub enum KvPolicy {
     #[default]
     Evict,
     /// Idle sessions keep what they have, and so do readers that are slow. Requests wait for each
-    /// other, the last ones for the first; when there is nothing left to wait for, they end with an
-    /// error.
+    /// other, the last ones for the first; when there is nothing left to wait for, the first one ends
+    /// with an error and leaves what it has to the next.
     Queue,
     /// Nobody loses anything: a request that finds no room ends with an error at once.
     Refuse,
@@ -84,14 +85,15 @@ impl<B: Backend> Scheduler<B> {
         let victim = victim.or_else(|| {
             // Who asks for nothing takes from nobody who does.
             let own = self.get(wanting).rank()?;
-            let paused = |s: &crate::sequence::Sequence| s.active.as_ref().is_some_and(|a| a.is_paused());
-            let last = others(false).max_by_key(|(_, s)| (paused(s), s.rank()))?;
-            let gives_way = match self.policy {
+            let paused = |s: &Sequence| s.active.as_ref().is_some_and(|a| a.is_paused());
+            let may_lose = |s: &Sequence| match self.policy {
+                KvPolicy::Evict => true,
+                KvPolicy::Queue => !paused(s),
                 KvPolicy::Refuse => false,
-                KvPolicy::Evict => paused(last.1) || last.1.rank() > Some(own),
-                KvPolicy::Queue => !paused(last.1) && last.1.rank() > Some(own),
             };
-            gives_way.then_some((*last.0, false))
+            let last =
+                others(false).filter(|(_, s)| may_lose(s)).max_by_key(|(_, s)| (paused(s), s.rank()))?;
+            (paused(last.1) || last.1.rank() > Some(own)).then_some((*last.0, false))
         });
         let Some((id, idle)) = victim else { return false };
         match idle {

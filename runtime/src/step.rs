@@ -80,7 +80,7 @@ impl<B: Backend> Scheduler<B> {
         let runnable = self.runnable();
         let mut budget = self.scratch.max_rows();
         let mut chunks: Vec<Chunk> = Vec::new();
-        let mut waiting: Option<(SequenceId, Error)> = None;
+        let mut waiting: Vec<(SequenceId, Error)> = Vec::new();
         for id in &runnable {
             if budget == 0 {
                 break;
@@ -93,16 +93,14 @@ impl<B: Backend> Scheduler<B> {
                     budget -= len;
                     chunks.push(Chunk { id: *id, start, len, slots });
                 }
-                Err(e) if self.must_wait(*id, &e) => {
-                    waiting.get_or_insert((*id, e));
-                }
+                Err(e) if self.must_wait(*id, &e) => waiting.push((*id, e)),
                 Err(e) => self.fail(*id, start, e),
             }
         }
         // If nobody runs and nobody is being saved or restored, nobody will make room.
         let hopeless = chunks.is_empty() && !self.sequences.values().any(|s| s.pinned);
-        if let Some((id, e)) = waiting.filter(|_| hopeless) {
-            self.fail(id, usize::MAX, e);
+        if hopeless {
+            self.fail_first(waiting);
         }
         self.count_turns(&runnable, |id| chunks.iter().any(|c| c.id == id));
         chunks
@@ -118,6 +116,16 @@ impl<B: Backend> Scheduler<B> {
             active.turn.starved = active.turn.starved.saturating_add(1);
         }
         true
+    }
+
+    /// Ends the first of the requests that wait, which could take from the others whatever they had:
+    /// the end of any other would help nobody. Its own pages are what the next one needs.
+    fn fail_first(&mut self, waiting: Vec<(SequenceId, Error)>) {
+        let first = waiting.into_iter().min_by_key(|(id, _)| self.get(*id).rank());
+        if let Some((id, e)) = first {
+            let kept = if self.get(id).is_pure() { 0 } else { usize::MAX };
+            self.fail(id, kept, e);
+        }
     }
 
     /// Takes what other sequences have computed already.

@@ -198,6 +198,45 @@ fn a_full_cache_is_handled_as_the_policy_says() {
     assert_eq!(small.cached_tokens(), 40);
 }
 
+/// In a queue, a reader that is slow keeps its place, which is no reason for others to lose theirs.
+#[test]
+fn a_slow_reader_costs_a_queue_no_more_than_its_place() {
+    let open = |pages: usize| {
+        let options = engines::options();
+        engines::bare(&EngineOptions {
+            kv_policy: KvPolicy::Queue,
+            kv_tokens: Some(32 * pages),
+            prefix_sharing: false,
+            ..options
+        })
+    };
+    let slow = |s: &mut Session| {
+        let request = Request { max_queued: 1, ..greedy(&prompt(30), 50) };
+        s.generate(request).expect("accepted")
+    };
+    // Three pages each for two requests, and one for who does not read.
+    let engine = open(4);
+    let (mut a, mut b, mut c) = (session(&engine, 0), session(&engine, 0), session(&engine, 0));
+    let first = a.generate(greedy(&prompt(31)[1..], 50)).expect("accepted");
+    let second = b.generate(greedy(&prompt(32)[2..], 50)).expect("accepted");
+    let unread = slow(&mut c);
+    assert_eq!(first.filter_map(token).count(), 50, "the first one waits for nobody");
+    drop(a);
+    assert_eq!(second.filter_map(token).count(), 50, "nor does the second now");
+    assert_eq!((c.cached_tokens(), unread.finish_reason()), (30, None), "who does not read keeps its place");
+
+    // A cache in which the first one finds no room beside the slow reader, and the next one does.
+    let engine = open(3);
+    let (mut c, mut a, mut b) = (session(&engine, 0), session(&engine, 0), session(&engine, 0));
+    let unread = slow(&mut c);
+    engine.step().expect("a step");
+    let mut large = a.generate(greedy(&prompt(31)[1..], 50)).expect("accepted");
+    let small = b.generate(greedy(&prompt(32)[2..], 20)).expect("accepted");
+    assert!(failure(&mut large).contains("KV cache is full"));
+    assert_eq!(small.filter_map(token).count(), 20, "what the first one left is the next one's");
+    assert_eq!((c.cached_tokens(), unread.finish_reason()), (30, None));
+}
+
 #[test]
 fn metrics_count_what_was_done() {
     let engine = engines::bare(&EngineOptions { n_batch: 16, ..engines::options() });

@@ -3,10 +3,9 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, TryLockError,
+        Arc, Mutex, MutexGuard, TryLockError,
         atomic::{AtomicUsize, Ordering},
     },
-    task::Waker,
 };
 
 use lory_kernels::{Backend, Device, DeviceChoice, backend::KvShape, backend::KvType};
@@ -16,6 +15,7 @@ use crate::{
     AdapterStore, Error, GpuLayers, KvPolicy, Metrics, Repacking, Result, Session, SessionOptions, lock,
     mapping::Loading,
     model::{DeviceOptions, LoadedModel, OpenOptions},
+    progress::Progress,
     scheduler::{Model, Scheduler},
 };
 
@@ -102,35 +102,22 @@ pub(crate) struct Shared {
     line: Mutex<()>,
     /// Held by the thread whose turn it is to run a step.
     turn: Mutex<()>,
-    progress: Mutex<Progress>,
-    stepped: Condvar,
+    pub progress: Arc<Progress>,
     drivers: AtomicUsize,
-}
-
-#[derive(Default)]
-struct Progress {
-    steps: u64,
-    requests: u64,
-    wakers: Vec<Waker>,
 }
 
 /// A turn at running a step; its end, however it comes, is told to everybody who waits for it.
 struct Turn<'a> {
     shared: &'a Shared,
     guard: Option<MutexGuard<'a, ()>>,
+    ran: bool,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         // Counted after the turn is free: whoever found it taken sees another count and is woken.
         self.guard.take();
-        let wakers = {
-            let mut progress = lock(&self.shared.progress);
-            progress.steps += 1;
-            std::mem::take(&mut progress.wakers)
-        };
-        self.shared.stepped.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        self.shared.progress.end_turn(self.ran);
     }
 }
 
@@ -141,9 +128,11 @@ impl Shared {
         lock(&self.scheduler)
     }
 
-    /// How many steps have ended; for [`Shared::wait_for_step`].
-    pub(crate) fn steps_seen(&self) -> u64 {
-        lock(&self.progress).steps
+    /// Changes what sessions ask for or hold, and tells those who wait.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Scheduler<Device>) -> T) -> T {
+        let changed = change(&mut self.scheduler());
+        self.progress.announce();
+        changed
     }
 
     /// Runs one step for all sessions, unless another thread is doing so (`None`). `false` if there
@@ -154,8 +143,10 @@ impl Shared {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        let _turn = Turn { shared: self, guard: Some(guard) };
-        Some(self.scheduler().step(&self.model()))
+        // A step that panics may have run something.
+        let mut turn = Turn { shared: self, guard: Some(guard), ran: true };
+        turn.ran = self.scheduler().step(&self.model());
+        Some(turn.ran)
     }
 
     pub(crate) fn model(&self) -> Model<'_, Device> {
@@ -163,32 +154,9 @@ impl Shared {
         Model { backend: &self.backend, decoder, tokenizer }
     }
 
-    /// Sleeps until a step has ended since `seen` was read.
-    pub(crate) fn wait_for_step(&self, seen: u64) {
-        let progress = lock(&self.progress);
-        drop(self.stepped.wait_while(progress, |p| p.steps == seen));
-    }
-
-    /// Wakes a task once a step has ended since `seen` was read.
-    pub(crate) fn wake_after_step(&self, seen: u64, waker: &Waker) {
-        let mut progress = lock(&self.progress);
-        if progress.steps != seen {
-            drop(progress);
-            waker.wake_by_ref();
-        } else if !progress.wakers.iter().any(|w| w.will_wake(waker)) {
-            progress.wakers.push(waker.clone());
-        }
-    }
-
     /// Whether a thread runs the steps by itself.
     pub(crate) fn is_driven(&self) -> bool {
         self.drivers.load(Ordering::Acquire) > 0
-    }
-
-    /// There is something new to run, or to give up.
-    pub(crate) fn announce(&self) {
-        lock(&self.progress).requests += 1;
-        self.stepped.notify_all();
     }
 }
 
@@ -251,8 +219,7 @@ impl Engine {
                 scheduler: Mutex::new(Scheduler::new(cache, scratch, options.kv_policy)),
                 line: Mutex::new(()),
                 turn: Mutex::new(()),
-                progress: Mutex::default(),
-                stepped: Condvar::new(),
+                progress: Arc::default(),
                 drivers: AtomicUsize::new(0),
             }),
         })
@@ -297,7 +264,7 @@ impl Engine {
     }
 
     /// Runs steps, and sleeps while there is nothing to run, until `go_on` is false; it is asked
-    /// before every step and after every new request. While a thread is in here,
+    /// before every step and after every change of a session. While a thread is in here,
     /// [`crate::Generation`]s that are polled as streams leave the steps to it. To let it notice a
     /// change of `go_on` while it sleeps, call [`Engine::wake_drivers`].
     pub fn drive(&self, go_on: impl Fn() -> bool) {
@@ -305,36 +272,30 @@ impl Engine {
         impl Drop for Driving<'_> {
             fn drop(&mut self) {
                 self.0.drivers.fetch_sub(1, Ordering::AcqRel);
-                // Whoever left the steps to this thread has to run them now.
-                let wakers = std::mem::take(&mut lock(&self.0.progress).wakers);
-                wakers.into_iter().for_each(Waker::wake);
+                // Whoever leaves the steps to this thread has to run them now, also who has asked
+                // about it before and is about to wait.
+                self.0.progress.end_turn(false);
             }
         }
         self.shared.drivers.fetch_add(1, Ordering::AcqRel);
         let _driving = Driving(&self.shared);
         loop {
             // Before the question: who changes its answer and wakes this thread after it is not overheard.
-            let (steps, requests) = {
-                let progress = lock(&self.shared.progress);
-                (progress.steps, progress.requests)
-            };
+            let seen = self.shared.progress.seen();
             if !go_on() {
                 break;
             }
             match self.shared.try_step() {
                 Some(true) => {}
-                Some(false) => {
-                    let progress = lock(&self.shared.progress);
-                    drop(self.shared.stepped.wait_while(progress, |p| p.requests == requests));
-                }
-                None => self.shared.wait_for_step(steps),
+                Some(false) => self.shared.progress.wait_for_change(seen),
+                None => self.shared.progress.wait_for_step(seen),
             }
         }
     }
 
     /// Lets threads in [`Engine::drive`] ask again whether to go on.
     pub fn wake_drivers(&self) {
-        self.shared.announce();
+        self.shared.progress.announce();
     }
 
     /// Tokens of KV cache in use and in all. Pages that no session holds, but that are kept in case
@@ -401,4 +362,34 @@ fn kv_pages(options: &EngineOptions, n_ctx: usize, page_bytes: usize) -> Result<
         Some(_) => tokens.div_ceil(PAGE_LEN).min(fitting),
         None => fitting,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::AtomicBool,
+        task::{Wake, Waker},
+    };
+
+    use super::*;
+
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+
+    #[test]
+    fn a_driver_that_leaves_wakes_who_is_about_to_wait_for_it() {
+        let model = crate::step::tests::loaded();
+        let options = EngineOptions { threads: Some(1), ..EngineOptions::default() };
+        let engine = Engine::with_model(model, &options).unwrap();
+        let seen = engine.shared.progress.seen();
+        engine.drive(|| false);
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        engine.shared.progress.wake_after_step(seen, &Waker::from(woken.clone()));
+        assert!(woken.0.load(Ordering::Acquire));
+    }
 }

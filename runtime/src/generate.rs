@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{Grammar, Result, SamplerOptions, engine::Shared, scheduler::SequenceId, stream::Stream};
+use crate::{
+    Grammar, Result, SamplerOptions, engine::Shared, progress::Progress, scheduler::SequenceId,
+    stream::Stream,
+};
 
 /// Final states that a request asks for, normed as the output layer takes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,12 +146,16 @@ pub struct Stats {
 
 /// Ends a generation from anywhere, at the next step.
 #[derive(Clone)]
-pub struct Canceller(Arc<Stream>);
+pub struct Canceller {
+    stream: Arc<Stream>,
+    progress: Arc<Progress>,
+}
 
 impl Canceller {
     /// Asks for the end. Takes effect before the next step starts.
     pub fn cancel(&self) {
-        self.0.cancel();
+        self.stream.cancel();
+        self.progress.announce();
     }
 }
 
@@ -185,7 +192,7 @@ impl Generation {
 
     /// A handle that ends this generation from another thread.
     pub fn canceller(&self) -> Canceller {
-        Canceller(self.stream.clone())
+        Canceller { stream: self.stream.clone(), progress: self.shared.progress.clone() }
     }
 
     /// A handle that tells how far it has come, from another thread.
@@ -195,7 +202,7 @@ impl Generation {
 
     /// Ends this generation at the next step.
     pub fn cancel(&self) {
-        self.stream.cancel();
+        self.canceller().cancel();
     }
 
     /// Why it ended; `None` while it runs or if it ended with an error.
@@ -228,7 +235,7 @@ impl Generation {
         let was_full = self.stream.room() == 0;
         let next = self.stream.poll();
         if was_full && self.shared.is_driven() {
-            self.shared.announce();
+            self.shared.progress.announce();
         }
         self.done = matches!(next, Poll::Ready(None | Some(Err(_))));
         next
@@ -240,14 +247,17 @@ impl Generation {
     pub fn next_of(generations: &mut [&mut Generation]) -> Option<(usize, Option<Result<Event>>)> {
         let shared = generations.iter().find(|g| !g.done)?.shared.clone();
         loop {
-            let seen = shared.steps_seen();
+            let seen = shared.progress.seen();
             for (i, generation) in generations.iter_mut().enumerate().filter(|(_, g)| !g.done) {
                 if let Poll::Ready(next) = generation.poll_next() {
                     return Some((i, next));
                 }
             }
-            if shared.try_step().is_none() {
-                shared.wait_for_step(seen);
+            match shared.try_step() {
+                Some(true) => {}
+                // Room in the cache is what it waits for, while a session is being saved or restored.
+                Some(false) => shared.progress.wait_for_change(seen),
+                None => shared.progress.wait_for_step(seen),
             }
         }
     }
@@ -265,12 +275,12 @@ impl futures_core::Stream for Generation {
     type Item = Result<Event>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Event>>> {
-        let seen = self.shared.steps_seen();
+        let seen = self.shared.progress.seen();
         if let Poll::Ready(next) = Generation::poll_next(&mut self) {
             return Poll::Ready(next);
         }
         if self.shared.is_driven() {
-            self.shared.wake_after_step(seen, cx.waker());
+            self.shared.progress.wake_after_step(seen, cx.waker());
             return Poll::Pending;
         }
         match self.shared.try_step() {
@@ -282,7 +292,7 @@ impl futures_core::Stream for Generation {
                 next
             }
             None => {
-                self.shared.wake_after_step(seen, cx.waker());
+                self.shared.progress.wake_after_step(seen, cx.waker());
                 Poll::Pending
             }
         }
@@ -297,6 +307,6 @@ impl Drop for Generation {
         // Lets a step of another thread end early enough, then takes the request out: nobody may
         // ever run another step.
         self.cancel();
-        self.shared.scheduler().cancel(self.id, &self.stream);
+        self.shared.change(|scheduler| scheduler.cancel(self.id, &self.stream));
     }
 }

@@ -27,6 +27,7 @@ mod metrics;
 mod model;
 mod order;
 mod placement;
+mod progress;
 mod repacking;
 mod room;
 pub mod sampler;

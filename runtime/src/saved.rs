@@ -169,7 +169,7 @@ impl Engine {
         self.shared.scheduler().pin(session.id, true);
         let mut input = Input { inner: input, hash: Xxh3::new(), name };
         session.fill(&mut input)?;
-        self.shared.scheduler().pin(session.id, false);
+        self.shared.change(|scheduler| scheduler.pin(session.id, false));
         Ok(session)
     }
 }

@@ -104,7 +104,7 @@ impl Session {
 
     /// Forgets all tokens from position `len` on.
     pub fn rewind(&mut self, len: usize) {
-        self.shared.scheduler().rewind(self.id, len);
+        self.shared.change(|scheduler| scheduler.rewind(self.id, len));
     }
 
     /// Forgets everything but the adapters.
@@ -116,11 +116,12 @@ impl Session {
     /// beginning, and returns how many tokens were kept; the rest of `tokens` is for
     /// [`Request::tokens`].
     pub fn rewind_to_common(&mut self, tokens: &[u32]) -> usize {
-        let mut scheduler = self.shared.scheduler();
-        let have = &scheduler.get(self.id).tokens;
-        let common = have.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        scheduler.rewind(self.id, common);
-        common
+        self.shared.change(|scheduler| {
+            let have = &scheduler.get(self.id).tokens;
+            let common = have.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+            scheduler.rewind(self.id, common);
+            common
+        })
     }
 
     /// A second session with the same tokens, adapters and cached keys and values, which both
@@ -161,13 +162,13 @@ impl Session {
         let active = Active::new(&request, &history, n_ctx, model, stream.clone())?;
         scheduler.submit(self.id, &request.tokens, active)?;
         drop(scheduler);
-        self.shared.announce();
+        self.shared.progress.announce();
         Ok(Generation::new(self.shared.clone(), self.id, stream))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.shared.scheduler().remove(self.id);
+        self.shared.change(|scheduler| scheduler.remove(self.id));
     }
 }

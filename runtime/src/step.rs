@@ -225,4 +225,4 @@ impl Chunk {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,10 +1,17 @@
 //! Sessions saved and restored: the same answers, and refusals that leave nothing behind (R8 and R10
 //! of the classes of malformed input).
 
+use std::{
+    io::{self, Write},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
 use lory_kernels::backend::KvType;
 use lory_runtime::{
-    AdapterId, Engine, EngineOptions, Error, Event, OnSwitch, Request, RestoreProblem, SamplerOptions,
-    Session, SessionOptions,
+    AdapterId, Engine, EngineOptions, Error, Event, FinishReason, OnSwitch, Request, RestoreProblem,
+    SamplerOptions, Session, SessionOptions,
 };
 use lory_tests::{engines, fixtures::fixture};
 
@@ -78,6 +85,88 @@ fn a_restored_session_goes_on_as_if_it_had_never_left() {
             assert_eq!(other.metrics().prompt_tokens, 3, "only what was new was run");
         }
     }
+}
+
+/// Takes bytes, and does something when the first ones come.
+struct Meanwhile<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Write for Meanwhile<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(act) = self.0.take() {
+            act();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is being saved gives up nothing; who waits for its room is woken when it is there.
+#[test]
+fn requests_without_room_wait_for_the_end_of_a_save() {
+    let options = EngineOptions { kv_tokens: Some(96), prefix_sharing: false, ..engines::options() };
+    let engine = engines::bare(&options);
+    let mut full = engine.session(&with(&[])).expect("a session");
+    let mut other = engine.session(&with(&[])).expect("a session");
+    let request =
+        || Request { tokens: prompt(40), max_new_tokens: 5, ignore_eos: true, ..Request::default() };
+    let is_token = |event: &lory_runtime::Result<Event>| matches!(event, Ok(Event::Token { .. }));
+
+    // A thread that runs the steps for all.
+    answer(&mut full, &prompt(70));
+    let (asked, go_on) = (AtomicUsize::new(0), AtomicBool::new(true));
+    let mut waiting = None;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            engine.drive(|| {
+                asked.fetch_add(1, Ordering::AcqRel);
+                go_on.load(Ordering::Acquire)
+            })
+        });
+        let act = || {
+            let before = asked.load(Ordering::Acquire);
+            waiting = Some(other.generate(request()).expect("accepted"));
+            assert!(!engine.step().expect("a step"), "there is no room");
+            while asked.load(Ordering::Acquire) == before {
+                std::thread::yield_now();
+            }
+        };
+        full.save_to(&mut Meanwhile(Some(act))).expect("saved");
+        let mut generation = waiting.take().expect("started");
+        // That it gives up some day lets a test fail instead of hanging.
+        let (mut tokens, start) = (0, Instant::now());
+        while tokens < 5 && start.elapsed() < Duration::from_secs(60) {
+            match generation.poll_next() {
+                Poll::Ready(Some(event)) => tokens += usize::from(is_token(&event)),
+                _ => std::thread::yield_now(),
+            }
+        }
+        go_on.store(false, Ordering::Release);
+        engine.wake_drivers();
+        assert_eq!(tokens, 5, "the driving thread slept on");
+    });
+
+    // Nobody but who waits; also for the end of its own request.
+    other.clear();
+    full.clear();
+    answer(&mut full, &prompt(70));
+    std::thread::scope(|scope| {
+        let mut counting = None;
+        let act = || {
+            let mut cancelled = other.generate(request()).expect("accepted");
+            let canceller = cancelled.canceller();
+            let ended = scope.spawn(move || (cancelled.by_ref().count(), cancelled.finish_reason()));
+            assert!(!engine.step().expect("a step"), "there is no room");
+            canceller.cancel();
+            assert_eq!(ended.join().expect("no panic"), (0, Some(FinishReason::Cancelled)));
+            let mut generation = other.generate(request()).expect("accepted");
+            counting = Some(scope.spawn(move || generation.by_ref().filter(is_token).count()));
+        };
+        full.save_to(&mut Meanwhile(Some(act))).expect("saved");
+        assert_eq!(counting.expect("started").join().expect("no panic"), 5);
+    });
 }
 
 #[test]

@@ -189,7 +189,7 @@ impl Backend for Failing {
     }
 }
 
-fn loaded() -> LoadedModel {
+pub(crate) fn loaded() -> LoadedModel {
     let file =
         model(shape("llama-tiny").unwrap(), FileType::from_name("Q4_0").unwrap(), 3, Vec::new(), |_| ());
     let open = mapping::parse(vec![Arc::new(File::from_memory(file.unwrap(), "tiny.gguf"))]).unwrap();

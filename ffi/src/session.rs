@@ -181,7 +181,9 @@ pub const LORY_ON_SWITCH_RECOMPUTE: lory_on_switch = 0;
 /// They stay, computed by other adapters: instant, but answers differ from a new session's.
 pub const LORY_ON_SWITCH_KEEP: lory_on_switch = 1;
 
-/// Changes the adapters and ends the session's generation. None (`n_adapters` 0) is the base alone.
+/// Changes the adapters and ends the session's generation, unless the new ones answer as the old ones do
+/// (other loadings of the same adapters with the same weights, or more of them with weight 0): then they
+/// take their place and the generation goes on. None (`n_adapters` 0) is the base alone.
 ///
 /// # Safety
 /// See the rules at the top of the header.

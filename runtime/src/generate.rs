@@ -215,15 +215,21 @@ impl Generation {
         self.stream.stats()
     }
 
-    /// Runs to the end and returns the whole text.
+    /// Runs to the end and returns the whole text, without what was read before.
+    ///
+    /// # Errors
+    /// The one that it ended with, also if that was read before.
     pub fn text(&mut self) -> Result<String> {
         let mut text = String::new();
-        for event in self {
+        for event in self.by_ref() {
             if let Event::Token { text: piece, .. } | Event::Text(piece) = event? {
                 text += &piece;
             }
         }
-        Ok(text)
+        match self.stream.poll() {
+            Poll::Ready(Some(Err(e))) => Err(e),
+            _ => Ok(text),
+        }
     }
 
     /// The next event if it is there already, the end if it has come; runs nothing. For hosts that

@@ -20,7 +20,7 @@ use lory_kernels::{
 use lory_models::adapter::{AdapterSet, Existing, Phases, publish};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{Engine, Error, Result, Session, SessionOptions, engine::Shared, memory};
+use crate::{Engine, Error, Result, Session, SessionOptions, engine::Shared, memory, sequence::works_from};
 
 const MAGIC: [u8; 8] = *b"LORYKV\x1a\n";
 const VERSION: u32 = 1;
@@ -228,8 +228,7 @@ impl Session {
 
 fn saved_adapters(set: &AdapterSet, phases: &Phases) -> Vec<SavedAdapter> {
     let entry = |(adapter, scale): &(Arc<lory_models::adapter::Adapter>, f32)| {
-        let works = |set: &AdapterSet| set.entries().iter().any(|(a, _)| Arc::ptr_eq(a, adapter));
-        let works_from = phases.runs().iter().find(|run| works(&run.set)).map(|run| run.start as u64);
+        let works_from = works_from(phases, adapter).map(|start| start as u64);
         (adapter.identity(), scale.to_bits(), works_from)
     };
     set.entries().iter().map(entry).collect()

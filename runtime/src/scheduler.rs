@@ -179,9 +179,14 @@ impl<B: Backend> Scheduler<B> {
 
     /// Gives a sequence other adapters and ends its request. Its cached keys and values are
     /// forgotten as far as the new ones would have computed others, unless they are to be kept as
-    /// a mixture.
+    /// a mixture. Those that compute the same take the place of the old ones, and nothing else changes.
     pub(crate) fn switch(&mut self, id: SequenceId, adapters: Arc<Bound>, keep: bool) {
         let Some(s) = self.sequences.get_mut(&id) else { return };
+        if s.adapters.set.key() == adapters.set.key() {
+            s.phases = s.phases_of(&adapters.set);
+            s.adapters = adapters;
+            return;
+        }
         s.end(Ok(FinishReason::Cancelled), &mut self.metrics);
         let phases = Phases::new(&adapters.set, &s.tokens);
         let differs = s.phases.differs_at(&phases);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lory_models::{
-    adapter::Phases,
+    adapter::{Adapter, AdapterSet, Phases},
     kv_cache::Pages,
     tokenizer::{DecodeOptions, Detokenizer, EncodeOptions, Tokenizer},
 };
@@ -194,6 +194,12 @@ fn breakers(options: &SamplerOptions, model: &LoadedModel) -> DryBreakers {
     model.breakers.get(strings, make)
 }
 
+/// The position from which on an adapter works; `None` if it never does.
+pub(crate) fn works_from(phases: &Phases, adapter: &Adapter) -> Option<usize> {
+    let works = |set: &AdapterSet| set.entries().iter().any(|(a, _)| a.identity() == adapter.identity());
+    phases.runs().iter().find(|run| works(&run.set)).map(|run| run.start)
+}
+
 /// A sequence of tokens, part of which has its keys and values cached.
 pub(crate) struct Sequence {
     pub tokens: Vec<u32>,
@@ -228,6 +234,18 @@ impl Sequence {
             last_used: 0,
             active: None,
         }
+    }
+
+    /// Its phases with the adapters of `set`, whose key is that of its own: what was found for the
+    /// request holds, not what has been generated since.
+    pub(crate) fn phases_of(&self, set: &Arc<AdapterSet>) -> Phases {
+        let mut activations = set.activations(&self.tokens);
+        for (start, (adapter, scale)) in activations.iter_mut().zip(set.entries()) {
+            if *scale != 0.0 {
+                *start = works_from(&self.phases, adapter);
+            }
+        }
+        Phases::starting(set, &activations)
     }
 
     /// Tokens that have still to be run.

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use lory_models::adapter::AdapterSet;
-
 use crate::{
-    AdapterId, Error, Generation, Request, Result, engine::Shared, memory, scheduler::SequenceId,
-    sequence::Active, stream::Stream,
+    AdapterId, Error, Generation, Request, Result,
+    engine::Shared,
+    memory,
+    scheduler::SequenceId,
+    sequence::{Active, works_from},
+    stream::Stream,
 };
 
 /// What a session starts with.
@@ -72,14 +74,13 @@ impl Session {
         self.shared.scheduler().get(self.id).mixed
     }
 
-    /// Changes the adapters: a change of index, whatever their size. Setting the same ones with
-    /// the same weights changes nothing.
+    /// Changes the adapters: a change of index, whatever their size. A running generation ends, unless
+    /// the new ones answer as the old ones do (other loadings of the same adapters with the same
+    /// weights, or more of them with weight 0): then they take their place and nothing else changes.
     pub fn set_adapters(&mut self, adapters: &[(AdapterId, f32)], on_switch: OnSwitch) -> Result<()> {
-        let bound = self.shared.adapters.bind(adapters)?;
-        let mut scheduler = self.shared.scheduler();
-        if scheduler.get(self.id).adapters.set.key() != bound.set.key() {
-            scheduler.switch(self.id, Arc::new(bound), on_switch == OnSwitch::Keep);
-        }
+        let bound = Arc::new(self.shared.adapters.bind(adapters)?);
+        let keep = on_switch == OnSwitch::Keep;
+        self.shared.change(|scheduler| scheduler.switch(self.id, bound, keep));
         Ok(())
     }
 
@@ -87,11 +88,9 @@ impl Session {
     pub fn adapters(&self) -> Vec<SessionAdapter> {
         let scheduler = self.shared.scheduler();
         let sequence = scheduler.get(self.id);
-        let runs = sequence.phases.runs();
         let entries = sequence.adapters.entries().zip(sequence.adapters.set.entries());
         let describe = |((id, name, scale), (adapter, _)): ((AdapterId, &str, f32), &(Arc<_>, f32))| {
-            let works = |set: &AdapterSet| set.entries().iter().any(|(a, _)| Arc::ptr_eq(a, adapter));
-            let works_from = runs.iter().find(|run| works(&run.set)).map(|run| run.start);
+            let works_from = works_from(&sequence.phases, adapter);
             SessionAdapter { id, name: name.into(), scale, works_from }
         };
         entries.map(describe).collect()

@@ -172,6 +172,50 @@ fn a_budget_gives_up_cold_adapters_and_refuses_what_cannot_fit() {
     store.load_lora(&fixture("lora/all.gguf"), None).expect("no limit");
 }
 
+/// A session can leave a file that was changed: what was loaded in its place answers the same, so its cache
+/// and its request go on.
+#[test]
+fn other_loadings_of_the_same_adapters_take_their_place() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("x.gguf");
+    fs::copy(fixture("lora/attn.gguf"), &path).expect("a copy");
+    let engine = engines::bare(&engines::options());
+    let store = engine.adapters();
+    let old = store.load_lora(&path, None).expect("a LoRA");
+    let want = answer(&engine, &[(old, 1.0)]);
+    let mut session = with(&engine, &[(old, 1.0)]);
+    let mut generation = start(&mut session, 8);
+    let mut got: Vec<_> = generation.by_ref().take(3).filter_map(token).collect();
+
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .and_then(|f| f.set_modified(std::time::UNIX_EPOCH))
+        .expect("ours");
+    let new = store.replace_lora(&path, None).expect("the same bytes");
+    let other = store.load_lora(&fixture("lora/all.gguf"), None).expect("a LoRA");
+    session.set_adapters(&[(new, 1.0), (other, 0.0)], OnSwitch::Recompute).expect("known");
+    let mine: Vec<_> = session.adapters().iter().map(|a| (a.id, a.scale, a.works_from)).collect();
+    assert_eq!(mine, [(new, 1.0, Some(0)), (other, 0.0, Some(0))]);
+    got.extend(generation.by_ref().filter_map(token));
+    assert_eq!((got, generation.finish_reason()), (want.clone(), Some(FinishReason::Length)));
+    let cached = session.cached_tokens();
+    session.set_adapters(&[(new, 1.0)], OnSwitch::Recompute).expect("known");
+    assert_eq!((session.adapters().len(), session.cached_tokens()), (1, cached));
+    session.clear();
+    assert_eq!(start(&mut session, 8).filter_map(token).collect::<Vec<_>>(), want);
+
+    // As long as it has the old one, every request ends with the error, however it is read.
+    let held = fs::File::options().write(true).open(&path).expect("ours");
+    held.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(9)).expect("ours");
+    let mut generation = start(&mut session, 8);
+    for _ in 0..2 {
+        let error = generation.text().expect_err("its file was changed").to_string();
+        assert!(error.contains("was written to"), "{error}");
+    }
+    assert!(generation.next().is_none());
+}
+
 #[test]
 fn a_pack_is_opened_again_with_what_has_changed() {
     let dir = tempfile::tempdir().expect("a folder");

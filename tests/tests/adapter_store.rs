@@ -172,6 +172,58 @@ fn a_budget_gives_up_cold_adapters_and_refuses_what_cannot_fit() {
     store.load_lora(&fixture("lora/all.gguf"), None).expect("no limit");
 }
 
+#[test]
+fn the_least_recently_used_adapter_goes_first() {
+    let engine = engines::bare(&engines::options());
+    let store = engine.adapters();
+    store.open_pack_files(engines::open(engines::pack(4), "pack.gguf"), vec![]).expect("a pack");
+    let loaded = |i: usize| store.info(&format!("synth-{i:05}")).expect("known").loaded;
+    let used = store.resolve("synth-00000").expect("in the pack");
+    let one = store.info("synth-00000").expect("known").bytes;
+    store.set_budget(Some(2 * one));
+
+    // Requests use an adapter, not only the choice of it.
+    let mut session = with(&engine, &[(used, 1.0)]);
+    store.resolve("synth-00001").expect("fits");
+    start(&mut session, 1).for_each(|e| drop(e.expect("no error")));
+    drop(session);
+    store.resolve("synth-00002").expect("fits after an eviction");
+    assert_eq!([0, 1, 2].map(loaded), [true, false, true]);
+
+    // A session uses its adapter until it ends.
+    let session = with(&engine, &[(used, 1.0)]);
+    store.resolve("synth-00002").expect("in memory");
+    drop(session);
+    store.resolve("synth-00003").expect("fits after an eviction");
+    assert_eq!([0, 2, 3].map(loaded), [true, false, true]);
+}
+
+#[test]
+fn what_is_replaced_makes_room_once() {
+    let engine = engines::bare(&engines::options());
+    let store = engine.adapters();
+    store.open_pack_files(engines::open(engines::pack(2), "pack.gguf"), vec![]).expect("a pack");
+    store.resolve("synth-00000").expect("in the pack");
+    let one = store.info("synth-00000").expect("known").bytes;
+    let kept = store.resolve("synth-00001").expect("in the pack");
+    let _session = with(&engine, &[(kept, 1.0)]);
+    let lora = || store.replace_lora(&fixture("lora/all.gguf"), Some("synth-00000"));
+    let needed = {
+        let other = engines::bare(&engines::options());
+        other.adapters().load_lora(&fixture("lora/all.gguf"), None).expect("a LoRA");
+        other.adapters().usage().bytes
+    };
+    assert!(needed > one, "so that what is there fits the budget");
+    store.set_budget(Some(one + needed - 1));
+    match lora() {
+        Err(Error::AdapterBudget { used, budget, .. }) => assert!(used + needed > budget, "{used}"),
+        other => panic!("{other:?}"),
+    }
+    store.set_budget(Some(one + needed));
+    lora().expect("room for both");
+    assert_eq!(store.usage().bytes, one + needed);
+}
+
 /// A session can leave a file that was changed: what was loaded in its place answers the same, so its cache
 /// and its request go on.
 #[test]

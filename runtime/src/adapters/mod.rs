@@ -15,10 +15,7 @@ mod record;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
-    sync::{
-        Arc, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use lory_kernels::{Backend, Device};
@@ -117,7 +114,6 @@ pub struct AdapterStore {
     device: Arc<Device>,
     loading: Loading,
     state: RwLock<State>,
-    clock: AtomicU64,
 }
 
 impl AdapterStore {
@@ -128,7 +124,7 @@ impl AdapterStore {
         budget: Option<usize>,
     ) -> Self {
         let state = RwLock::new(State { budget, ..State::default() });
-        AdapterStore { model, device, loading, state, clock: AtomicU64::new(0) }
+        AdapterStore { model, device, loading, state }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -295,7 +291,7 @@ impl AdapterStore {
     }
 
     fn bring_in(&self, record: &Arc<Record>) -> Result<Arc<Adapter>> {
-        record.touch(self.clock.fetch_add(1, Ordering::Relaxed) + 1);
+        record.touch();
         let mut read = false;
         let adapter = record.adapter(|adapter| {
             let mut state = self.write();
@@ -461,7 +457,8 @@ impl State {
         ids.into_iter().for_each(|id| self.retire(id));
     }
 
-    /// Gives up what nobody uses until `needed` more bytes fit. `instead` is about to go.
+    /// Gives up what nobody uses until `needed` more bytes fit. `instead` is about to go, and its bytes
+    /// with it.
     fn make_room(&mut self, name: &str, needed: usize, instead: Option<AdapterId>) -> Result<()> {
         let Some(budget) = self.budget else { return Ok(()) };
         let idle = |r: &Record| r.sessions() == 0;
@@ -476,7 +473,8 @@ impl State {
             let cold = self
                 .records
                 .values()
-                .filter(|r| r.is_packed() && idle(r) && r.bytes() > 0 && !busy.contains(&r.id()))
+                .filter(|r| r.is_packed() && idle(r) && r.bytes() > 0 && Some(r.id()) != instead)
+                .filter(|r| !busy.contains(&r.id()))
                 .filter(|_| needed <= budget)
                 .min_by_key(|r| r.last_used());
             let Some(record) = cold else {

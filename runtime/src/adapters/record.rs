@@ -13,11 +13,14 @@ use lory_models::adapter::{Adapter, AdapterSet, pack::Pack};
 use super::{AdapterId, AdapterInfo};
 use crate::{Result, lock, mapping::File};
 
-/// What all adapters in memory occupy, also those that only sessions know any more.
+/// What all adapters in memory occupy, also those that only sessions know any more, and when they are
+/// used.
 #[derive(Debug, Default)]
 pub(super) struct Resident {
     bytes: AtomicUsize,
     count: AtomicUsize,
+    /// Counts uses, so that "least recently used" is defined.
+    clock: AtomicU64,
 }
 
 impl Resident {
@@ -123,8 +126,10 @@ impl Record {
         self.last_used.load(Ordering::Relaxed)
     }
 
-    pub(super) fn touch(&self, clock: u64) {
-        self.last_used.fetch_max(clock, Ordering::Relaxed);
+    /// Notes that it is used now.
+    pub(super) fn touch(&self) {
+        let now = self.resident.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        self.last_used.fetch_max(now, Ordering::Relaxed);
     }
 
     /// The adapter, read from its pack if it is not in memory; `admit` may refuse what was read, or
@@ -198,6 +203,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        self.0.touch();
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -222,6 +228,7 @@ impl Bound {
     /// Counts a request.
     pub(crate) fn count_use(&self) {
         for (held, _) in &self.records {
+            held.0.touch();
             held.0.uses.fetch_add(1, Ordering::Relaxed);
         }
     }

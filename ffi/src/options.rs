@@ -69,7 +69,8 @@ pub struct lory_engine_options {
     pub threads: u32,
     /// Longest sequence in tokens; 0 takes the trained context, at most 4096.
     pub n_ctx: u32,
-    /// Rows of one step at most: prompt tokens and generating sessions together. Default 512.
+    /// Rows of one step at most: prompt tokens and generating sessions together; never more than the KV
+    /// cache holds tokens. Default 512.
     pub n_batch: u32,
     /// Element type of cached keys and values. Default `LORY_KV_F16`.
     pub kv_type: lory_kv_type,

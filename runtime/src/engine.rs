@@ -40,7 +40,8 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Longest sequence; `None` takes the trained context, at most 4096.
     pub n_ctx: Option<u32>,
-    /// Rows of one step at most: prompt tokens and generating sessions together.
+    /// Rows of one step at most: prompt tokens and generating sessions together. There are never more
+    /// than the KV cache holds tokens.
     pub n_batch: usize,
     /// Element type of cached keys and values.
     pub kv_type: KvType,
@@ -181,7 +182,6 @@ impl Engine {
         if options.n_batch == 0 {
             return Err(Error::Request("a batch of 0 rows cannot run anything: give at least 1".into()));
         }
-        let max_rows = options.n_batch.min(n_ctx.max(1));
         let shape = KvShape {
             layers: config.n_layers(),
             kv_heads: config.n_kv_heads,
@@ -189,9 +189,11 @@ impl Engine {
             page_len: PAGE_LEN,
             ty: options.kv_type,
         };
-        let max_logits = LOGIT_ROWS.min(max_rows);
         let page_of_layer = shape.page_bytes();
         let pages = kv_pages(options, n_ctx, page_of_layer * shape.layers)?;
+        // Every row has a place of its own in the cache.
+        let max_rows = options.n_batch.min(pages.saturating_mul(PAGE_LEN));
+        let max_logits = LOGIT_ROWS.min(max_rows);
         let backend = Arc::new(model.device(&DeviceOptions {
             choice: options.device,
             gpu_layers: options.gpu_layers,

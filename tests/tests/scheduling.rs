@@ -104,6 +104,17 @@ fn equals_take_turns_and_prompts_get_theirs() {
 }
 
 #[test]
+fn a_step_has_room_for_more_sessions_than_a_context_has_tokens() {
+    let options = EngineOptions { n_ctx: Some(8), kv_tokens: Some(40 * 32), ..engines::options() };
+    let engine = engines::bare(&options);
+    let mut sessions: Vec<_> = (0..40).map(|_| session(&engine, 0)).collect();
+    let mut talking: Vec<_> =
+        sessions.iter_mut().map(|s| s.generate(greedy(&[5], 2)).expect("accepted")).collect();
+    engine.step().expect("a step");
+    assert!(talking.iter_mut().all(|g| matches!(g.poll_next(), Poll::Ready(Some(Ok(_))))), "all in one step");
+}
+
+#[test]
 fn a_cancelled_request_ends_within_a_step() {
     let engine = engines::bare(&EngineOptions { n_batch: 8, ..engines::options() });
     let (mut a, mut b) = (session(&engine, 0), session(&engine, 0));

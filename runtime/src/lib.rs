@@ -60,7 +60,8 @@ pub use session::{OnSwitch, Session, SessionAdapter, SessionOptions};
 /// Results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Locks, also after a panic of another holder: every state here is valid between calls.
+/// Locks, also after a panic of another holder: every state here is valid between calls, and a step
+/// that panics takes back what it has not computed.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

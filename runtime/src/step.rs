@@ -3,7 +3,10 @@
 //! A step takes rows in the order of [`crate::order`] up to the batch's size: one of every generating
 //! sequence, chunks of prompts. What one sequence gets does not depend on the others, bit for bit.
 
-use std::time::Instant;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    time::Instant,
+};
 
 use lory_kernels::{Backend, backend::AttentionRow};
 use lory_models::{
@@ -152,16 +155,12 @@ impl<B: Backend> Scheduler<B> {
 
     fn run_chunks(&mut self, model: &Model<'_, B>, chunks: &[Chunk]) {
         let started = Instant::now();
-        let failed = match self.run(model, chunks) {
-            Ok(()) => Vec::new(),
-            Err(e) if chunks.len() == 1 => vec![(chunks[0].id, e)],
-            // One request may be at fault (out of memory for its adapters): each runs alone.
-            Err(_) => {
-                let alone =
-                    |chunk| Some((Chunk::id(chunk), self.run(model, std::slice::from_ref(chunk)).err()?));
-                chunks.iter().filter_map(alone).collect()
-            }
-        };
+        let ran = catch_unwind(AssertUnwindSafe(|| self.run_or_name_failed(model, chunks)));
+        let failed = ran.unwrap_or_else(|panic| {
+            // What was not computed must not count as cached when others go on.
+            chunks.iter().for_each(|chunk| self.cut(chunk.id, chunk.start));
+            resume_unwind(panic)
+        });
         for chunk in chunks {
             if let Some((id, e)) = failed.iter().find(|(id, _)| *id == chunk.id) {
                 self.fail(*id, chunk.start, e.clone());
@@ -180,6 +179,19 @@ impl<B: Backend> Scheduler<B> {
                 self.cache.publish(&mut s.pages, &s.tokens, &s.phases);
             }
             s.retire_finished(&mut self.metrics);
+        }
+    }
+
+    fn run_or_name_failed(&mut self, model: &Model<'_, B>, chunks: &[Chunk]) -> Vec<(SequenceId, Error)> {
+        match self.run(model, chunks) {
+            Ok(()) => Vec::new(),
+            Err(e) if chunks.len() == 1 => vec![(chunks[0].id, e)],
+            // One request may be at fault (out of memory for its adapters): each runs alone.
+            Err(_) => {
+                let alone =
+                    |chunk| Some((Chunk::id(chunk), self.run(model, std::slice::from_ref(chunk)).err()?));
+                chunks.iter().filter_map(alone).collect()
+            }
         }
     }
 

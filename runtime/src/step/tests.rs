@@ -1,8 +1,11 @@
 //! A device that fails: whose request ends, and who goes on. A device that selects tokens: what is read from it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use lory_kernels::{
@@ -38,6 +41,8 @@ struct Failing {
     calls: AtomicUsize,
     fail_at: usize,
     fail_adapters: bool,
+    /// Whether it panics where it would fail.
+    panics: bool,
     /// The largest k for which it selects tokens.
     most_candidates: usize,
     /// Values that were read from it.
@@ -51,6 +56,7 @@ impl Failing {
             calls: AtomicUsize::new(0),
             fail_at,
             fail_adapters,
+            panics: false,
             most_candidates: usize::MAX,
             downloaded: AtomicUsize::new(0),
         }
@@ -58,6 +64,7 @@ impl Failing {
 
     fn count(&self) -> Outcome {
         match self.calls.fetch_add(1, Ordering::Relaxed) == self.fail_at {
+            true if self.panics => panic!("as the test wants it"),
             true => Err(no_memory()),
             false => Ok(()),
         }
@@ -344,6 +351,29 @@ fn r10_a_failure_at_any_call_is_an_error_and_nothing_more() {
     }
     // Most failures pass with the second try, where each request runs alone.
     assert!(failures > 0 && failures < calls, "{failures} of {calls}");
+}
+
+/// A step that panics is not there for those that follow: they compute what it did not.
+#[test]
+fn after_a_panic_the_answers_are_the_same() {
+    let model = loaded();
+    let adapter = adapter(&model);
+    let run = |fail_at: usize| {
+        let backend = Failing { panics: true, ..Failing::new(fail_at, false) };
+        let mut world = World::new(&model, backend);
+        let ids = [world.add(&[]), world.add(&[&adapter])];
+        let streams = [world.ask(ids[0], &[1, 2, 3, 4, 5, 6], 3), world.ask(ids[1], &[7, 8], 3)];
+        let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).is_err();
+        world.run();
+        let outcomes = streams.map(|s| outcome(&s));
+        (outcomes, panicked, world.backend.calls.load(Ordering::Relaxed))
+    };
+    let (want, panicked, calls) = run(usize::MAX);
+    assert!(!panicked && want.iter().all(|(tokens, error)| tokens.len() == 3 && error.is_none()));
+    for fail_at in 0..calls {
+        let (got, panicked, _) = run(fail_at);
+        assert!(panicked && got == want, "call {fail_at}: {got:?}");
+    }
 }
 
 /// Requests that need a few tokens, whole rows, and more tokens than the device selects: each draws what it draws from whole

@@ -75,12 +75,7 @@ impl File {
 
     /// [`File::open`] with progress. Mapping reads nothing yet: `progress` is told once, at the end.
     pub fn open_with(path: &Path, loading: Loading, progress: Progress<'_>) -> Result<File> {
-        let name = path.to_string_lossy();
-        // Looked at before it is opened: opening alone has effects on some devices.
-        let metadata = fs::metadata(path).map_err(|e| Error::io(&name, e))?;
-        regular(&name, &metadata)?;
-        let handle = open_without_waiting(path).map_err(|e| Error::io(&name, e))?;
-        File::from_handle(handle, &name, loading, progress)
+        File::from_handle(open_regular(path)?, &path.to_string_lossy(), loading, progress)
     }
 
     /// Takes over an open file (a descriptor from elsewhere becomes one by `fs::File::from`);
@@ -95,6 +90,9 @@ impl File {
         let metadata = handle.metadata().map_err(|e| Error::io(name, e))?;
         regular(name, &metadata)?;
         let len = metadata.len();
+        if len == 0 {
+            return Err(Error::io(name, EMPTY));
+        }
         let bytes = match loading {
             Loading::Map => {
                 // SAFETY: the handle is a regular file, read-only here; that nobody else cuts it or
@@ -265,10 +263,16 @@ fn regular(name: &str, metadata: &fs::Metadata) -> Result<()> {
     if !kind.is_file() {
         return Err(Error::io(name, format!("is {}, not a regular file", special(kind))));
     }
-    if metadata.len() == 0 {
-        return Err(Error::io(name, EMPTY));
-    }
     Ok(())
+}
+
+/// Opens a regular file, and never waits for the other end of a FIFO.
+pub(crate) fn open_regular(path: &Path) -> Result<fs::File> {
+    let name = path.to_string_lossy();
+    // Looked at before it is opened: opening alone has effects on some devices.
+    let metadata = fs::metadata(path).map_err(|e| Error::io(&name, e))?;
+    regular(&name, &metadata)?;
+    open_without_waiting(path).map_err(|e| Error::io(&name, e))
 }
 
 #[cfg(unix)]

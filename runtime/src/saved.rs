@@ -20,7 +20,10 @@ use lory_kernels::{
 use lory_models::adapter::{AdapterSet, Existing, Phases, publish};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{Engine, Error, Result, Session, SessionOptions, engine::Shared, memory, sequence::works_from};
+use crate::{
+    Engine, Error, Result, Session, SessionOptions, engine::Shared, mapping::open_regular, memory,
+    sequence::works_from,
+};
 
 const MAGIC: [u8; 8] = *b"LORYKV\x1a\n";
 const VERSION: u32 = 1;
@@ -154,8 +157,7 @@ impl Engine {
     /// of the file remains then.
     pub fn restore(&self, path: &Path, options: &SessionOptions) -> Result<Session> {
         let name = path.to_string_lossy();
-        let file = fs::File::open(path).map_err(|e| Error::io(&name, e))?;
-        self.restore_from(&mut BufReader::new(file), &name, options)
+        self.restore_from(&mut BufReader::new(open_regular(path)?), &name, options)
     }
 
     /// [`Engine::restore`] from anything that gives bytes; `name` is what errors call it.

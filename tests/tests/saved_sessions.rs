@@ -249,6 +249,19 @@ fn r8_other_models_caches_and_adapters_are_refused() {
     assert_eq!(problem(&narrow, &base, &with(&[])), RestoreProblem::TooLong);
 }
 
+#[cfg(unix)]
+#[test]
+fn r8_what_is_no_file_is_refused_without_waiting() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let fifo = dir.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("run").success());
+    let engine = engines::bare(&engines::options());
+    for (path, word) in [(fifo.as_path(), "is a FIFO"), (dir.path(), "is a directory")] {
+        let error = engine.restore(path, &with(&[])).map(drop).expect_err("no saved session").to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
 #[test]
 fn restored_pages_are_never_shared() {
     let (engine, _) = engines::engine(&engines::options());

@@ -173,8 +173,7 @@ impl<B: Backend> Scheduler<B> {
     pub(crate) fn cut(&mut self, id: SequenceId, len: usize) {
         let Some(s) = self.sequences.get_mut(&id) else { return };
         self.cache.truncate(&mut s.pages, len);
-        s.mixed &= !s.pages.is_empty();
-        s.restored &= !s.pages.is_empty();
+        s.forget_origin();
     }
 
     /// Gives a sequence other adapters and ends its request. Its cached keys and values are
@@ -205,15 +204,26 @@ impl<B: Backend> Scheduler<B> {
     ///
     /// # Errors
     /// No memory for its tokens; nothing has changed then.
-    pub(crate) fn submit(&mut self, id: SequenceId, tokens: &[u32], mut active: Active) -> Result<()> {
+    pub(crate) fn submit(
+        &mut self,
+        id: SequenceId,
+        tokens: &[u32],
+        mut active: Active,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Result<()> {
         let Some(s) = self.sequences.get_mut(&id) else { return Ok(()) };
         memory::reserve(&mut s.tokens, tokens.len(), "a prompt")?;
+        let before = s.tokens.len();
+        s.tokens.extend_from_slice(tokens);
+        if let Err(e) = active.follow(s.tokens.iter().copied(), tokenizer) {
+            s.tokens.truncate(before);
+            return Err(e);
+        }
         self.clock += 1;
         self.metrics.requests += 1;
         active.turn.arrival = self.clock;
         s.end(Ok(FinishReason::Cancelled), &mut self.metrics);
-        active.place(s.tokens.len(), s.tokens.len() + tokens.len());
-        s.tokens.extend_from_slice(tokens);
+        active.place(before, s.tokens.len());
         let phases = Phases::new(&s.adapters.set, &s.tokens);
         let mut keep = active.may_be_cached(s.tokens.len());
         if s.is_pure() {
@@ -222,6 +232,7 @@ impl<B: Backend> Scheduler<B> {
         s.phases = phases;
         s.adapters.count_use();
         self.cache.truncate(&mut s.pages, keep);
+        s.forget_origin();
         active.found_cached(s.pages.len());
         self.metrics.cached_tokens += s.pages.len() as u64;
         s.active = Some(active);

@@ -79,21 +79,16 @@ struct Clock {
 }
 
 impl Active {
-    /// Checks the options of `request`. `history` are the tokens before the answer, which
-    /// penalties look at.
+    /// Checks the options of `request`, and makes what it needs to run: a sampler that looks for the
+    /// first time at a vocabulary takes its time, and so may the copy of a grammar's state.
     pub(crate) fn new(
         request: &Request,
-        history: &[u32],
         n_ctx: usize,
         model: &LoadedModel,
         stream: Arc<Stream>,
     ) -> Result<Active> {
         let tokenizer = &model.tokenizer;
         let mut sampler = Sampler::with_breakers(&request.sampler, breakers(&request.sampler, model))?;
-        sampler.reserve(history.len().saturating_add(request.max_new_tokens).min(n_ctx))?;
-        for token in history {
-            sampler.accept(*token);
-        }
         if let Some(grammar) = &request.grammar {
             if !grammar.is_for(tokenizer) {
                 let message = "the grammar was compiled for another model: compile it for this one";
@@ -101,10 +96,8 @@ impl Active {
             }
             sampler.constrain(grammar.constraint(!request.ignore_eos));
         }
-        // After nothing but control tokens such as BOS, the answer is the beginning of a text. A
-        // grammar speaks of every character, also of the blank that such a beginning would lose.
-        let continuation = request.grammar.is_some() || history.iter().any(|t| !tokenizer.is_control(*t));
-        let decode = DecodeOptions { special: false, continuation };
+        // A grammar speaks of every character, also of the blank that the beginning of a text loses.
+        let decode = DecodeOptions { special: false, continuation: request.grammar.is_some() };
         Ok(Active {
             stream,
             stats: Stats::default(),
@@ -127,6 +120,25 @@ impl Active {
             n_ctx,
             end: None,
         })
+    }
+
+    /// Takes the tokens before the answer.
+    ///
+    /// # Errors
+    /// No memory for what penalties look back on.
+    pub(crate) fn follow(
+        &mut self,
+        history: impl ExactSizeIterator<Item = u32> + Clone,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Result<()> {
+        self.sampler.reserve(history.len().saturating_add(self.max_new_tokens).min(self.n_ctx))?;
+        // After nothing but control tokens such as BOS, the answer is the beginning of a text.
+        if history.clone().any(|token| !tokenizer.is_control(token)) {
+            let decode = DecodeOptions { special: false, continuation: true };
+            self.detokenizer = Detokenizer::new(tokenizer.clone(), decode);
+        }
+        self.sampler.follow(history);
+        Ok(())
     }
 
     /// Whether nobody reads what it has to say.
@@ -246,6 +258,12 @@ impl Sequence {
             }
         }
         Phases::starting(set, &activations)
+    }
+
+    /// Where nothing is cached, it does not matter any more where it came from.
+    pub(crate) fn forget_origin(&mut self) {
+        self.mixed &= !self.pages.is_empty();
+        self.restored &= !self.pages.is_empty();
     }
 
     /// Tokens that have still to be run.

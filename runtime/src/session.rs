@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crate::{
     AdapterId, Error, Generation, Request, Result,
     engine::Shared,
-    memory,
     scheduler::SequenceId,
     sequence::{Active, works_from},
     stream::Stream,
@@ -140,28 +139,23 @@ impl Session {
         if let Some(bad) = request.tokens.iter().find(|t| **t as usize >= vocab) {
             return Err(Error::Request(format!("token {bad} is outside the vocabulary of {vocab}")));
         }
-        let mut scheduler = self.shared.scheduler();
-        let before = &scheduler.get(self.id).tokens;
-        let mut history = Vec::new();
-        memory::reserve(&mut history, before.len() + request.tokens.len(), "a prompt")?;
-        history.extend_from_slice(before);
-        history.extend_from_slice(&request.tokens);
-        if history.is_empty() {
-            let message = "the prompt has no token: give at least one, such as the model's BOS";
-            return Err(Error::Request(message.into()));
-        }
-        if history.len() > n_ctx {
-            let message = format!(
-                "the prompt and what is before it have {} tokens, the context holds {n_ctx}; shorten it or raise the context length",
-                history.len()
-            );
-            return Err(Error::Request(message));
-        }
         let stream = Arc::new(Stream::new(request.max_queued));
-        let active = Active::new(&request, &history, n_ctx, model, stream.clone())?;
-        scheduler.submit(self.id, &request.tokens, active)?;
-        drop(scheduler);
-        self.shared.progress.announce();
+        // Before the lock: others run meanwhile.
+        let active = Active::new(&request, n_ctx, model, stream.clone())?;
+        self.shared.change(|scheduler| {
+            let len = scheduler.get(self.id).tokens.len() + request.tokens.len();
+            if len == 0 {
+                let message = "the prompt has no token: give at least one, such as the model's BOS";
+                return Err(Error::Request(message.into()));
+            }
+            if len > n_ctx {
+                let message = format!(
+                    "the prompt and what is before it have {len} tokens, the context holds {n_ctx}; shorten it or raise the context length"
+                );
+                return Err(Error::Request(message));
+            }
+            scheduler.submit(self.id, &request.tokens, active, &model.tokenizer)
+        })?;
         Ok(Generation::new(self.shared.clone(), self.id, stream))
     }
 }

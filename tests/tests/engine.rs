@@ -303,6 +303,13 @@ fn switching_an_adapter_back_restores_the_answer() {
     session.rewind(f.tokens.len());
     assert_eq!(session.cached_tokens(), 0, "a scale is part of the key");
     assert_eq!(answer(&mut session, &[], 16), fresh(&half));
+
+    // Nothing is mixed where all of it is computed again, as a request's last token always is.
+    session.rewind(1);
+    session.set_adapters(&all, OnSwitch::Keep).expect("switched");
+    assert!(session.is_mixed());
+    answer(&mut session, &[], 1);
+    assert!(!session.is_mixed());
 }
 
 #[test]

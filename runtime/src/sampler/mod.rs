@@ -113,6 +113,11 @@ impl Sampler {
         }
     }
 
+    /// Adds the tokens of a prompt to what penalties look back on; no grammar speaks of them.
+    pub(crate) fn follow(&mut self, prompt: impl Iterator<Item = u32>) {
+        prompt.for_each(|token| self.history.push(token));
+    }
+
     /// Adds a token of the text, of the prompt or drawn, to what penalties look back on. With a
     /// grammar, only drawn ones may follow [`Sampler::constrain`].
     pub fn accept(&mut self, token: u32) {

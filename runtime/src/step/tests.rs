@@ -257,11 +257,9 @@ impl<'a> World<'a> {
             ignore_eos: true,
             ..Request::default()
         };
-        let mut history = self.scheduler.get(id).tokens.clone();
-        history.extend(tokens);
         let stream = Arc::new(Stream::new(256));
-        let active = Active::new(&request, &history, 64, self.model, stream.clone()).unwrap();
-        self.scheduler.submit(id, tokens, active).unwrap();
+        let active = Active::new(&request, 64, self.model, stream.clone()).unwrap();
+        self.scheduler.submit(id, tokens, active, &self.model.tokenizer).unwrap();
         stream
     }
 

@@ -68,7 +68,7 @@ pub struct lory_sampler_options {
     /// Log-probabilities with each token: -1, the default, none; 0 of the token; n also of the n
     /// most likely ones.
     pub logprobs: i32,
-    /// 1 takes `seed`; 0, the default, takes a seed from the system.
+    /// 1 takes `seed`; 0, the default, takes a seed from the system, which `lory_stats` tells.
     pub has_seed: u32,
     /// The generator's seed; the same seed gives the same answer.
     pub seed: u64,

@@ -23,6 +23,8 @@ pub struct lory_stats {
     pub generated_tokens: u64,
     /// Nanoseconds of the steps that ran generated tokens.
     pub generated_ns: u64,
+    /// The seed in use, also where the request left it open: given again, it gives the same draws.
+    pub seed: u64,
 }
 
 versioned!(lory_stats, last_of_first = generated_ns);
@@ -57,6 +59,7 @@ pub unsafe extern "C" fn lory_generation_stats(
             prompt_ns: s.prompt_time.as_nanos() as u64,
             generated_tokens: s.generated_tokens as u64,
             generated_ns: s.generated_time.as_nanos() as u64,
+            seed: s.seed,
         });
         Ok(())
     })

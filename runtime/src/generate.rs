@@ -142,6 +142,8 @@ pub struct Stats {
     pub generated_tokens: usize,
     /// Time of the steps that ran generated tokens.
     pub generated_time: Duration,
+    /// The seed in use, also where the request left it open: given again, it gives the same draws.
+    pub seed: u64,
 }
 
 /// Ends a generation from anywhere, at the next step.

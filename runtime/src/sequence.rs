@@ -100,7 +100,7 @@ impl Active {
         let decode = DecodeOptions { special: false, continuation: request.grammar.is_some() };
         Ok(Active {
             stream,
-            stats: Stats::default(),
+            stats: Stats { seed: sampler.seed(), ..Stats::default() },
             turn: Turn::default(),
             prompt_start: 0,
             prompt_end: 0,

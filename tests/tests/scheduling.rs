@@ -249,6 +249,23 @@ fn a_slow_reader_costs_a_queue_no_more_than_its_place() {
 }
 
 #[test]
+fn a_seed_from_the_system_can_be_given_again() {
+    let engine = engines::bare(&engines::options());
+    let mut s = session(&engine, 0);
+    let draw = |s: &mut Session, seed| {
+        let sampler = SamplerOptions { seed, temp: 2.0, logprobs: Some(0), ..SamplerOptions::default() };
+        s.clear();
+        let mut generation = s.generate(Request { sampler, ..greedy(&[5], 20) }).expect("accepted");
+        let seed = generation.stats().seed;
+        (generation.by_ref().filter_map(token).collect::<Vec<_>>(), seed, generation.stats().seed)
+    };
+    let first = draw(&mut s, None);
+    assert_eq!(first.1, first.2, "from its beginning on");
+    assert_eq!(draw(&mut s, Some(first.1)), first);
+    assert_ne!(draw(&mut s, None).1, first.1);
+}
+
+#[test]
 fn metrics_count_what_was_done() {
     let engine = engines::bare(&EngineOptions { n_batch: 16, ..engines::options() });
     let mut s = session(&engine, 0);

@@ -129,7 +129,7 @@ pub struct SamplerOptions {
     pub mirostat: Option<MirostatOptions>,
     /// Added to single tokens' logits before anything else; −inf forbids a token.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Seed of the generator; `None` takes one from the system (see [`super::Sampler::seed`]).
+    /// Seed of the generator; `None` takes one from the system (see [`crate::Stats::seed`]).
     pub seed: Option<u64>,
     /// Log-probabilities to report with each token: of the token itself and of this many of the
     /// most likely ones. `None` computes none.

@@ -33,6 +33,17 @@ class Error : public std::runtime_error {
     lory_status status_;
 };
 
+/** A call on several generations that failed for one of them. */
+class GenerationError : public Error {
+  public:
+    GenerationError(lory_status status, size_t index) : Error(status), index_(index) {}
+    /** Which of them has ended with the error. */
+    size_t index() const noexcept { return index_; }
+
+  private:
+    size_t index_;
+};
+
 /** The name of a status, such as "LORY_E_IO". */
 inline std::string_view status_name(lory_status status) { return lory_status_name(status); }
 
@@ -153,6 +164,8 @@ struct Request {
     int32_t prompt_logprobs = -1;
     lory_hidden hidden = LORY_HIDDEN_NONE;
     std::optional<Grammar> grammar;
+    /** Events that may wait for their reader. */
+    size_t max_queued = 256;
 };
 
 /** What is known about an adapter. */
@@ -162,6 +175,13 @@ struct AdapterInfo {
     uint64_t bytes = 0;
     bool in_pack = false;
     bool loaded = false;
+    /** Which loading the name means now; 0 if it was never asked for. */
+    lory_adapter id = 0;
+    /** Requests that used this loading, and sessions that have it now. */
+    uint64_t uses = 0;
+    uint64_t sessions = 0;
+    /** Tokens that switch it on; empty for an adapter that always works, and until it has been brought in. */
+    std::vector<uint32_t> invocation;
 };
 
 /** Ends a generation from anywhere, whether that still exists or not. */
@@ -235,13 +255,16 @@ class Generation {
     lory_generation *get() const { return handle_.get(); }
 
     /** Waits until one of several generations of one engine has an event, with steps run as needed, and
-        returns which; its event is `event()`. Those that have ended are passed over; nothing if all have. */
+        returns which; its event is `event()`. Those that have ended are passed over; nothing if all have.
+        Throws GenerationError for one that ends with an error. */
     static std::optional<size_t> next_of(const std::vector<Generation *> &generations) {
         std::vector<lory_generation *> handles;
         for (const Generation *g : generations) handles.push_back(g->get());
         size_t index = handles.size();
         detail::Options<lory_event, lory_event_init> event;
-        check(lory_generations_next(handles.data(), handles.size(), &index, &event));
+        lory_status status = lory_generations_next(handles.data(), handles.size(), &index, &event);
+        if (status != LORY_OK && index < handles.size()) throw GenerationError(status, index);
+        check(status);
         if (index == handles.size()) return std::nullopt;
         generations[index]->event_ = event;
         return index;
@@ -316,6 +339,7 @@ class Session {
         r.prompt_logprobs = request.prompt_logprobs;
         r.hidden = request.hidden;
         r.grammar = request.grammar ? request.grammar->get() : nullptr;
+        r.max_queued = request.max_queued;
         lory_generation *generation = nullptr;
         check(lory_session_generate(handle_.get(), &r, &generation));
         return Generation(generation);
@@ -666,7 +690,10 @@ class Engine {
         for (size_t i = 0; i < lory_adapter_list_len(raw); i++) {
             check(lory_adapter_list_get(raw, i, &info));
             infos.push_back(AdapterInfo{std::string(detail::view(info.name)), std::string(detail::view(info.origin)),
-                                        info.bytes, info.in_pack != 0, info.loaded != 0});
+                                        info.bytes, info.in_pack != 0, info.loaded != 0, info.id, info.uses,
+                                        info.sessions,
+                                        std::vector<uint32_t>(info.invocation.data,
+                                                              info.invocation.data + info.invocation.len)});
         }
         return infos;
     }

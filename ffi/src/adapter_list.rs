@@ -6,7 +6,7 @@ use crate::{
     args::{free, handle, object, out},
     engine::lory_engine,
     memory::lory_str,
-    session::lory_adapter,
+    session::{lory_adapter, lory_token_span},
     status::{Failure, guard, guard_free, lory_status, lory_status::*},
     structs::{init, place, versioned},
 };
@@ -14,8 +14,8 @@ use crate::{
 /// All adapters at one time, in alphabetical order. Shareable.
 pub struct lory_adapter_list(Vec<(AdapterInfo, String)>);
 
-/// What is known about an adapter. Initialise it with `lory_adapter_info_init`. Its texts belong to
-/// the list.
+/// What is known about an adapter. Initialise it with `lory_adapter_info_init`. Its texts and tokens
+/// belong to the list.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct lory_adapter_info {
@@ -37,6 +37,9 @@ pub struct lory_adapter_info {
     pub uses: u64,
     /// Sessions that have it now.
     pub sessions: u64,
+    /// Tokens that switch it on; empty for an adapter that always works, and until it has been
+    /// brought in.
+    pub invocation: lory_token_span,
 }
 
 versioned!(lory_adapter_info, last_of_first = sessions);
@@ -116,6 +119,7 @@ fn describe(info: &AdapterInfo, origin: &str) -> lory_adapter_info {
         id: info.generation,
         uses: info.uses,
         sessions: info.sessions as u64,
+        invocation: lory_token_span { data: info.invocation.as_ptr(), len: info.invocation.len() },
     }
 }
 

@@ -96,6 +96,37 @@ int main(int, char **argv) try {
     holds(ended == 2 && said[0] == engine.session().generate(request(engine, "Ann", 5)).text() && !said[1].empty(),
           "several generations");
 
+    // One that ends with an error, and which it was.
+    lory::EngineOptions narrow;
+    narrow.kv_policy = LORY_KV_REFUSE;
+    narrow.kv_tokens = 32;
+    lory::Engine small = lory::Engine::open(model, narrow);
+    lory::Session fits = small.session(), grows = small.session();
+    lory::Request queued = request(small, "Ann", 1);
+    queued.max_queued = 1;
+    lory::Request long_one = request(small, "Bob", 1);
+    long_one.tokens.resize(60, long_one.tokens.front());
+    lory::Generation first_one = fits.generate(queued), second_one = grows.generate(long_one);
+    std::optional<size_t> failed;
+    try {
+        while (lory::Generation::next_of({&first_one, &second_one})) {
+        }
+    } catch (const lory::GenerationError &e) {
+        if (e.status() == LORY_E_KV_FULL) failed = e.index();
+    }
+    holds(failed == size_t(1), "which generation failed");
+
+    lory::Session drawn = engine.session();
+    lory::Request seeded = request(engine, "Ann", 1);
+    seeded.sampler.has_seed = 1;
+    seeded.sampler.seed = 7;
+    holds(drawn.generate(seeded).stats().seed == 7, "the seed in use");
+
+    const std::vector<lory::AdapterInfo> infos = engine.adapters();
+    holds(infos.size() == 1 && infos[0].id == again && infos[0].uses == 3 && infos[0].sessions == 2 &&
+              infos[0].invocation.empty(),
+          "what is known about an adapter");
+
     std::cout << parts << " parts hold" << std::endl;
     return 0;
 } catch (const std::exception &e) {

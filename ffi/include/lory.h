@@ -307,7 +307,8 @@ typedef struct {
      */
     uint32_t n_ctx;
     /**
-     * Rows of one step at most: prompt tokens and generating sessions together. Default 512.
+     * Rows of one step at most: prompt tokens and generating sessions together; never more than the KV
+     * cache holds tokens. Default 512.
      */
     uint32_t n_batch;
     /**
@@ -694,8 +695,22 @@ typedef uint32_t lory_grammar_kind;
 typedef uint64_t lory_adapter;
 
 /**
- * What is known about an adapter. Initialise it with `lory_adapter_info_init`. Its texts belong to
- * the list.
+ * Tokens that somebody else owns.
+ */
+typedef struct {
+    /**
+     * May be NULL if `len` is 0.
+     */
+    const uint32_t *data;
+    /**
+     * How many.
+     */
+    size_t len;
+} lory_token_span;
+
+/**
+ * What is known about an adapter. Initialise it with `lory_adapter_info_init`. Its texts and tokens
+ * belong to the list.
  */
 typedef struct {
     /**
@@ -734,6 +749,11 @@ typedef struct {
      * Sessions that have it now.
      */
     uint64_t sessions;
+    /**
+     * Tokens that switch it on; empty for an adapter that always works, and until it has been
+     * brought in.
+     */
+    lory_token_span invocation;
 } lory_adapter_info;
 
 /**
@@ -886,7 +906,7 @@ typedef struct {
      */
     int32_t logprobs;
     /**
-     * 1 takes `seed`; 0, the default, takes a seed from the system.
+     * 1 takes `seed`; 0, the default, takes a seed from the system, which `lory_stats` tells.
      */
     uint32_t has_seed;
     /**
@@ -981,20 +1001,6 @@ typedef struct {
  * How the final states of a text become its embedding.
  */
 typedef uint32_t lory_pooling;
-
-/**
- * Tokens that somebody else owns.
- */
-typedef struct {
-    /**
-     * May be NULL if `len` is 0.
-     */
-    const uint32_t *data;
-    /**
-     * How many.
-     */
-    size_t len;
-} lory_token_span;
 
 /**
  * An adapter of a session. Initialise it with `lory_session_adapter_init`. Its name belongs to the list.
@@ -1135,6 +1141,10 @@ typedef struct {
      * Nanoseconds of the steps that ran generated tokens.
      */
     uint64_t generated_ns;
+    /**
+     * The seed in use, also where the request left it open: given again, it gives the same draws.
+     */
+    uint64_t seed;
 } lory_stats;
 
 /**
@@ -1779,7 +1789,9 @@ lory_status lory_session_cached_tokens(lory_session *session, size_t *n_tokens);
 lory_status lory_session_is_mixed(lory_session *session, int32_t *mixed);
 
 /**
- * Changes the adapters and ends the session's generation. None (`n_adapters` 0) is the base alone.
+ * Changes the adapters and ends the session's generation, unless the new ones answer as the old ones do
+ * (other loadings of the same adapters with the same weights, or more of them with weight 0): then they
+ * take their place and the generation goes on. None (`n_adapters` 0) is the base alone.
  */
 lory_status lory_session_set_adapters(lory_session *session,
                                       const lory_adapter_scale *adapters,

@@ -535,6 +535,28 @@ pub type lory_grammar_kind = u32;
 pub type lory_adapter = u64;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct lory_token_span {
+    pub data: *const u32,
+    pub len: usize,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of lory_token_span"][::std::mem::size_of::<lory_token_span>() - 16usize];
+    ["Alignment of lory_token_span"][::std::mem::align_of::<lory_token_span>() - 8usize];
+    ["Offset of field: lory_token_span::data"][::std::mem::offset_of!(lory_token_span, data) - 0usize];
+    ["Offset of field: lory_token_span::len"][::std::mem::offset_of!(lory_token_span, len) - 8usize];
+};
+impl Default for lory_token_span {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct lory_adapter_info {
     pub struct_size: usize,
     pub name: lory_str,
@@ -545,10 +567,11 @@ pub struct lory_adapter_info {
     pub id: lory_adapter,
     pub uses: u64,
     pub sessions: u64,
+    pub invocation: lory_token_span,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of lory_adapter_info"][::std::mem::size_of::<lory_adapter_info>() - 80usize];
+    ["Size of lory_adapter_info"][::std::mem::size_of::<lory_adapter_info>() - 96usize];
     ["Alignment of lory_adapter_info"][::std::mem::align_of::<lory_adapter_info>() - 8usize];
     ["Offset of field: lory_adapter_info::struct_size"]
         [::std::mem::offset_of!(lory_adapter_info, struct_size) - 0usize];
@@ -564,6 +587,8 @@ const _: () = {
     ["Offset of field: lory_adapter_info::uses"][::std::mem::offset_of!(lory_adapter_info, uses) - 64usize];
     ["Offset of field: lory_adapter_info::sessions"]
         [::std::mem::offset_of!(lory_adapter_info, sessions) - 72usize];
+    ["Offset of field: lory_adapter_info::invocation"]
+        [::std::mem::offset_of!(lory_adapter_info, invocation) - 80usize];
 };
 impl Default for lory_adapter_info {
     fn default() -> Self {
@@ -786,28 +811,6 @@ impl Default for lory_request {
 pub type lory_pooling = u32;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct lory_token_span {
-    pub data: *const u32,
-    pub len: usize,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of lory_token_span"][::std::mem::size_of::<lory_token_span>() - 16usize];
-    ["Alignment of lory_token_span"][::std::mem::align_of::<lory_token_span>() - 8usize];
-    ["Offset of field: lory_token_span::data"][::std::mem::offset_of!(lory_token_span, data) - 0usize];
-    ["Offset of field: lory_token_span::len"][::std::mem::offset_of!(lory_token_span, len) - 8usize];
-};
-impl Default for lory_token_span {
-    fn default() -> Self {
-        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
 pub struct lory_session_adapter {
     pub struct_size: usize,
     pub id: lory_adapter,
@@ -911,10 +914,11 @@ pub struct lory_stats {
     pub prompt_ns: u64,
     pub generated_tokens: u64,
     pub generated_ns: u64,
+    pub seed: u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of lory_stats"][::std::mem::size_of::<lory_stats>() - 48usize];
+    ["Size of lory_stats"][::std::mem::size_of::<lory_stats>() - 56usize];
     ["Alignment of lory_stats"][::std::mem::align_of::<lory_stats>() - 8usize];
     ["Offset of field: lory_stats::struct_size"][::std::mem::offset_of!(lory_stats, struct_size) - 0usize];
     ["Offset of field: lory_stats::cached_tokens"]
@@ -925,6 +929,7 @@ const _: () = {
     ["Offset of field: lory_stats::generated_tokens"]
         [::std::mem::offset_of!(lory_stats, generated_tokens) - 32usize];
     ["Offset of field: lory_stats::generated_ns"][::std::mem::offset_of!(lory_stats, generated_ns) - 40usize];
+    ["Offset of field: lory_stats::seed"][::std::mem::offset_of!(lory_stats, seed) - 48usize];
 };
 pub struct Lory {
     __library: ::libloading::Library,

@@ -1961,7 +1961,8 @@ lory_status lory_generation_run(lory_generation *generation,
                                 lory_finish_reason *finish_reason);
 
 /**
- * Runs to the end and gives the whole text.
+ * Runs to the end and gives the whole text, without what was read before. Of a generation that has ended
+ * with an error, it gives that error, also again.
  */
 lory_status lory_generation_text(lory_generation *generation, lory_text *text);
 

@@ -178,7 +178,8 @@ fn run(reader: &mut Reader, mut go_on: impl FnMut(&lory_event) -> bool) -> Resul
     }
 }
 
-/// Runs to the end and gives the whole text.
+/// Runs to the end and gives the whole text, without what was read before. Of a generation that has ended
+/// with an error, it gives that error, also again.
 ///
 /// # Safety
 /// See the rules at the top of the header.

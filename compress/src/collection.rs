@@ -344,7 +344,7 @@ impl Collection {
     /// One adapter's delta at a site, scale and inner core folded into B; `None` if it has none there.
     ///
     /// # Errors
-    /// A file that changed since it was checked.
+    /// A file that changed since it was checked; a delta that overflows, or whose norm is not zero and no normal f32.
     pub fn factors(&self, adapter: usize, site: Site) -> Result<Option<Factors>> {
         let Some(entry) = self.entries.get(adapter) else { return Ok(None) };
         let Some(at) = entry.sites.get(&site) else { return Ok(None) };
@@ -360,7 +360,11 @@ impl Collection {
             }
         };
         let b = Mat::from_fn(u.nrows(), u.ncols(), |i, j| u[(i, j)] * at.scale);
-        Ok(Some(Factors { b, a: v }))
+        let factors = Factors { b, a: v };
+        match factors.fault() {
+            None => Ok(Some(factors)),
+            Some(m) => Err(Error::Request(format!("{}: {site}: {m}", entry.source.path.display()))),
+        }
     }
 
     /// All adapters' deltas at a site.

@@ -27,6 +27,16 @@ impl Factors {
     pub fn is_finite(&self) -> bool {
         self.b.is_all_finite() && self.a.is_all_finite()
     }
+
+    /// Why these cannot be compressed, if so: cores carry their delta's norm as an f32.
+    pub(crate) fn fault(&self) -> Option<String> {
+        if !self.is_finite() {
+            return Some("times its scale B has a number that is not finite".into());
+        }
+        let norm = self.norm2().sqrt();
+        let fits = norm == 0.0 || (norm as f32).is_normal();
+        (!fits).then(|| format!("the norm of its delta is {norm:e}, which is not a normal f32"))
+    }
 }
 
 /// XᵀX in f64, for an X with few columns.

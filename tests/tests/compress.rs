@@ -7,15 +7,17 @@ use std::sync::atomic::AtomicBool;
 use lory_compress::{
     AddOptions, Collection, Error, Kind, Method, Options, Report, Silent, Source, Storage, Synthetic, add,
     compress, extract, merge_segments, open_gguf, open_pack, plain_factors, read_file, remove, rename,
+    write_gguf_lora,
 };
 use lory_kernels::QuantType;
 use lory_kernels::backend::KvType;
 use lory_kernels::ops::Reference;
 use lory_models::adapter::pack::Pack;
-use lory_models::adapter::{Adapter, AdapterSet, BaseInfo, Factors, Site, gguf_lora};
+use lory_models::adapter::{Adapter, AdapterSet, BaseInfo, Factors, Site, SiteShape, gguf_lora};
 use lory_models::decoder::Decoder;
-use lory_models::gguf::Gguf;
+use lory_models::gguf::{Gguf, Value};
 use lory_runtime::{Engine, EngineOptions, Request, SamplerOptions, SessionOptions};
+use lory_tests::edited::Edited;
 use lory_tests::fixtures::{self, fixture, gguf};
 use lory_tests::runner::Runner;
 use tempfile::TempDir;
@@ -400,6 +402,39 @@ fn collections_that_make_no_sense_are_refused_by_name() {
     assert!(nan.contains("adapter-00000.gguf") && nan.contains("not a finite number"), "{nan}");
 }
 
+/// Sound numbers whose delta is none in f32: a scale that makes it overflow, and norms beyond both ends.
+#[test]
+fn deltas_that_no_f32_holds_are_refused_by_name() {
+    let base = base();
+    let (site, shape) = base.info.shapes.iter().find(|(s, _)| s.projection().is_some()).expect("a layer");
+    let table = (Site::TOKEN_EMBD, base.info.shapes.get(Site::TOKEN_EMBD).expect("there"));
+    let refusal = |(site, shape): (Site, SiteShape), b: f32, a: f32, alpha: f32| {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("loud.gguf");
+        let some = Synthetic::new(1, 1, Kind::Shared, 1);
+        let mut factors = some.factors(0, site, (shape.out_features, shape.in_features));
+        factors.b.fill(b);
+        factors.a.fill(a);
+        write_gguf_lora(&path, &base.info, "loud", QuantType::F32, &[], vec![(site, factors)])
+            .expect("written");
+        let loud = Edited::of(&gguf(&path)).set("adapter.lora.alpha", Value::F32(alpha));
+        std::fs::write(&path, loud.bytes()).expect("written");
+        let collection = collect(&base, std::slice::from_ref(&path), dir.path()).expect("readable");
+        let pack = dir.path().join("pack.gguf");
+        let error = compress(&collection, &Options::default(), &pack, &Silent, &GO_ON).expect_err("refused");
+        assert!(!pack.exists());
+        let error = error.to_string();
+        assert!(error.contains("loud.gguf") && error.contains(&site.to_string()), "{error}");
+        error
+    };
+    for at in [(site, shape), table] {
+        assert!(refusal(at, 100.0, 1.0, 3e38).contains("not finite"));
+        assert!(refusal(at, 1e30, 1e30, 1.0).contains("not a normal f32"));
+        assert!(refusal(at, 1e-20, 1e-21, 1.0).contains("not a normal f32"));
+        assert!(refusal(at, 1e-30, 1e-30, 1.0).contains("not a normal f32"));
+    }
+}
+
 #[test]
 fn an_interrupted_run_or_a_failing_disk_leaves_nothing_behind() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -440,8 +475,7 @@ fn different_ranks_and_missing_modules_cost_nothing() {
             .map(|(site, s)| (*site, small.factors(i, *site, (s.out_features, s.in_features))))
             .collect();
         let path = folder.join(format!("small-{i}.gguf"));
-        lory_compress::write_gguf_lora(&path, &base.info, "small", QuantType::F32, &[], deltas)
-            .expect("written");
+        write_gguf_lora(&path, &base.info, "small", QuantType::F32, &[], deltas).expect("written");
     }
     let collection = collect(&base, &[folder], dir.path()).expect("a collection");
     let options = Options { rank: Some(8), clusters: Some(1), ..Options::default() };
@@ -489,8 +523,7 @@ fn adapters_of_the_embedding_alone_keep_what_they_have() {
         let site = lory_models::adapter::Site::TOKEN_EMBD;
         let deltas = vec![(site, synthetic.factors(i, site, (f.out_features, f.in_features)))];
         let path = folder.join(format!("table-{i}.gguf"));
-        lory_compress::write_gguf_lora(&path, &base.info, "table", QuantType::F16, &[], deltas)
-            .expect("written");
+        write_gguf_lora(&path, &base.info, "table", QuantType::F16, &[], deltas).expect("written");
     }
     let collection = collect(&base, &[folder], dir.path()).expect("a collection");
     let path = dir.path().join("p.gguf");

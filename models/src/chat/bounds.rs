@@ -44,6 +44,7 @@ const GUARD: &str = "guard value";
 const STORE: &str = "guard attribute";
 const CONCAT: &str = "guard concatenation";
 const MULTIPLY: &str = "guard product";
+const SLICED: &str = "guard sliced";
 
 /// Counts what one rendering builds.
 #[derive(Clone, Debug, Default)]
@@ -180,8 +181,20 @@ fn guarded<'env>(instruction: &Instruction<'env>) -> Result<Vec<Instruction<'env
         | Instruction::CallFunction(..)
         | Instruction::CallMethod(..)
         | Instruction::CallObject(_) => vec![instruction.clone(), guard()],
+        // A copy of its operand's characters comes before its result.
+        Instruction::Slice => {
+            let read = Instruction::CallFunction(SLICED, Some(4));
+            vec![read, Instruction::UnpackList(4), instruction.clone(), guard()]
+        }
         // They read all of their last operand.
-        Instruction::Eq | Instruction::Ne | Instruction::In => vec![guard(), instruction.clone()],
+        Instruction::Eq
+        | Instruction::Ne
+        | Instruction::Lt
+        | Instruction::Lte
+        | Instruction::Gt
+        | Instruction::Gte
+        | Instruction::In
+        | Instruction::CompareAndPreserve(_) => vec![guard(), instruction.clone()],
         Instruction::SetAttr(_) => {
             let store = Instruction::CallFunction(STORE, Some(1));
             vec![Instruction::Swap, store, Instruction::Swap, instruction.clone()]
@@ -207,6 +220,11 @@ pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
     let m = meter.clone();
     env.add_function(CONCAT, move |left: Value, right: Value| {
         m.pass(Value::from(python::to_str(&left)? + &python::to_str(&right)?))
+    });
+    let m = meter.clone();
+    // The operands in the order in which a list is unpacked.
+    env.add_function(SLICED, move |value: Value, start: Value, stop: Value, step: Value| {
+        Ok(vec![step, stop, start, m.pass(value)?])
     });
     let m = meter.clone();
     env.add_function(MULTIPLY, move |left: Value, right: Value| m.pass(product(&left, &right)?));

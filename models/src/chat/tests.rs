@@ -216,6 +216,24 @@ fn t4_values_are_bounded_however_they_grow() {
         let error = refusal(&format!("{{{{ {one} }}}}"));
         assert!(error.contains("more than"), "{one}: {error}");
     }
+    // Values that no operator builds but a copy, and operands that are read whole for one bit.
+    let text = "{% set a = 'a' * 8000000 %}{% set b = a ~ '' %}";
+    for one in [
+        "a[1:]",
+        "a[::-1]",
+        "a < b",
+        "a <= b",
+        "a > b",
+        "a >= b",
+        "a == b",
+        "a != b",
+        "a in b",
+        "a not in b",
+        "a <= b <= a",
+    ] {
+        let error = refusal(&format!("{text}{}", format!("{{% set x = {one} %}}").repeat(200)));
+        assert!(error.contains("too many values"), "{one}: {error}");
+    }
     // What is held in pieces, and text of the template that is captured again and again.
     let pieces = "{% set a = 'a' * 6000000 %}{% for i in range(1000) %}{% set x = a ~ i %}{% endfor %}";
     let error = refusal(pieces);
@@ -276,6 +294,10 @@ fn bounds_leave_templates_as_they_are() {
         (
             "{% set ns = namespace(x=1, y=[]) %}{% for i in range(3) %}{% set ns.x = ns.x * 2 %}{% set ns.y = ns.y + [i] %}{% endfor %}{{ ns.x }}{{ ns.y }}",
             "8[0, 1, 2]",
+        ),
+        (
+            "{{ 'abcd'[1:3] }} {{ 'abcd'[::-1] }} {{ [1, 2, 3][:-1] }} {{ (1, 2, 3)[::2] }} {{ nope[1:] }} {{ 'b' > 'a' >= 'a' }}",
+            "bc dcba [1, 2] (1, 3) [] True",
         ),
         ("{% set a, b = [1, 2] %}{{ b }}{{ a }}{% with c = 3 %}{{ c }}{% endwith %}", "213"),
     ] {

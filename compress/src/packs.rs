@@ -11,7 +11,9 @@ use std::sync::atomic::AtomicBool;
 
 use faer::Mat;
 use lory_kernels::QuantType;
-use lory_models::adapter::pack::{NewAdapter, Pack, PackWriter, merge, segment_file_name, segment_files};
+use lory_models::adapter::pack::{
+    NewAdapter, Pack, PackWriter, merge, segment_file_name, segment_files, segment_number,
+};
 use lory_models::adapter::publish::{folder_of, remove_abandoned};
 use lory_models::adapter::{Basis, CoreMatrix, Delta, Existing, Site, publish};
 use lory_models::gguf::Gguf;
@@ -293,8 +295,11 @@ pub fn merge_segments(path: &Path, pack: &Pack) -> Result<()> {
         Ok::<_, Error>(out.flush()?)
     })
     .map_err(|e| e.at(path))?;
-    for number in 1..pack.next_segment() {
-        let segment = segment_file_name(path, number);
+    for segment in segment_files(path).map_err(Error::io(path))? {
+        // Another program may have added one meanwhile.
+        if segment_number(path, &segment).is_none_or(|number| number >= pack.next_segment()) {
+            continue;
+        }
         match std::fs::remove_file(&segment) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::Io { path: segment, source: e }),
             _ => {}

@@ -614,11 +614,11 @@ fn files_are_published_whole() {
     assert_eq!(std::fs::read(&path).unwrap(), b"two");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left behind");
 
-    for n in [2, 1, 10] {
+    for n in [2, 10_000, 1, 9999] {
         std::fs::write(segment_file_name(&path, n), b"").unwrap();
     }
     let found = segment_files(&path).unwrap();
-    assert_eq!(found, [1, 2, 10].map(|n| segment_file_name(&path, n)));
+    assert_eq!(found, [1, 2, 9999, 10_000].map(|n| segment_file_name(&path, n)));
 }
 
 #[test]

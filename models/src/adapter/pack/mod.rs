@@ -39,7 +39,7 @@ pub use index::check_name;
 pub use layout::{ULayout, row_type};
 pub use merge::merge;
 pub use record::{AdapterMeta, SiteInfo};
-pub use segment::{SEGMENT_LIMIT, segment_file_name, segment_files, segment_number};
+pub use segment::{segment_file_name, segment_files, segment_number};
 pub use synth::{SynthSpec, synth_pack};
 pub use writer::{BasisSite, PackSpec, PackWriter};
 
@@ -107,7 +107,9 @@ impl Pack {
         let clusters = read_clusters(&main)?;
         let merged = m.opt_u32(key::MERGED)?.unwrap_or(0);
         let mut files = vec![IndexFile::open(&main, clusters.len(), false)?];
-        let mut next_segment = merged.saturating_add(1);
+        let mut next_segment = merged.checked_add(1).ok_or_else(|| {
+            m.error(key::MERGED, format!("is {merged}, which leaves no number for a segment"))
+        })?;
         for segment in &segments {
             let number = check_segment(segment, &main, &spec, &hash)?;
             if number <= merged {

@@ -7,10 +7,7 @@ use std::{
 
 use crate::adapter::publish::folder_of;
 
-/// Most segments of one pack; merge before.
-pub const SEGMENT_LIMIT: u32 = 9999;
-
-/// The file name of a pack's segment `number`.
+/// The file name of a pack's segment `number`, which has at least four digits.
 pub fn segment_file_name(pack: &Path, number: u32) -> PathBuf {
     let stem = pack.file_stem().unwrap_or_default().to_string_lossy();
     pack.with_file_name(format!("{stem}.seg-{number:04}.gguf"))
@@ -21,7 +18,7 @@ pub fn segment_number(pack: &Path, candidate: &Path) -> Option<u32> {
     let stem = pack.file_stem()?.to_str()?;
     let rest = candidate.file_name()?.to_str()?.strip_prefix(stem)?.strip_prefix(".seg-")?;
     let digits = rest.strip_suffix(".gguf")?;
-    let number: u32 = digits.parse().ok().filter(|n| (1..=SEGMENT_LIMIT).contains(n))?;
+    let number: u32 = digits.parse().ok().filter(|n| *n > 0)?;
     (segment_file_name(pack, number).file_name() == candidate.file_name()).then_some(number)
 }
 
@@ -53,7 +50,18 @@ mod tests {
         let name = segment_file_name(pack, 7);
         assert_eq!(name, Path::new("dir/my.pack.seg-0007.gguf"));
         assert_eq!(segment_number(pack, &name), Some(7));
-        for other in ["my.pack.seg-7.gguf", "my.pack.seg-0000.gguf", "my.seg-0001.gguf", "my.pack.gguf"] {
+        // Merging does not start the numbers again: a pack may outlive four digits.
+        let name = segment_file_name(pack, 10_000);
+        assert_eq!(name, Path::new("dir/my.pack.seg-10000.gguf"));
+        assert_eq!(segment_number(pack, &name), Some(10_000));
+        for other in [
+            "my.pack.seg-7.gguf",
+            "my.pack.seg-00007.gguf",
+            "my.pack.seg-+007.gguf",
+            "my.pack.seg-0000.gguf",
+            "my.seg-0001.gguf",
+            "my.pack.gguf",
+        ] {
             assert_eq!(segment_number(pack, Path::new(other)), None, "{other}");
         }
     }

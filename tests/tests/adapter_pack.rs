@@ -6,7 +6,8 @@ use lory_kernels::{QuantType, quant::dequantize_row};
 use lory_models::{
     Error, Tensor,
     adapter::{
-        Adapter, BaseCheck, BaseInfo, CoreMatrix, Delta, Existing, Projection, Site,
+        Adapter, AdapterSet, BaseCheck, BaseInfo, BatchAdapters, CoreMatrix, Delta, Existing, Projection,
+        Site,
         pack::{
             AdapterMeta, BasisSite, NewAdapter, NewCore, NewMatrix, Pack, PackSpec, PackWriter, StorageTypes,
             merge, segment_file_name, segment_files,
@@ -181,6 +182,45 @@ fn adapters_of_one_cluster_share_the_basis_and_identity_follows_content() {
     assert!(Arc::ptr_eq(alpha.basis().unwrap(), delta.basis().unwrap()));
     assert_ne!(alpha.identity(), delta.identity());
     assert_eq!(alpha.identity(), again.adapter("alpha").unwrap().identity());
+}
+
+/// The pack with another first number in the first cluster's U at `Q`, and all hashes as they were.
+fn altered(number: f32) -> Vec<u8> {
+    let mut bytes = pack_bytes();
+    let gguf = parse("p.gguf", bytes.clone()).unwrap();
+    let at = gguf.info("cluster.0.blk.0.attn_q.basis_u").unwrap().byte_range().start;
+    bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn bases_are_told_apart_by_their_bytes_and_not_by_what_the_file_says() {
+    let pack = open(pack_bytes(), vec![]).unwrap();
+    let other = open(altered(3.5), vec![]).unwrap();
+    assert_eq!(pack.hash(), other.hash());
+    let (one, two) = (pack.adapter("beta").unwrap(), other.adapter("beta").unwrap());
+    assert_ne!(one.basis().unwrap().identity(), two.basis().unwrap().identity());
+    assert_ne!(one.identity(), two.identity());
+    // The other cluster is what it was.
+    assert_eq!(pack.adapter("alpha").unwrap().identity(), other.adapter("alpha").unwrap().identity());
+    let set = AdapterSet::new(vec![(one, 1.0), (two, 1.0)]).expect("two adapters");
+    assert_eq!(BatchAdapters::new(&[Some(&set)]).groups(Q).len(), 2);
+}
+
+#[test]
+fn merging_does_not_make_damage_sound() {
+    let damaged = open(altered(3.5), vec![]).unwrap();
+    for e in [damaged.verify(), merge(&damaged, Cursor::new(Vec::new())).map(drop)] {
+        assert!(e.as_ref().is_err_and(|e| e.to_string().contains("not the hash of the bases")), "{e:?}");
+    }
+}
+
+#[test]
+fn a_basis_with_a_weight_that_is_no_number_is_refused_when_it_is_needed() {
+    let pack = open(altered(f32::NAN), vec![]).unwrap();
+    let e = pack.adapter("beta").unwrap_err().to_string();
+    assert!(e.contains("cluster.0.blk.0.attn_q.basis_u") && e.contains("not a finite number"), "{e}");
+    pack.adapter("alpha").unwrap();
 }
 
 #[test]

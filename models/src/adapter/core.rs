@@ -241,7 +241,7 @@ pub struct Basis {
 }
 
 impl Basis {
-    /// A basis with these factors. `identity` is a hash of its content: bases with the same one
+    /// A basis with these factors. `identity` is a hash of their bytes: bases with the same one
     /// are taken to be the same.
     pub fn new(identity: u128, cluster: u32, factors: impl IntoIterator<Item = (Site, Factors)>) -> Basis {
         let mut sites = Vec::new();

@@ -13,7 +13,11 @@ use super::{
 ///
 /// The new file says which segments it contains; they are ignored beside it, so it may take the
 /// old file's place before they are deleted.
+///
+/// # Errors
+/// Bases or a record that do not have the hash that their file gives: the new file would give them theirs.
 pub fn merge<W: Write + Seek>(pack: &Pack, out: W) -> Result<W> {
+    pack.check_hash()?;
     let mut layout = Vec::new();
     let mut factors = Vec::new();
     for cluster in 0..pack.n_clusters() as u32 {

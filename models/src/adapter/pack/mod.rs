@@ -20,7 +20,7 @@ use std::{
 use lory_kernels::backend::BAND;
 
 use crate::{
-    Error, Result,
+    Error, Result, Tensor,
     gguf::{Array, Gguf, Metadata, TensorInfo, Value},
 };
 
@@ -192,7 +192,11 @@ impl Pack {
         }
     }
 
-    /// The basis of a cluster; put together when first asked for.
+    /// The basis of a cluster; read whole when first asked for: its identity is that of its bytes, whatever the file says.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a cluster that is not there; errors naming the tensor for factors that do not fit each
+    /// other or the pack's sites, or have a weight that is not a finite number.
     pub fn basis(&self, cluster: u32) -> Result<Arc<Basis>> {
         let slot = self.clusters.get(cluster as usize).zip(self.bases.get(cluster as usize));
         let (sites, once) = slot.ok_or_else(|| {
@@ -217,7 +221,10 @@ impl Pack {
             factors.push((site, pair));
         }
         let mut identity = Hasher::new();
-        identity.bytes(self.hash.as_bytes()).number(cluster.into());
+        for t in stored_once(sites, factors.iter().map(|(_, f)| f)) {
+            finite::check_finite(t)?;
+            identity.bytes(t.name().as_bytes()).tensor(t);
+        }
         let basis = Arc::new(Basis::new(identity.finish(), cluster, factors));
         Ok(once.get_or_init(|| basis).clone())
     }
@@ -258,25 +265,26 @@ impl Pack {
 
     /// Reads everything: the bases' hash and weights, every adapter. Slow; for tools.
     pub fn verify(&self) -> Result<()> {
+        self.check_hash()?;
+        self.names().try_for_each(|name| self.adapter(name).map(drop))
+    }
+
+    /// Compares the bases with the hash that the file gives of them all.
+    fn check_hash(&self) -> Result<()> {
         let mut hash = Hasher::new();
         for (cluster, sites) in self.clusters.iter().enumerate() {
             let basis = self.basis(cluster as u32)?;
-            for ClusterSite { site, v_site, .. } in sites {
-                let own = if v_site == site { 2 } else { 1 };
-                let of = |f: &'_ Factors| [f.stored_u().clone(), f.v().clone()].into_iter().take(own);
-                for t in &basis.factors(*site).into_iter().flat_map(of).collect::<Vec<_>>() {
-                    hash.bytes(t.name().as_bytes()).tensor(t);
-                    finite::check_finite(t)?;
-                }
+            for t in stored_once(sites, basis.iter().map(|(_, f)| f)) {
+                hash.bytes(t.name().as_bytes()).tensor(t);
             }
         }
-        if format!("{:032x}", hash.finish()) != self.hash {
-            return Err(self
-                .main
-                .metadata()
-                .error(key::HASH, "is not the hash of the bases: the file is damaged"));
+        match format!("{:032x}", hash.finish()) == self.hash {
+            true => Ok(()),
+            false => {
+                let m = "is not the hash of the bases: the file is damaged";
+                Err(self.main.metadata().error(key::HASH, m))
+            }
         }
-        self.names().try_for_each(|name| self.adapter(name).map(drop))
     }
 
     /// The site of a cluster whose V is used at `site`: itself, or an earlier one with the same input.
@@ -321,6 +329,17 @@ impl std::fmt::Debug for Pack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({} adapters, {} clusters)", self.file(), self.len(), self.n_clusters())
     }
+}
+
+/// The tensors of a cluster's factors in file order, a V that several sites share where it lies.
+fn stored_once<'a>(
+    sites: &'a [ClusterSite],
+    factors: impl Iterator<Item = &'a Factors>,
+) -> impl Iterator<Item = &'a Tensor> {
+    sites.iter().zip(factors).flat_map(|(s, f)| {
+        let v = (s.v_site == s.site).then(|| f.v());
+        std::iter::once(f.stored_u()).chain(v)
+    })
 }
 
 fn read_spec(gguf: &Gguf) -> Result<PackSpec> {

@@ -14,6 +14,8 @@ use crate::{Error, Result};
 
 /// What the reference implementation allows a header to take.
 const MAX_HEADER: u64 = 100_000_000;
+/// What PyTorch's own files begin with: a zip archive, or a pickle of protocol 2.
+const PICKLES: [&[u8]; 2] = [b"PK\x03\x04", b"\x80\x02"];
 
 /// Element formats that adapters are saved in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,19 +83,23 @@ pub(super) fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
 /// inconsistent in itself or with its neighbours, with the numbers.
 pub(super) fn parse<'a>(file: &'a str, bytes: &'a [u8]) -> Result<Vec<View<'a>>> {
     let broken = |m: String| Error::container(file, m);
-    if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\x80\x02") {
-        let hint = "is a PyTorch pickle, which can run code when read; save it with safe_serialization=True";
-        return Err(Error::unsupported(file, hint));
-    }
+    // Asked only of what is no safetensors file: a sound one may begin with the same bytes.
+    let foreign = |m: String| match PICKLES.iter().any(|magic| bytes.starts_with(magic)) {
+        true => Error::unsupported(
+            file,
+            "is a PyTorch pickle, which can run code when read; save it with safe_serialization=True",
+        ),
+        false => broken(m),
+    };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(broken(format!("has {} bytes, a safetensors file has at least 10", bytes.len())));
+        return Err(foreign(format!("has {} bytes, a safetensors file has at least 10", bytes.len())));
     };
     let length = u64::from_le_bytes(*length);
     if !(2..=MAX_HEADER).contains(&length) {
-        return Err(broken(format!("says its header has {length} bytes, expected 2 to {MAX_HEADER}")));
+        return Err(foreign(format!("says its header has {length} bytes, expected 2 to {MAX_HEADER}")));
     }
     let Some((header, data)) = usize::try_from(length).ok().and_then(|n| rest.split_at_checked(n)) else {
-        return Err(broken(format!("says its header has {length} bytes, only {} follow", rest.len())));
+        return Err(foreign(format!("says its header has {length} bytes, only {} follow", rest.len())));
     };
     let text = std::str::from_utf8(header)
         .map_err(|e| broken(format!("header is not UTF-8 after byte {}", e.valid_up_to())))?;
@@ -291,6 +297,18 @@ mod tests {
         latin[10] = 0xff;
         assert!(parse("x", &latin).expect_err("not text").to_string().contains("UTF-8"));
         assert!(parse("x", b"PK\x03\x04data.pkl").expect_err("pickle").to_string().contains("pickle"));
+    }
+
+    #[test]
+    fn a_header_whose_length_looks_like_a_pickle_is_read() {
+        let header = r#"{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        let bytes = file(&format!("{header:640}"), &[0; 4]);
+        assert!(bytes.starts_with(PICKLES[1]));
+        assert_eq!(parse("x", &bytes).expect("valid").len(), 1);
+        // One that was saved by PyTorch, old and cut.
+        for pickle in [&b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."[..], b"\x80\x02"] {
+            assert!(parse("x", pickle).expect_err("pickle").to_string().contains("pickle"));
+        }
     }
 
     #[test]

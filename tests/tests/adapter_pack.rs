@@ -362,6 +362,9 @@ fn writers_refuse_what_does_not_fit() {
     says(with(&|c| c.rank = 9), "rank 9 in a basis of rank 8");
     says(with(&|c| c.matrix = NewMatrix::Full(vec![0.0; 63])), "63 numbers");
     says(with(&|c| c.matrix = NewMatrix::Full(vec![f32::INFINITY; 64])), "inf does not fit");
+    let mut embedding = private("x", 0);
+    embedding.cores[0].1.bias = Some(numbers(64, 1));
+    says(embedding, "token_embd: an embedding has neither a row scale nor a bias");
     let mut w = writer(QuantType::F32);
     w.adapter(&shared("x", 0, 0)).unwrap();
     assert!(w.adapter(&shared("x", 0, 1)).unwrap_err().to_string().contains("already there"));
@@ -547,6 +550,20 @@ fn bands_are_for_factors_of_ones_own() {
 
 /// First byte of the record's entry for site number `i` in order: header 48, bitmap 16.
 const ENTRIES: usize = 48 + 16;
+
+#[test]
+fn vectors_of_the_embedding_are_refused() {
+    let mut w = writer(QuantType::F32);
+    let bias = NewCore { bias: Some(numbers(64, 5)), ..NewCore::shared(NewMatrix::None, 0, 1.0, None) };
+    w.adapter(&NewAdapter { cluster: None, cores: vec![(Q, bias)], ..shared("a", 0, 1) }).unwrap();
+    let mut bytes = w.finish().unwrap().into_inner();
+    let record = parse("p.gguf", bytes.clone()).unwrap().info("adapters.data").unwrap().byte_range().start;
+    // Of site 2, whose bias has as many numbers, becomes of site 0.
+    assert_eq!(bytes[record + 48], 4);
+    bytes[record + 48] = 1;
+    let e = open(rehashed(bytes).unwrap(), vec![]).unwrap().adapter("a").unwrap_err().to_string();
+    assert!(e.contains("adapter `a`, token_embd: an embedding has neither a row scale nor a bias"), "{e}");
+}
 
 #[test]
 fn b2_core_of_another_rank() {

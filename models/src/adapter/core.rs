@@ -9,6 +9,9 @@ use super::{Site, SiteShape, finite::to_f32, pack::ULayout};
 /// Ranks above this are refused: no trained adapter comes near, and a pack stores ranks in 16 bits.
 pub const MAX_RANK: usize = 16_384;
 
+/// Why s and b are refused at [`Site::TOKEN_EMBD`], where an adapter adds to what was looked up and nothing else.
+pub(super) const NO_VECTORS: &str = "an embedding has neither a row scale nor a bias";
+
 /// U and V of one site: the delta is `U · C · Vᵀ`.
 #[derive(Clone, Debug)]
 pub struct Factors {
@@ -138,9 +141,9 @@ pub struct Core {
     pub scale: f32,
     /// g, 1 × out_features.
     pub delta_scale: Option<Tensor>,
-    /// s, 1 × out_features.
+    /// s, 1 × out_features; never at [`Site::TOKEN_EMBD`].
     pub row_scale: Option<Tensor>,
-    /// b, 1 × out_features.
+    /// b, 1 × out_features; never at [`Site::TOKEN_EMBD`].
     pub bias: Option<Tensor>,
     /// ‖ΔW − U C Vᵀ‖² / ‖ΔW‖² that compression left here, where it is known.
     pub err2: Option<f32>,
@@ -199,6 +202,9 @@ impl Core {
         let fail = |message: String| Err(Error::Request(format!("adapter `{adapter}`, {site}: {message}")));
         if !self.scale.is_finite() {
             return fail(format!("scale {} is not finite", self.scale));
+        }
+        if site == Site::TOKEN_EMBD && (self.row_scale.is_some() || self.bias.is_some()) {
+            return fail(NO_VECTORS.into());
         }
         let (rank, matrix) = match (&self.delta, shared) {
             (Delta::Shared(m), Some(f)) => (f.rank(), m),

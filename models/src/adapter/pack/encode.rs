@@ -9,7 +9,9 @@ use lory_kernels::{
 
 use crate::{
     Error,
-    adapter::{Adapter, CoreMatrix, Delta, MAX_RANK, Site, SiteShape, SiteShapes, finite::to_f32},
+    adapter::{
+        Adapter, CoreMatrix, Delta, MAX_RANK, Site, SiteShape, SiteShapes, core::NO_VECTORS, finite::to_f32,
+    },
 };
 
 use super::{
@@ -233,6 +235,9 @@ fn plan(
         return Err(format!("rank {}, expected 1 to {MAX_RANK}", core.rank));
     }
     check_sizes(core, site, shape)?;
+    if site == Site::TOKEN_EMBD && (core.row_scale.is_some() || core.bias.is_some()) {
+        return Err(NO_VECTORS.into());
+    }
     if !core.scale.is_finite() || (core.scale != 0.0 && !core.scale.is_normal()) {
         return Err(format!("scale {} is not a normal number", core.scale));
     }

@@ -1,8 +1,11 @@
 //! Finding special tokens in a text before it is tokenized.
 
-use aho_corasick::{AhoCorasick, Input, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind};
 
 use super::vocab::{Attr, Vocab};
+
+/// Longest special token in bytes. Whoever finds a short one looks this far ahead for a longer one.
+pub(super) const MAX_SPECIAL_LEN: usize = 4096;
 
 /// A stretch of text, or a special token that was written out in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +36,15 @@ impl Set {
         if tokens.is_empty() {
             return Ok(None);
         }
-        let texts = tokens.iter().map(|&(id, _)| vocab.text(id).unwrap_or_default());
+        let text = |id: u32| vocab.text(id).unwrap_or_default();
+        if let Some(&(id, _)) = tokens.iter().find(|&&(id, _)| text(id).len() > MAX_SPECIAL_LEN) {
+            let len = text(id).len();
+            return Err(format!("special token {id} has {len} bytes, more than {MAX_SPECIAL_LEN}"));
+        }
+        let texts = tokens.iter().map(|&(id, _)| text(id));
         let finder = AhoCorasick::builder()
+            // A DFA, which is the default for few tokens, takes a kilobyte for each of their bytes.
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
             .match_kind(MatchKind::LeftmostLongest)
             .build(texts)
             .map_err(|e| e.to_string())?;
@@ -86,4 +96,26 @@ impl Specials {
 /// C's `isspace`: what llama.cpp strips.
 fn is_c_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\u{b}' | '\u{c}' | '\r')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{Array, Metadata, Value};
+
+    #[test]
+    fn v1_long_special_tokens_take_memory_in_proportion() {
+        let long = |i: u8| char::from(b'a' + i).to_string().repeat(MAX_SPECIAL_LEN);
+        let tokens: Vec<String> = (0..24).map(long).collect();
+        let bytes = tokens.len() * MAX_SPECIAL_LEN;
+        let mut meta = Metadata::new("v.gguf".into());
+        meta.insert("tokenizer.ggml.token_type", Value::Array(Array::I32(vec![4; tokens.len()]))).unwrap();
+        meta.insert("tokenizer.ggml.tokens", Value::Array(Array::String(tokens))).unwrap();
+        let (vocab, _) = Vocab::read(&meta, false).unwrap();
+        let specials = Specials::new(&vocab).unwrap();
+        for set in [specials.user, specials.all].into_iter().flatten() {
+            let taken = set.finder.memory_usage();
+            assert!(taken < 32 * bytes, "{taken} bytes for tokens of {bytes}");
+        }
+    }
 }

@@ -227,6 +227,18 @@ fn v1_token_texts() {
     assert!(spm().set(TOKENS, strings(&["a", ""])).fault(TOKENS).contains("token 1 is empty"));
     spm().set(TOKENS, strings(&[])).fault(TOKENS);
     spm().without(TOKENS).fault(TOKENS);
+    // As a normal token it is long but sound.
+    let long = [spm(), spm().set(TYPES, ints(&[vec![1; 270], vec![4]].concat()))].map(|keys| {
+        let Value::Array(Array::String(mut tokens)) =
+            keys.0.iter().find(|k| k.0 == TOKENS).unwrap().1.clone()
+        else {
+            panic!()
+        };
+        tokens.push("x".repeat(5000));
+        keys.set(TOKENS, Value::Array(Array::String(tokens))).without(SCORES)
+    });
+    assert_eq!(long[0].clone().without(TYPES).build().vocab_size(), 271);
+    assert!(long[1].fault(TOKENS).contains("special token 270 has 5000 bytes"));
 }
 
 #[test]

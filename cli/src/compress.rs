@@ -50,7 +50,7 @@ pub struct Compress {
     /// With --auto: most bytes of bases and cores together, such as 200M or 1.5G.
     #[arg(long, value_name = "SIZE", requires = "auto", value_parser = size)]
     max_bytes: Option<u64>,
-    /// Adapters with a larger mean err² keep their own factors; with --auto and no --max-bytes it is also
+    /// Adapters with a larger mean err² keep their own factors; with --auto and no --max-bytes it is instead
     /// the mean err² to reach.
     #[arg(long, value_name = "E", value_parser = error_limit)]
     max_error: Option<f64>,
@@ -116,10 +116,10 @@ pub fn storage_type(text: &str) -> Result<QuantType, String> {
 
 impl Compress {
     fn options(&self) -> Options {
-        let auto = match (self.auto, self.max_bytes, self.max_error) {
-            (false, ..) => None,
-            (true, Some(bytes), _) => Some(Goal::Bytes(bytes)),
-            (true, None, error) => error.map(Goal::Error),
+        let (auto, max_error) = match (self.auto, self.max_bytes, self.max_error) {
+            (false, _, limit) => (None, limit),
+            (true, Some(bytes), limit) => (Some(Goal::Bytes(bytes)), limit),
+            (true, None, goal) => (goal.map(Goal::Error), None),
         };
         Options {
             rank: self.rank.map(usize::from),
@@ -129,7 +129,7 @@ impl Compress {
                 MethodArg::Diag => Method::Diag,
             },
             auto,
-            max_error: self.max_error,
+            max_error,
             share_v: self.share_v,
             storage: Storage { basis: self.basis_type, core: self.core_type },
             seed: self.seed,
@@ -257,6 +257,24 @@ impl Progress for Bar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_to_reach_is_no_limit_for_each_adapter() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            compress: Compress,
+        }
+        let options = |more: &str| {
+            let line = format!("compress -m m.gguf -o p.gguf adapters --max-error 0.3 {more}");
+            <Line as clap::Parser>::try_parse_from(line.split_whitespace()).expect("sound").compress.options()
+        };
+        assert!(matches!(options("--auto").auto, Some(Goal::Error(0.3))));
+        assert_eq!(options("--auto").max_error, None);
+        assert!(matches!(options("--auto --max-bytes 1M").auto, Some(Goal::Bytes(1_000_000))));
+        assert_eq!(options("--auto --max-bytes 1M").max_error, Some(0.3));
+        assert_eq!(options("").max_error, Some(0.3));
+    }
 
     #[test]
     fn sizes_are_decimal() {

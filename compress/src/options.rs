@@ -16,7 +16,8 @@ pub struct Options {
     pub method: Method,
     /// Ranks per module and number of clusters chosen for this goal, instead of the same rank everywhere.
     pub auto: Option<Goal>,
-    /// Adapters whose mean err² is above this keep their own factors.
+    /// Adapters whose mean err² is above this keep their own factors. As a limit for each adapter it is no companion of
+    /// the same number as [`Goal::Error`], the mean of all, which many adapters exceed.
     pub max_error: Option<f64>,
     /// One V for q, k and v, and one for gate and up.
     pub share_v: bool,

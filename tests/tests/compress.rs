@@ -216,6 +216,18 @@ fn automatic_ranks_beat_the_uniform_ones_in_the_same_bytes() {
 }
 
 #[test]
+fn an_error_to_reach_is_reached_in_the_bytes_that_were_expected() {
+    for error in [0.1, 0.3] {
+        let options = Options { auto: Some(lory_compress::Goal::Error(error)), ..Options::default() };
+        let (_dir, _, report, _) = packed(24, Kind::Shared, &options);
+        let (mean, bytes) = report.expected.expect("a choice");
+        let got = report.basis_bytes + report.core_bytes;
+        assert!(mean <= error && (report.err2.mean - mean).abs() < 0.1 * mean, "{mean} {:?}", report.err2);
+        assert!(got.abs_diff(bytes) <= bytes / 10 && report.private == 0, "{bytes} {got}");
+    }
+}
+
+#[test]
 fn adapters_that_do_not_fit_keep_their_own_factors() {
     let dir = tempfile::tempdir().expect("a folder");
     let base = base();

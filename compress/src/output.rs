@@ -130,20 +130,15 @@ fn new_adapter(
     let cores = new_cores(collection, adapter, |site| {
         let column = compressed.plan.sites.binary_search(&site).ok().filter(|_| !private);
         let core = column.and_then(|c| compressed.cores.get(adapter)?.get(c)?.as_ref());
-        core.map(|core| packed_core(compressed, core, options.method)).transpose()
+        core.map(|core| packed_core(compressed, core, options)).transpose()
     })?;
-    // Adapters that keep what they were are not rounded to the bases' format.
-    let mut types = storage_types(options.storage.core);
-    if !private {
-        types.factors = options.storage.basis;
-    }
     Ok(NewAdapter {
         name: entry.name.clone(),
         cluster: if private { None } else { number },
         meta: meta(entry),
         invocation: entry.invocation.clone(),
         cores,
-        types,
+        types: storage_types(options.storage.core),
     })
 }
 
@@ -186,6 +181,7 @@ pub(crate) fn meta(entry: &Entry) -> AdapterMeta {
     }
 }
 
+/// Factors that were an adapter's own before are not rounded to the bases' format: halves, as [`private_core`] counts on.
 pub(crate) fn storage_types(core: QuantType) -> StorageTypes {
     StorageTypes { core, factors: QuantType::F16, vectors: QuantType::F32 }
 }
@@ -197,14 +193,15 @@ fn sites(entry: &Entry) -> Vec<Site> {
     sites
 }
 
-fn packed_core(compressed: &Compressed, core: &AdapterCore, method: Method) -> Result<NewCore> {
+fn packed_core(compressed: &Compressed, core: &AdapterCore, options: &Options) -> Result<NewCore> {
     let err2 = Some(core.err2 as f32);
     match &core.form {
-        CoreForm::Shared(numbers) => Ok(shared_core(numbers, core.scale, core.err2, method)),
+        CoreForm::Shared(numbers) => Ok(shared_core(numbers, core.scale, core.err2, options.method)),
         CoreForm::Own(place) => {
             let (u, v) = compressed.basis(place)?;
             let mut new = NewCore::shared(NewMatrix::Identity, place.rank, core.scale, err2);
             new.factors = Some((row_major(u.as_ref()), row_major(v.as_ref())));
+            new.factor_type = Some(options.storage.basis);
             Ok(new)
         }
         CoreForm::Nothing => Ok(NewCore::shared(NewMatrix::None, 0, 1.0, err2)),

@@ -159,6 +159,32 @@ fn reported_errors_are_those_of_the_file() {
     }
 }
 
+/// What shares no basis keeps its own factors, in a format that is not the bases'.
+#[test]
+fn reported_errors_of_what_is_kept_are_those_of_the_file() {
+    let base = base();
+    for basis in [QuantType::Q8_0, QuantType::Q4_0] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let some = Synthetic::new(1, 4, Kind::Independent, 7);
+        let deltas = base.info.shapes.iter().take(4);
+        let deltas = deltas.map(|(site, s)| (site, some.factors(0, site, (s.out_features, s.in_features))));
+        let path = dir.path().join("table.gguf");
+        write_gguf_lora(&path, &base.info, "table", QuantType::F32, &[], deltas.collect()).expect("written");
+        let collection = collect(&base, &[path], dir.path()).expect("a collection");
+        let storage = Storage { basis, core: QuantType::F16 };
+        let options = Options { rank: Some(4), clusters: Some(1), storage, ..Options::default() };
+        let pack = dir.path().join("p.gguf");
+        compress(&collection, &options, &pack, &Silent, &GO_ON).expect("a pack");
+        let adapter = open(&pack).adapter("table").expect("packed");
+        let dense = dense_errors(&collection, 0, &adapter);
+        assert!(adapter.cores()[0].0 == Site::TOKEN_EMBD && dense[0] < 1e-6, "{dense:?}");
+        for ((site, core), dense) in adapter.cores().iter().zip(&dense) {
+            let told = f64::from(core.err2.expect("known"));
+            assert!((dense - told).abs() < 1e-3 * dense.max(1e-3), "{site}: {dense} {told}");
+        }
+    }
+}
+
 #[test]
 fn enough_rank_loses_only_the_rounding() {
     let storage = Storage { basis: QuantType::F32, core: QuantType::F32 };

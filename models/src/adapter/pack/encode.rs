@@ -60,6 +60,8 @@ pub struct NewCore {
     pub rank: usize,
     /// U (out × r) and V (r × in; for the token embedding in × r), if they are its own.
     pub factors: Option<(Vec<f32>, Vec<f32>)>,
+    /// Their format, if it is not [`StorageTypes::factors`].
+    pub factor_type: Option<QuantType>,
     /// The resolved scale of the delta.
     pub scale: f32,
     /// g, out entries.
@@ -75,7 +77,9 @@ pub struct NewCore {
 impl NewCore {
     /// A core in a shared basis of this rank.
     pub fn shared(matrix: NewMatrix, rank: usize, scale: f32, err2: Option<f32>) -> NewCore {
-        NewCore { matrix, rank, factors: None, scale, delta_scale: None, row_scale: None, bias: None, err2 }
+        let (factors, factor_type) = (None, None);
+        let (delta_scale, row_scale, bias) = (None, None, None);
+        NewCore { matrix, rank, factors, factor_type, scale, delta_scale, row_scale, bias, err2 }
     }
 }
 
@@ -119,15 +123,13 @@ impl NewAdapter {
                 Some(CoreMatrix::Identity) => NewMatrix::Identity,
                 None => NewMatrix::None,
             };
+            let rank = factors.map_or(0, |f| f.rank());
             let core = NewCore {
-                matrix,
-                rank: factors.map_or(0, |f| f.rank()),
                 factors: factors.map(|f| Ok::<_, Error>((f.u_numbers()?, to_f32(f.v())?))).transpose()?,
-                scale: core.scale,
                 delta_scale: vector(&core.delta_scale)?,
                 row_scale: vector(&core.row_scale)?,
                 bias: vector(&core.bias)?,
-                err2: core.err2,
+                ..NewCore::shared(matrix, rank, core.scale, core.err2)
             };
             cores.push((*site, core));
         }
@@ -216,11 +218,12 @@ fn plan(
     shared_rank: Option<usize>,
     types: StorageTypes,
 ) -> Result<CoreEntry, String> {
-    let shared = |rank| ULayout { ty: types.factors, rank, bands: false };
+    let factors = core.factor_type.unwrap_or(types.factors);
+    let shared = |rank| ULayout { ty: factors, rank, bands: false };
     let u = match (&core.matrix, &core.factors) {
         (NewMatrix::None, None) => shared(0),
         (NewMatrix::None, Some(_)) => return Err("has factors but no delta".into()),
-        (_, Some(_)) => ULayout::plan(types.factors, shape.out_features, core.rank),
+        (_, Some(_)) => ULayout::plan(factors, shape.out_features, core.rank),
         (_, None) => {
             let rank = shared_rank.ok_or("its basis has no factors there")?;
             if core.rank > rank {
@@ -255,7 +258,7 @@ fn plan(
         bands: u.bands,
         core_type: row_type(types.core, rank),
         u_type: u.ty,
-        v_type: v_type(site, types.factors, rank, shape),
+        v_type: v_type(site, factors, rank, shape),
         vector_type: row_type(types.vectors, shape.out_features),
         rank: rank as u16,
         scale: core.scale,

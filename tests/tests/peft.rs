@@ -16,6 +16,7 @@ use lory_models::{
         peft::{Kind, PeftAdapter, PeftConfig, PermutedHeads},
     },
     decoder::Decoder,
+    gguf,
 };
 use lory_tests::{
     fixtures::{self, ModelFixture, fixture, relative_error, shared_data},
@@ -347,6 +348,20 @@ fn damaged_headers_never_panic() {
     for end in (0..weights.len()).step_by(97) {
         assert!(base.parse(&folder, &config, weights[..end].to_vec()).is_err(), "cut at {end}");
     }
+}
+
+/// Head counts are those of the model that runs, also where its file writes one per layer.
+#[test]
+fn heads_may_be_written_per_layer() {
+    let f = fixtures::model("llama");
+    let want = PermutedHeads::from_metadata(f.gguf.metadata()).expect("heads").expect("permuted");
+    let layers = f.gguf.metadata().u32("llama.block_count").expect("there") as usize;
+    let each = |n: usize| gguf::Value::Array(gguf::Array::I32(vec![n as i32; layers]));
+    let gguf = lory_tests::edited::Edited::of(&f.gguf)
+        .set("llama.attention.head_count", each(want.n_heads))
+        .set("llama.attention.head_count_kv", each(want.n_kv_heads))
+        .gguf();
+    assert_eq!(PermutedHeads::from_metadata(gguf.metadata()).expect("heads"), Some(want));
 }
 
 /// DoRA divides by the norms of the rows that run, which are the quantized ones.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::{
     Error, Result,
     adapter::{BaseInfo, Projection, Site},
+    config::Config,
     gguf::Metadata,
 };
 
@@ -126,20 +127,14 @@ impl PermutedHeads {
     /// converter permutes for `llama` and `smollm3` (`conversion/llama.py`, `undo_permute`).
     ///
     /// # Errors
-    /// Head counts that are missing, zero or of the wrong type.
+    /// A model that [`Config::from_metadata`] refuses.
     pub fn from_metadata(m: &Metadata) -> Result<Option<PermutedHeads>> {
         let arch = m.str("general.architecture")?;
         if !matches!(arch, "llama" | "smollm3") {
             return Ok(None);
         }
-        let positive = |key: &str, value: u32| match value {
-            0 => Err(m.error(key, "is 0")),
-            n => Ok(n as usize),
-        };
-        let key = format!("{arch}.attention.head_count");
-        let n_heads = positive(&key, m.u32(&key)?)?;
-        let key = format!("{arch}.attention.head_count_kv");
-        let n_kv_heads = m.opt_u32(&key)?.map_or(Ok(n_heads), |n| positive(&key, n))?;
+        // As the model that runs counts them, however its file writes the numbers.
+        let Config { n_heads, n_kv_heads, .. } = Config::from_metadata(m, 1)?;
         Ok(Some(PermutedHeads { n_heads, n_kv_heads }))
     }
 

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use faer::Mat;
 use lory_kernels::QuantType;
 use lory_models::adapter::pack::check_name;
-use lory_models::adapter::peft::{PeftAdapter, PermutedHeads};
+use lory_models::adapter::peft::{PeftAdapter, PeftFolder, PermutedHeads};
 use lory_models::adapter::{Adapter, BaseInfo, CoreMatrix, Delta, Site, gguf_lora};
 use lory_models::gguf::Gguf;
 use lory_models::{Bytes, Tensor};
@@ -138,18 +138,9 @@ impl Source {
     }
 
     fn load_peft(&self, base: &BaseInfo, gguf: Option<&Gguf>) -> Result<Loaded> {
-        let config_path = self.path.join("adapter_config.json");
-        let weights_path = self.path.join("adapter_model.safetensors");
-        let pickle = self.path.join("adapter_model.bin");
-        if !weights_path.exists() && pickle.exists() {
-            return Err(Error::Request(format!(
-                "{}: is a pickle, which may run code and is never read; save the adapter again with \
-                 safe_serialization=True",
-                pickle.display()
-            )));
-        }
-        let config = read_inside(&self.path, &config_path)?;
-        let weights = Arc::new(read_inside(&self.path, &weights_path)?);
+        let at = PeftFolder::find(&self.path)?;
+        let config = Arc::new(read_regular(&at.config)?);
+        let weights = Arc::new(read_regular(&at.weights)?);
         let permuted = match gguf {
             Some(gguf) => PermutedHeads::from_metadata(gguf.metadata())?,
             None => None,
@@ -158,23 +149,9 @@ impl Source {
         let adapter = peft.into_adapter(base, |site| weight(gguf?, base, site))?;
         let dora = adapter.cores().iter().any(|(_, core)| core.row_scale.is_some());
         let kind = if dora { "dora" } else { "lora" };
-        Ok(Loaded { adapter, files: vec![(weights_path, weights)], kind: kind.into() })
+        let files = vec![(at.config, config), (at.weights, weights)];
+        Ok(Loaded { adapter, files, kind: kind.into() })
     }
-}
-
-/// The bytes of a file of a PEFT folder, which came from somewhere as a whole: a link in it must not make this
-/// program read what lies elsewhere. The hub's cache keeps its files in `blobs` beside its `snapshots`.
-fn read_inside(folder: &Path, path: &Path) -> Result<Vec<u8>> {
-    let root = fs::canonicalize(folder).map_err(Error::io(folder))?;
-    let target = fs::canonicalize(path).map_err(Error::io(path))?;
-    let snapshots = root.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots"));
-    let blobs = snapshots.and_then(Path::parent).map(|p| p.join("blobs"));
-    if !target.starts_with(&root) && blobs.is_none_or(|b| !target.starts_with(b)) {
-        let target = target.display();
-        let message = format!("{}: is a link out of its folder, to {target}; copy the file", path.display());
-        return Err(Error::Request(message));
-    }
-    read_regular(path)
 }
 
 /// A file's bytes; never waits for a FIFO or reads a device.

@@ -46,6 +46,25 @@ fn answer(engine: &Engine, adapters: &[(AdapterId, f32)]) -> Vec<(u32, u32)> {
     start(&mut with(engine, adapters), 8).filter_map(token).collect()
 }
 
+/// P7, as for those who compress: a folder's files are its own.
+#[cfg(unix)]
+#[test]
+fn folders_with_links_out_of_them_are_refused() {
+    let (engine, _) = engines::engine(&engines::options());
+    let sound = fixture("peft/lora");
+    for linked in ["adapter_config.json", "adapter_model.safetensors"] {
+        let dir = tempfile::tempdir().expect("a folder");
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            match name == linked {
+                true => std::os::unix::fs::symlink(sound.join(name), dir.path().join(name)).expect("linked"),
+                false => drop(fs::copy(sound.join(name), dir.path().join(name)).expect("copied")),
+            }
+        }
+        let error = engine.adapters().load_lora(dir.path(), Some("linked")).expect_err("refused").to_string();
+        assert!(error.contains(linked) && error.contains("link out of its folder"), "{error}");
+    }
+}
+
 #[test]
 fn r7_a_request_finishes_on_the_version_it_began_with() {
     let (engine, ids) = engines::engine(&engines::options());

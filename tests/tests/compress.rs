@@ -585,6 +585,23 @@ fn names_that_no_pack_takes_are_refused_before_the_work() {
     assert!(error.contains("control character"), "{error}");
 }
 
+/// A folder's configuration changes what its weights do.
+#[test]
+fn the_hash_of_a_folder_is_that_of_both_files() {
+    let (dir, base, sound) = (tempfile::tempdir().expect("a folder"), base(), fixture("peft/lora"));
+    let other = dir.path().join("lora");
+    std::fs::create_dir(&other).expect("made");
+    let (config, weights) = ("adapter_config.json", "adapter_model.safetensors");
+    std::fs::copy(sound.join(weights), other.join(weights)).expect("copied");
+    let text = std::fs::read_to_string(sound.join(config)).expect("there") + "\n";
+    std::fs::write(other.join(config), text).expect("written");
+    let hash = |folder: PathBuf| {
+        collect(&base, &[folder], dir.path()).expect("a collection").entries[0].source_hash.clone()
+    };
+    assert_eq!(hash(sound.clone()), hash(sound.clone()));
+    assert_ne!(hash(sound), hash(other));
+}
+
 /// P6 and P7: what a folder can hold instead of an adapter's two files.
 #[cfg(unix)]
 #[test]

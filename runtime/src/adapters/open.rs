@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use lory_models::adapter::{
     Adapter, gguf_lora as format,
     pack::{Pack, segment_files},
-    peft::{PeftAdapter, PermutedHeads},
+    peft::{PeftAdapter, PeftFolder, PermutedHeads},
 };
 use lory_models::gguf::Gguf;
 
@@ -29,18 +29,13 @@ pub(super) fn gguf_lora(model: &LoadedModel, open: OpenGguf, name: &str) -> Resu
 }
 
 fn peft(model: &LoadedModel, loading: Loading, folder: &Path, name: &str) -> Result<Read> {
-    let config_path = folder.join("adapter_config.json");
-    if !config_path.exists() {
+    if !folder.join("adapter_config.json").exists() {
         let message = "is a folder without adapter_config.json: give a GGUF file or a folder that PEFT saved";
         return Err(Error::io(&folder.to_string_lossy(), message));
     }
-    let weights_path = folder.join("adapter_model.safetensors");
-    if !weights_path.exists() && folder.join("adapter_model.bin").exists() {
-        let message = "holds its weights as a pickle (adapter_model.bin), which may run code and is never read; save it again with safe_serialization=True";
-        return Err(Error::io(&folder.to_string_lossy(), message));
-    }
-    let config = File::open(&config_path, Loading::Read)?;
-    let weights = Arc::new(File::open(&weights_path, loading)?);
+    let files = PeftFolder::find(folder)?;
+    let config = File::open(&files.config, Loading::Read)?;
+    let weights = Arc::new(File::open(&files.weights, loading)?);
     let LoadedModel { gguf, base, decoder, .. } = model;
     let permuted = PermutedHeads::from_metadata(gguf.metadata())?;
     let peft = PeftAdapter::read(name, config.as_ref(), weights.clone(), base, permuted)?;

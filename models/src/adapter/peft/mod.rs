@@ -12,6 +12,7 @@
 mod config;
 mod container;
 mod factors;
+mod folder;
 mod modules;
 mod resolve;
 mod settings;
@@ -29,6 +30,7 @@ use super::{Adapter, AdapterBuilder, BaseInfo, Core, CoreMatrix, Delta, Factors 
 pub use self::{
     config::{Kind, PeftConfig},
     factors::{Factors, Matrix},
+    folder::PeftFolder,
     modules::PermutedHeads,
     write::PeftFiles,
 };

@@ -286,6 +286,12 @@ fn v5_duplicate_tokens() {
     assert!(
         spm().set(TOKENS, strings(&["a", "b", "a"])).fault(TOKENS).contains("tokens 0 and 2 are both \"a\"")
     );
+    // What the parser makes of bytes that are no UTF-8 is one text for many.
+    let Value::Array(Array::String(mut tokens)) = spm().0[1].1.clone() else { panic!() };
+    tokens[268] = "\u{fffd}".into();
+    tokens[269] = "\u{fffd}".into();
+    let t = spm().set(TOKENS, Value::Array(Array::String(tokens))).build();
+    assert_eq!(t.encode("ab", PLAIN), [264]);
 }
 
 #[test]

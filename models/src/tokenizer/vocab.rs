@@ -1,7 +1,7 @@
 //! The vocabulary as a GGUF file states it: texts, scores, attributes, special ids, and which tokens end a generation.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     ops::BitOr,
 };
 
@@ -260,8 +260,16 @@ fn index<'m>(meta: &Metadata, key: &str, tokens: &'m [String]) -> Result<ByText<
             let message = format!("token {id} has {} bytes, more than {MAX_TOKEN_LEN}", text.len());
             return Err(meta.error(key, message));
         }
-        if let Some(first) = by_text.insert(text.as_str(), id) {
-            return Err(meta.error(key, format!("tokens {first} and {id} are both {}", quoted(text))));
+        match by_text.entry(text.as_str()) {
+            Entry::Vacant(free) => {
+                free.insert(id);
+            }
+            // Texts that were no UTF-8, and different perhaps, look alike.
+            Entry::Occupied(_) if text.contains(char::REPLACEMENT_CHARACTER) => {}
+            Entry::Occupied(first) => {
+                let message = format!("tokens {} and {id} are both {}", first.get(), quoted(text));
+                return Err(meta.error(key, message));
+            }
         }
     }
     Ok(by_text)

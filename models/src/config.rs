@@ -133,10 +133,14 @@ impl<'a> Keys<'a> {
         self.meta.opt_str(&self.key(name))
     }
 
-    /// An optional float that must be above zero.
+    /// An optional float that must be above zero, and far from both ends of what an f32 holds: two of them may meet in a
+    /// product.
     pub fn opt_positive(&self, name: &str) -> Result<Option<f32>> {
         match self.opt_f32(name)? {
             Some(v) if v <= 0.0 => Err(self.error(name, format!("is {v}, must be above 0"))),
+            Some(v) if !(1e-15..=1e15).contains(&v) => {
+                Err(self.error(name, format!("is {v:e}, must be from 1e-15 to 1e15")))
+            }
             other => Ok(other),
         }
     }

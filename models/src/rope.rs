@@ -56,14 +56,15 @@ impl RopeConfig {
             let message = format!("is {n_dims}, must be even and at most the head's {head_dim}");
             return Err(keys.error("rope.dimension_count", message));
         }
-        let factor = match keys.opt_f32("rope.scaling.factor")? {
-            None => keys.opt_f32("rope.scale_linear")?,
-            some => some,
+        let name = match keys.opt_f32("rope.scaling.factor")? {
+            None => "rope.scale_linear",
+            Some(_) => "rope.scaling.factor",
         };
-        if let Some(f) = factor.filter(|f| *f < 0.0) {
-            return Err(keys.error("rope.scaling.factor", format!("is {f}, must not be negative")));
-        }
-        let factor = factor.filter(|f| *f != 0.0).unwrap_or(1.0);
+        let factor = match keys.opt_f32(name)? {
+            // Files write 0 for none.
+            None | Some(0.0) => 1.0,
+            Some(_) => keys.opt_positive(name)?.unwrap_or(1.0),
+        };
         let original = keys.opt_u32("rope.scaling.original_context_length")?;
         let original = match original {
             Some(n @ 1..) => n,

@@ -117,6 +117,16 @@ fn s7_numbers_that_are_none() {
         refused(llama().set("llama.rope.freq_base", Value::F32(base)), &["rope.freq_base"]);
     }
     refused(llama().set("llama.rope.scaling.factor", Value::F32(-2.0)), &["rope.scaling.factor", "-2"]);
+    // Numbers that overflow only in the products they stand in.
+    for (name, value) in
+        [("rope.scaling.factor", 1e-40), ("rope.scale_linear", 1e30), ("attention.scale", 3e38)]
+    {
+        let key = format!("llama.{name}");
+        refused(
+            llama().set(&key, Value::F32(value)),
+            &[&key, &format!("is {value:e}"), "from 1e-15 to 1e15"],
+        );
+    }
     let scaling = llama().set("llama.rope.scaling.type", Value::String("spiral".into()));
     refused(scaling, &["rope.scaling.type", "spiral"]);
     let n = fixtures::model("llama").gguf.info("rope_freqs.weight").expect("llama 3").cols();

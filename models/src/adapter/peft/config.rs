@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use crate::{Error, Result};
 
-use super::{settings::Settings, targets::Targets};
+use super::{
+    settings::{Settings, short},
+    targets::Targets,
+};
 
 /// Settings that change the result and are not implemented, with the reason.
 const REFUSED: [(&str, &str); 14] = [
@@ -287,7 +290,7 @@ struct Pattern {
 impl Pattern {
     fn new(s: &Settings<'_>, key: &str, text: &str) -> Result<Pattern> {
         let regex = fancy_regex::Regex::new(&format!(r"\A(.*\.)?({text})\z"))
-            .map_err(|e| s.error(key, format!("`{text}` is not a usable pattern: {e}")))?;
+            .map_err(|e| s.error(key, format!("`{}` is not a usable pattern: {}", short(text), short(e))))?;
         Ok(Pattern { text: text.into(), regex })
     }
 }
@@ -295,7 +298,8 @@ impl Pattern {
 fn first_match<T: Copy>(file: &str, patterns: &[(Pattern, T)], path: &str) -> Result<Option<T>> {
     for (pattern, value) in patterns {
         let hit = pattern.regex.is_match(path).map_err(|e| {
-            Error::container(file, format!("pattern `{}` fails on `{path}`: {e}", pattern.text))
+            let (text, path) = (short(&pattern.text), short(path));
+            Error::container(file, format!("pattern `{text}` fails on `{path}`: {}", short(e)))
         })?;
         if hit {
             return Ok(Some(*value));

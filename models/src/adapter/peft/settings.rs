@@ -37,12 +37,7 @@ impl<'a> Settings<'a> {
     }
 
     fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
-        let mut text = value.to_string();
-        if let Some((cut, _)) = text.char_indices().nth(80) {
-            text.truncate(cut);
-            text.push('…');
-        }
-        self.error(key, format!("is {text}, expected {expected}"))
+        self.error(key, format!("is {}, expected {expected}", short(value)))
     }
 
     pub fn flag(&self, key: &str) -> Result<bool> {
@@ -115,6 +110,16 @@ impl<'a> Settings<'a> {
             Some(other) => Err(self.wrong(key, other, "an object")),
         }
     }
+}
+
+/// What a file says, for a message: not longer than a line.
+pub(super) fn short(value: impl ToString) -> String {
+    let mut text = value.to_string();
+    if let Some((cut, _)) = text.char_indices().nth(80) {
+        text.truncate(cut);
+        text.push('…');
+    }
+    text
 }
 
 fn on(value: &Value) -> bool {

@@ -4,7 +4,7 @@ use fancy_regex::Regex;
 
 use crate::{Error, Result};
 
-use super::settings::Settings;
+use super::settings::{Settings, short};
 
 /// `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern`.
 #[derive(Debug)]
@@ -57,9 +57,7 @@ impl Targets {
     }
 
     pub fn contains(&self, file: &str, path: &str) -> Result<bool> {
-        let hit = |r: &Regex| {
-            r.is_match(path).map_err(|e| Error::container(file, format!("pattern `{r}` on `{path}`: {e}")))
-        };
+        let hit = |r: &Regex| r.is_match(path).map_err(|e| fails(file, r, path, e));
         let excluded = match &self.exclude {
             Names::Absent => false,
             Names::AllLinear => path == "all-linear",
@@ -84,9 +82,7 @@ impl Targets {
     fn in_layers(&self, file: &str, path: &str) -> Result<bool> {
         let Some(layers) = &self.layers else { return Ok(true) };
         for pattern in &self.layer_patterns {
-            let captures = pattern
-                .captures(path)
-                .map_err(|e| Error::container(file, format!("pattern `{pattern}` on `{path}`: {e}")))?;
+            let captures = pattern.captures(path).map_err(|e| fails(file, pattern, path, e))?;
             if let Some(index) = captures.and_then(|c| c.name("idx")?.as_str().parse().ok()) {
                 return Ok(layers.contains(&index));
             }
@@ -100,5 +96,11 @@ fn ends_with(path: &str, name: &str) -> bool {
 }
 
 fn regex(s: &Settings<'_>, key: &str, text: &str, pattern: &str) -> Result<Regex> {
-    Regex::new(pattern).map_err(|e| s.error(key, format!("`{text}` is not a usable pattern: {e}")))
+    // The reason may hold all of the pattern.
+    let fault = |e| s.error(key, format!("`{}` is not a usable pattern: {}", short(text), short(e)));
+    Regex::new(pattern).map_err(fault)
+}
+
+fn fails(file: &str, pattern: &Regex, path: &str, e: fancy_regex::Error) -> Error {
+    Error::container(file, format!("pattern `{}` on `{}`: {}", short(pattern), short(path), short(e)))
 }

@@ -440,4 +440,10 @@ pub trait Backend: Send + Sync {
         params: &AttentionParams,
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
+
+    /// Begins what was asked for so far, where a device may have put it off, and waits for nothing: if part of it cannot be begun, this call
+    /// or one before it says so. On the CPU, nothing.
+    fn flush(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
 }

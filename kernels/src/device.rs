@@ -394,4 +394,8 @@ impl Backend for Device {
         on!(self, |b, kv: DeviceKv, q: DeviceBuffer, out: DeviceBuffer| b
             .attention(kv, layer, q, rows, params, out))
     }
+
+    fn flush(&self) -> Result<(), BackendError> {
+        on!(self, |b| b.flush())
+    }
 }

@@ -511,4 +511,9 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Backend for Split<H, D> {
             }
         }
     }
+
+    fn flush(&self) -> Result<(), BackendError> {
+        self.host.flush()?;
+        self.device.flush()
+    }
 }

@@ -177,7 +177,7 @@ impl Decoder {
                 backend.gather(&s.attn, c.q_width(), batch.outputs, &mut s.h)?;
                 std::mem::swap(&mut s.attn, &mut s.h);
                 if rows == 0 {
-                    return Ok(());
+                    return Ok(backend.flush()?);
                 }
             }
 
@@ -201,7 +201,8 @@ impl Decoder {
             backend.add(&mut s.x, &s.h, rows * c.n_embd)?;
         }
         backend.rms_norm(&s.x, rows, &w.output_norm, c.rms_eps, &mut s.hidden)?;
-        Ok(())
+        // What a device could not begin is this pass's error: the caller relies on the keys and values from here on.
+        Ok(backend.flush()?)
     }
 
     /// Logits of some output rows of the last forward pass: `range` of its [`Batch::outputs`], as

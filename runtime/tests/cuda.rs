@@ -412,6 +412,71 @@ fn candidates_from_the_device() {
     }
 }
 
+/// Wherever a launch is refused, a request gets the tokens that it should or an error, and the next one with the same prompt, which may find
+/// pages in the cache, gets the tokens that it should.
+#[test]
+fn launches_that_fail() {
+    if !cuda_is_there() {
+        return;
+    }
+    let Some(library) = EMULATOR.get() else {
+        println!("skipped: needs the emulated driver");
+        return;
+    };
+    // SAFETY: the signature in libcuda.cpp.
+    let refuse: libloading::Symbol<'_, unsafe extern "C" fn(i32) -> i32> =
+        unsafe { library.get(b"lory_emulate_refused_launch") }.unwrap();
+    // Three steps for the prompt, of which two read nothing back; pages of it are full.
+    let prompt: Vec<u32> = (0..40).map(|i| 17 + i * 5).collect();
+    let ask = |engine: &Engine| {
+        let mut session = engine.session(&SessionOptions::default()).unwrap();
+        let request = Request {
+            tokens: prompt.clone(),
+            max_new_tokens: 2,
+            ignore_eos: true,
+            sampler: SamplerOptions::greedy(),
+            ..Request::default()
+        };
+        let mut ids = Vec::new();
+        for event in session.generate(request).unwrap() {
+            if let Event::Token { id, .. } = event? {
+                ids.push(id);
+            }
+        }
+        Ok::<_, Error>(ids)
+    };
+    let options = EngineOptions {
+        device: DeviceChoice::Cuda(0),
+        n_ctx: Some(64),
+        kv_tokens: Some(128),
+        n_batch: 16,
+        threads: Some(1),
+        ..EngineOptions::default()
+    };
+    let open = || Engine::open(&model("llama.gguf"), &options).unwrap();
+    let want = ask(&open()).unwrap();
+    let mut failed = 0;
+    for n in (1..).step_by(7) {
+        let engine = open();
+        // SAFETY: sets a number for this thread, which is the one that runs the steps.
+        unsafe { refuse(n) };
+        let got = ask(&engine);
+        // SAFETY: as above.
+        let refused = unsafe { refuse(0) } == 0;
+        match &got {
+            Ok(ids) => assert_eq!(*ids, want, "launch {n}"),
+            Err(error) => assert!(error.to_string().contains("out of memory"), "{error}"),
+        }
+        failed += usize::from(got.is_err());
+        assert_eq!(ask(&engine).unwrap(), want, "after launch {n}");
+        if !refused {
+            break;
+        }
+    }
+    println!("{failed} requests failed");
+    assert!(failed > 5, "{failed}");
+}
+
 /// A step of decoding copies tables only where they changed, launches the graphs of the step before, and gives the bits of launches one
 /// by one.
 #[test]

@@ -43,6 +43,8 @@ struct Angles {
     inv_freq: Vec<f32>,
     magnitude: f32,
     positions: Vec<u32>,
+    /// [`Device::failures`] when they were asked for: after another one they may not have been computed.
+    failures: u64,
     memory: Memory,
 }
 
@@ -370,6 +372,11 @@ impl Backend for Cuda {
     ) -> Result<(), BackendError> {
         self.lock()?.attention(kv, layer, q, rows, params, out)
     }
+
+    fn flush(&self) -> Result<(), BackendError> {
+        self.device.enter()?;
+        self.device.send()
+    }
 }
 
 impl Cuda {
@@ -387,11 +394,11 @@ impl State {
     /// The address of a table of (cos, sin), positions × pairs. It stays where it is as long as it does not grow.
     fn angles(&mut self, positions: &[u32], rope: &Rope) -> Result<u64, BackendError> {
         let (rows, pairs) = (positions.len(), rope.inv_freq.len());
-        let bytes = rows * pairs * 8;
+        let (bytes, failures) = (rows * pairs * 8, self.device.failures());
         let same = |a: &Angles| a.inv_freq == rope.inv_freq && a.magnitude == rope.magnitude;
         let at = self.angles.iter().position(|a| same(a) && a.memory.len() >= bytes);
         let at = match at {
-            Some(at) if self.angles[at].positions == positions => {
+            Some(at) if self.angles[at].positions == positions && self.angles[at].failures == failures => {
                 return Ok(self.angles[at].memory.address());
             }
             Some(at) => at,
@@ -403,12 +410,12 @@ impl State {
                 }
                 let memory = Memory::new(&self.device, "a table of angles", bytes.next_power_of_two())?;
                 let Rope { inv_freq, magnitude, .. } = rope.clone();
-                self.angles.push(Angles { inv_freq, magnitude, positions: Vec::new(), memory });
+                self.angles.push(Angles { inv_freq, magnitude, positions: Vec::new(), failures, memory });
                 self.angles.len() - 1
             }
         };
         let held = &mut self.angles[at];
-        // Nothing is known of them if the launch fails.
+        // Nothing is known of them if this ends with an error.
         held.positions.clear();
         let address = held.memory.at(0, bytes);
         let arguments = [
@@ -422,6 +429,7 @@ impl State {
         // SAFETY: the parameters of `rope_table`, with room for every row and pair.
         unsafe { self.device.launch("rope_table", flat(rows * pairs), &arguments) }?;
         held.positions.extend_from_slice(positions);
+        held.failures = failures;
         Ok(address)
     }
 }

@@ -229,7 +229,7 @@ impl Device {
     }
 
     /// Sends the launches that are noted. The error is that of one of them, or of one that nobody could be told.
-    fn send(&self) -> Result<(), BackendError> {
+    pub fn send(&self) -> Result<(), BackendError> {
         // SAFETY: the stream is the device's. What `launch` was promised holds: addresses are freed by `free` alone, which
         // sends first.
         unsafe { self.launches().send(self.work.stream) }.map_err(|e| self.not_launched(e))
@@ -241,6 +241,11 @@ impl Device {
         // SAFETY: as in `send`.
         unsafe { launches.send_silently(self.work.stream) };
         launches.want(on);
+    }
+
+    /// A number that is another one once launches were lost: what was noted or sent before may not have been computed.
+    pub fn failures(&self) -> u64 {
+        self.launches().failures()
     }
 
     /// How kernels were launched.
@@ -322,20 +327,19 @@ impl Device {
         copied.and(waited)
     }
 
-    /// Lets later [`Device::bring`]s begin after everything that has been launched by now. Waits for nothing itself.
+    /// Lets later [`Device::bring`]s begin after everything that has been launched by now. Waits for nothing itself. The error of a
+    /// launch is not that of who asks for this, often another session: the next operation has it.
     pub fn arrivals_follow_work(&self) -> Result<(), BackendError> {
-        // Also if a launch failed: others are on their way.
-        let sent = self.send();
-        // SAFETY: streams and event are the device's. A wait is for what the event marked when the wait was asked for.
-        let marked = unsafe {
+        // SAFETY: as in `send`; streams and event are the device's. A wait is for what the event marked when the wait was asked for.
+        unsafe {
+            self.launches().send_silently(self.work.stream);
             event::record(self.mark, self.work.stream)
                 .and_then(|()| {
                     let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
                     stream::wait_event(self.arrivals.stream, self.mark, flags)
                 })
                 .map_err(|e| self.failed(e))
-        };
-        sent.and(marked)
+        }
     }
 
     /// Copies on a stream; large pieces through pinned memory, so that reading the source (a mapped file, often) and the

@@ -204,8 +204,9 @@ pub(super) struct Launches {
     /// The known run that came after the last one when it was first sent.
     next: usize,
     sendings: u64,
-    /// What nobody has been told.
+    /// What nobody has been told. Until somebody is, nothing is sent.
     failure: Option<Failure>,
+    failures: u64,
     counts: LaunchCounts,
 }
 
@@ -221,6 +222,7 @@ impl Launches {
             next: 0,
             sendings: 0,
             failure: None,
+            failures: 0,
             counts: LaunchCounts::default(),
         }
     }
@@ -276,7 +278,12 @@ impl Launches {
         self.known.clear();
     }
 
-    /// As [`Launches::send`]; an error is reported by the next sending.
+    /// How many sendings ended with an error: what was noted before the last of them may never have been launched.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// As [`Launches::send`]; an error is that of the next sending, which sends nothing.
     ///
     /// # Safety
     /// As there.
@@ -285,19 +292,21 @@ impl Launches {
         self.failure = unsafe { self.send(stream) }.err();
     }
 
-    /// Sends what is noted. After an error it is not noted any more, and what came after the launch that failed is dropped.
+    /// Sends what is noted. After an error it is not noted any more: what came after the launch that failed is dropped, up to the call that
+    /// has the error, since it may read what was not written.
     ///
     /// # Safety
     /// What was promised of each launch holds until now; the context is current, and the stream is its.
     pub unsafe fn send(&mut self, stream: sys::CUstream) -> Result<(), Failure> {
-        let sent = if self.noted.launches.is_empty() {
-            Ok(())
-        } else {
+        let sent = match self.failure.take() {
+            Some(failure) => Err(failure),
+            None if self.noted.launches.is_empty() => Ok(()),
             // SAFETY: the caller's promise.
-            unsafe { self.send_run(stream) }
+            None => unsafe { self.send_run(stream) },
         };
+        self.failures += u64::from(sent.is_err());
         self.noted.clear();
-        self.failure.take().map_or(sent, Err)
+        sent
     }
 
     /// # Safety

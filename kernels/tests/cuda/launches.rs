@@ -1,6 +1,6 @@
 //! Launches that are sent together and as graphs: the same bits as one by one, whatever happens between them.
 
-use lory_kernels::backend::{Activation, Backend, MatmulJob};
+use lory_kernels::backend::{Activation, Backend, MatmulJob, Rope, RopeStyle};
 use lory_kernels::cuda::{CudaBuffer, LaunchCounts};
 use lory_kernels::{Cuda, QMatrix, QuantType};
 
@@ -223,6 +223,82 @@ fn errors_come_later() {
             cuda.add(&mut x, &y, 1).unwrap();
         }
         assert_eq!(take(&cuda, &x, 2), [7.0, 2.0]);
+    }
+}
+
+/// Refuses a coming launch of the thread that calls it, once.
+fn refuser(cuda: &Cuda) -> Option<libloading::Symbol<'static, unsafe extern "C" fn(i32) -> i32>> {
+    let Some(library) = emulator().filter(|_| emulated(cuda)) else {
+        println!("skipped: needs the emulated driver");
+        return None;
+    };
+    // SAFETY: the signature in libcuda.cpp.
+    Some(unsafe { library.get(b"lory_emulate_refused_launch") }.unwrap())
+}
+
+/// A launch that is refused to the thread that brings an adapter is the error of who asked for the launch, and nothing after it is launched
+/// until it is told.
+#[test]
+fn errors_are_told_to_whose_they_are() {
+    let Some(cuda) = own_device() else { return };
+    let Some(refuse) = refuser(&cuda) else { return };
+    let pack = Pack::new(2);
+    pack.load(&cuda);
+    // Room for one of them.
+    cuda.set_adapter_budget(Some(pack.bytes()));
+    pack.prefetch(&cuda, 0);
+    let (layers, step) = (Layers::new(1), Step { layers: 1, rows: 2, eps: 1e-5 });
+    let mut buffers = layers.load(&cuda);
+    let want = layers.run(&cuda, &mut buffers, step);
+    cuda.upload(&layers.x, &mut buffers[0]).unwrap();
+    let before = cuda.launch_counts();
+    layers.launch(&cuda, &mut buffers, step);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // SAFETY: sets a number for this thread.
+            unsafe { refuse(3) };
+            pack.prefetch(&cuda, 1);
+        });
+    });
+    layers.launch(&cuda, &mut buffers, step);
+    let error = cuda.flush().expect_err("the third launch was refused").to_string();
+    assert!(error.contains("matmul_small_q8_0: out of memory"), "{error}");
+    cuda.flush().unwrap();
+    assert_eq!(cuda.launch_counts().plain - before.plain, 2);
+    assert_eq!(layers.run(&cuda, &mut buffers, step), want);
+}
+
+/// Angles that may not have been computed are not taken for those of their positions.
+#[test]
+fn angles_after_a_failure() {
+    let Some(cuda) = own_device() else { return };
+    let Some(refuse) = refuser(&cuda) else { return };
+    let rope = Rope { style: RopeStyle::Neox, inv_freq: vec![1.0, 0.1, 0.01, 0.001], magnitude: 1.0 };
+    let x = Noise(5).values(3 * 8);
+    let mut buffer = cuda.alloc(x.len()).unwrap();
+    let turn = |buffer: &mut CudaBuffer, positions: &[u32]| {
+        cuda.rope(buffer, 1, 8, positions, &rope)?;
+        cuda.flush()
+    };
+    let turned = |buffer: &mut CudaBuffer| {
+        cuda.upload(&x, buffer).unwrap();
+        turn(buffer, &[7, 8, 9]).unwrap();
+        take(&cuda, buffer, x.len())
+    };
+    let want = turned(&mut buffer);
+    for unsaid in [false, true] {
+        turn(&mut buffer, &[1, 2, 3]).unwrap();
+        let mut other = put(&cuda, &x);
+        if unsaid {
+            cuda.softcap(&mut other, x.len(), 1.0).unwrap();
+        }
+        // SAFETY: sets a number for this thread.
+        unsafe { refuse(1) };
+        // Sends what is noted, and cannot say that it failed.
+        drop(other);
+        let error = turn(&mut buffer, &[7, 8, 9]).unwrap_err().to_string();
+        assert!(error.contains(if unsaid { "softcap" } else { "rope_table" }), "{error}");
+        assert_eq!(turned(&mut buffer), want);
     }
 }
 

@@ -194,6 +194,10 @@ impl Backend for Failing {
         self.count()?;
         self.cpu.attention(kv, layer, q, rows, params, out)
     }
+    fn flush(&self) -> Outcome {
+        self.count()?;
+        self.cpu.flush()
+    }
 }
 
 pub(crate) fn loaded() -> LoadedModel {

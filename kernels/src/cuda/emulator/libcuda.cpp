@@ -87,6 +87,8 @@ struct NodeParameters {
 
 // What of graphs the driver refuses to the calling thread: 1 to make them, 2 to change them, 3 to launch them.
 thread_local int refused;
+// Launches of the calling thread up to and with the one that is refused, as if there were no memory for it; 0 for none.
+thread_local int until_refused;
 
 [[noreturn]] void fail(const char *what) {
     std::fprintf(stderr, "emulated driver: %s\n", what);
@@ -163,6 +165,8 @@ size_t lory_emulate_used() { return used; }
 void lory_emulate_memory(size_t bytes) { memory_limit = bytes ? bytes : MEMORY; }
 // What of graphs is refused to the calling thread from now on (0: nothing, 1: to make them, 2: to change, 3: to launch).
 void lory_emulate_refusal(int what) { refused = what; }
+// From now on the calling thread's `n`th launch of a kernel alone is refused, once (0: none). Returns what was left of the last `n`.
+int lory_emulate_refused_launch(int n) { return std::exchange(until_refused, n); }
 // Bytes that were copied to the device so far.
 size_t lory_emulate_copied() { return copied; }
 
@@ -337,6 +341,7 @@ Result cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned
     const NodeParameters parameters = {function, grid_x, grid_y, grid_z, block_x, block_y,
                                        block_z,  shared, values, extra,  nullptr, nullptr};
     if (!make_call(parameters, call)) return INVALID_VALUE;
+    if (until_refused && --until_refused == 0) return OUT_OF_MEMORY;
     put(stream, [call]() mutable { call.run(); });
     return SUCCESS;
 }

@@ -26,6 +26,9 @@ const SPARE: usize = 32;
 const PARCEL: usize = 4 << 20;
 /// … and across gaps up to so many: alignment, an index between records.
 const GAP: usize = 4 << 10;
+/// Kernels load up to so many bytes at once, from addresses that are multiples of it, as those of rooms are. A matrix that lies at no multiple of
+/// it from a parcel's start is none of its.
+const ALIGN: usize = 16;
 
 /// What adapters occupy on a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -171,7 +174,7 @@ impl Pool {
             self.forget(first)?;
             return Ok(Found::Away(wanted));
         }
-        let covered = offset + len <= parcel.bytes;
+        let covered = offset + len <= parcel.bytes && offset.is_multiple_of(ALIGN);
         match &parcel.place {
             // Also where it starts at the same place and is shorter: it is replaced once it has come.
             Place::Coming(_) if covered || offset == 0 => Ok(Found::Coming),
@@ -210,11 +213,12 @@ impl Pool {
             let start = found.start();
             if let Some(last) = missing.last_mut() {
                 let (first, end) = (last.start(), last.start() + last.len());
-                if start + found.len() <= end {
+                let aligned = (start - first).is_multiple_of(ALIGN);
+                if aligned && start + found.len() <= end {
                     continue;
                 }
                 let together = start + found.len() - first;
-                let near = open && !known && start <= end + GAP && together <= PARCEL;
+                let near = open && !known && aligned && start <= end + GAP && together <= PARCEL;
                 if let Some(both) = part(last.keeper, first, together).filter(|_| near) {
                     *last = both;
                     continue;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use lory_kernels::backend::{Backend, Core, Expand, LoraGroup, LoraJob, LoraTerm, LoraWeight};
+use lory_kernels::backend::{Backend, Core, Expand, LoraGroup, LoraJob, LoraTerm, LoraWeight, MatmulJob};
 use lory_kernels::quant::Keeper;
 use lory_kernels::{Cuda, QMatrix, QuantType};
 
@@ -124,6 +124,31 @@ fn resident_adapters_are_not_copied_again() {
     // The input, zeros, and descriptors of a row.
     let least = switching.min().unwrap();
     assert!(least < CORE / 4, "{least} bytes for a switch, a core has {CORE}");
+}
+
+/// A factor that does not lie at a multiple of 16 bytes from its neighbour arrives alone, so that the kernels find it at one.
+#[test]
+fn neighbours_that_are_not_aligned_alike() {
+    let Pack { basis: [v, u], x, .. } = Pack::new(0);
+    for (gap, parcels) in [(16, 1), (8, 2), (2, 2)] {
+        let Some(cuda) = own_device() else { return };
+        let file: Keeper = Arc::new([&v[..], &vec![0xff; gap], &u].concat());
+        let bytes = (*file).as_ref();
+        let factors = [(RANK, IN, &bytes[..v.len()]), (OUT, RANK, &bytes[v.len() + gap..])]
+            .map(|(n, k, bytes)| QMatrix::new(QuantType::F16, n, k, bytes).unwrap());
+        let kept = factors.map(|factor| factor.kept_by(&file));
+        cuda.prefetch(&mut kept.iter().map(|weight| LoraWeight { layer: factors[0], weight: *weight }))
+            .unwrap();
+        let expanded = |u| {
+            let (x, mut out) = (put(&cuda, &x), cuda.alloc(OUT).unwrap());
+            cuda.matmul(&x, 1, &mut [MatmulJob { weight: u, out: &mut out }]).unwrap();
+            take(&cuda, &out, OUT)
+        };
+        let got = expanded(kept[1]);
+        let pool = cuda.adapter_pool();
+        assert_eq!((pool.parcels, pool.late), (parcels, 0), "{gap} bytes between: {pool:?}");
+        assert_eq!(got, expanded(factors[1]), "{gap} bytes between");
+    }
 }
 
 /// With room for less than a batch, for one parcel, for none.

@@ -14,8 +14,8 @@ use crate::ops::attention::first_visible;
 const SPAN: usize = 256;
 const TILE: usize = 16;
 const DIMS_OF_TWO: usize = 256;
-/// Bytes of partial sums at a time.
-const PARTIAL: usize = 64 << 20;
+/// Bytes of partial sums at a time, unless others are asked for.
+pub(super) const PARTIAL: usize = 64 << 20;
 /// Rows at a time: the most that a grid has in its third dimension.
 const MOST_ROWS: usize = 65_535;
 
@@ -72,13 +72,14 @@ impl State {
             params.n_heads,
             kv.shape.kv_heads
         );
+        let of_a_span = params.n_heads * (kv.shape.head_dim + 2) * 4;
         let mut start = 0;
         while start < rows.len() {
             // As many rows as fit beside the longest of them.
             let (mut n, mut longest) = (0, 0);
             for row in rows[start..].iter().take(MOST_ROWS) {
                 let with = longest.max(spans(row, params.window));
-                if n > 0 && (n + 1) * with * params.n_heads * (kv.shape.head_dim + 2) * 4 > PARTIAL {
+                if n > 0 && (n + 1) * with * of_a_span > self.partial_bytes {
                     break;
                 }
                 (n, longest) = (n + 1, with);

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::attention::PARTIAL;
 use super::constants::Constants;
 use super::device::Device;
 use super::kv::CudaKv;
@@ -34,6 +35,8 @@ pub(super) struct State {
     pub weights: Arc<Weights>,
     pub scratch: Scratch,
     pub tables: Tables,
+    /// Bytes of attention's partial sums at a time.
+    pub partial_bytes: usize,
     constants: Constants,
     angles: Vec<Angles>,
 }
@@ -60,6 +63,7 @@ impl Cuda {
             weights: weights.clone(),
             scratch: Scratch::new(&device),
             tables: Tables::new(&device),
+            partial_bytes: PARTIAL,
             constants: Constants::new(&device),
             angles: Vec::new(),
             device: device.clone(),
@@ -89,7 +93,13 @@ impl Cuda {
 
     /// How many of the small tables that operations send from the host were on the device already.
     pub fn table_copies(&self) -> TableCopies {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).tables.usage()
+        self.state().tables.usage()
+    }
+
+    /// Bytes that attention may have for partial sums, 64 MiB at first: rows for which there are not enough go one part after the
+    /// other, of a row at least. Results have the same bits; for tests.
+    pub fn set_partial_bytes(&self, bytes: usize) {
+        self.state().partial_bytes = bytes;
     }
 
     /// Whether launches that repeat themselves go to the driver as graphs (as they do at first, if it is of CUDA 12.0 at least), or each kernel
@@ -117,9 +127,13 @@ impl Cuda {
         self.device.wait()
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> Result<MutexGuard<'_, State>, BackendError> {
         self.device.enter()?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.tables.trim();
         Ok(state)
     }

@@ -3,7 +3,7 @@
 use lory_kernels::Reference;
 use lory_kernels::backend::{AttentionParams, AttentionRow, Backend, KvShape, KvType};
 
-use super::{Noise, assert_near, assert_same, device, emulated, in_both_orders, put, take};
+use super::{Noise, assert_near, assert_same, device, emulated, in_both_orders, own_device, put, take};
 
 /// One sequence's keys, values and pages.
 struct Sequence {
@@ -370,15 +370,25 @@ fn cached_values_at_the_ends() {
 /// More rows than partial sums fit at once.
 #[test]
 fn many_rows() {
-    let Some(cuda) = device() else { return };
-    let rows = if emulated(cuda) { 40 } else { 3000 };
+    let Some(cuda) = own_device() else { return };
+    let rows = if emulated(&cuda) { 40 } else { 3000 };
     let mut noise = Noise(23);
     let shape = KvShape { layers: 2, kv_heads: 1, head_dim: 8, page_len: 32, ty: KvType::F16 };
     let params = AttentionParams { n_heads: 1, scale: 0.3, softcap: None, window: None };
-    let mut case = Case::new(shape, params, &[40], &mut noise);
-    case.rows = (0..rows).map(|i| (0, i as u32 % 40)).collect();
-    case.q = noise.values(rows * 8);
+    // The last of them reach into a second span.
+    let case = Case::new(shape, params, &[280], &mut noise);
+    let case = case.with_rows((0..rows).map(|i| (0, i as u32 * 7 % 280)).collect(), &mut noise);
     let want = case.run(&Reference, &case.fill(&Reference), 0..rows);
-    let kv = case.fill(cuda);
-    assert_near(&case.run(cuda, &kv, 0..rows), &want, 1e-5, "many rows");
+    let kv = case.fill(&cuda);
+    let whole = case.run(&cuda, &kv, 0..rows);
+    assert_near(&whole, &want, case.bound(), "many rows");
+    // A row's sums take 40 bytes for each span.
+    for (bytes, most) in [(0, 1), (400, 10), (1000, 25)] {
+        cuda.set_partial_bytes(bytes);
+        let before = cuda.launch_counts();
+        assert_same(&case.run(&cuda, &kv, 0..rows), &whole, &format!("{bytes} bytes"));
+        let now = cuda.launch_counts();
+        let launched = (now.plain + now.in_graphs - before.plain - before.in_graphs) as usize;
+        assert!(launched >= 2 * rows.div_ceil(most), "{launched} launches for {rows} rows");
+    }
 }

@@ -22,10 +22,8 @@ use crate::backend::BackendError;
 const OLDEST_DRIVER: i32 = 11_000;
 /// Lowest compute capability: tensor cores with BF16 and TF32.
 const LOWEST_CAPABILITY: (i32, i32) = (8, 0);
-/// Bytes of each of the two pinned buffers through which weights travel.
+/// Bytes of each of the two pinned buffers through which everything travels to the device.
 const STAGING: usize = 8 << 20;
-/// Copies below it go straight: the driver stages them itself.
-const DIRECT: usize = 64 << 10;
 
 /// One argument of a launch.
 #[derive(Clone, Copy)]
@@ -56,13 +54,16 @@ impl From<f32> for Argument {
     }
 }
 
-/// Two pinned buffers and, for each, an event after the last copy out of it.
+/// Two pinned buffers that are filled in turns, copy behind copy, and for each an event after the last copy out of it.
 struct Staging {
     buffers: [*mut c_void; 2],
     events: [sys::CUevent; 2],
+    /// The buffer whose turn it is, and how many bytes of it copies have had.
+    turn: usize,
+    filled: usize,
 }
 
-/// A stream, and how large copies reach it.
+/// A stream, and how copies reach it.
 struct Lane {
     stream: sys::CUstream,
     staging: Mutex<Option<Staging>>,
@@ -342,36 +343,40 @@ impl Device {
         }
     }
 
-    /// Copies on a stream; large pieces through pinned memory, so that reading the source (a mapped file, often) and the
-    /// transfer overlap.
+    /// Copies on a stream through pinned memory: the source may change or go as soon as this returns, which the driver does not promise of
+    /// an asynchronous copy from pageable memory, and reading a large one (a mapped file, often) and its transfer overlap.
     ///
     /// # Safety
     /// The destination is allocated.
-    unsafe fn copy_in(&self, lane: &Lane, to: u64, from: &[u8]) -> Result<(), BackendError> {
-        if from.is_empty() {
-            return Ok(());
-        }
-        if from.len() <= DIRECT {
-            // SAFETY: the caller's promise. The driver has copied pageable memory aside when this returns.
-            return unsafe { result::memcpy_htod_async(to, from, lane.stream) }.map_err(|e| self.failed(e));
-        }
+    unsafe fn copy_in(&self, lane: &Lane, mut to: u64, mut from: &[u8]) -> Result<(), BackendError> {
         let mut staging = lane.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let staging = match &mut *staging {
             Some(staging) => staging,
             empty => empty.insert(self.new_staging()?),
         };
-        for (i, chunk) in from.chunks(STAGING).enumerate() {
-            let (buffer, event) = (staging.buffers[i % 2], staging.events[i % 2]);
-            // SAFETY: the event follows the last copy out of this buffer, so after it the buffer is free; it has room for
-            // a chunk; the destination is the caller's promise.
-            unsafe {
-                event::synchronize(event).map_err(|e| self.failed(e))?;
-                std::ptr::copy_nonoverlapping(chunk.as_ptr(), buffer.cast(), chunk.len());
-                let staged = std::slice::from_raw_parts(buffer.cast::<u8>(), chunk.len());
-                result::memcpy_htod_async(to + (i * STAGING) as u64, staged, lane.stream)
-                    .and_then(|()| event::record(event, lane.stream))
-                    .map_err(|e| self.failed(e))?;
+        while !from.is_empty() {
+            if staging.filled == STAGING {
+                let other = 1 - staging.turn;
+                // SAFETY: the events and the stream are the device's.
+                unsafe {
+                    event::record(staging.events[staging.turn], lane.stream)
+                        .and_then(|()| event::synchronize(staging.events[other]))
+                        .map_err(|e| self.failed(e))?;
+                }
+                (staging.turn, staging.filled) = (other, 0);
             }
+            let (piece, rest) = from.split_at(from.len().min(STAGING - staging.filled));
+            // SAFETY: the buffer has room for the piece behind what is filled, and no copy reads that: since the last one that did, its event
+            // was waited for. The destination is the caller's promise.
+            unsafe {
+                let room = staging.buffers[staging.turn].cast::<u8>().add(staging.filled);
+                staging.filled += piece.len();
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), room, piece.len());
+                let staged = std::slice::from_raw_parts(room, piece.len());
+                result::memcpy_htod_async(to, staged, lane.stream).map_err(|e| self.failed(e))?;
+            }
+            to += piece.len() as u64;
+            from = rest;
         }
         Ok(())
     }
@@ -382,7 +387,7 @@ impl Device {
             unsafe { result::malloc_host(STAGING, 0) }.map_err(|e| self.failed(e))
         };
         let event = || event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(|e| self.failed(e));
-        Ok(Staging { buffers: [buffer()?, buffer()?], events: [event()?, event()?] })
+        Ok(Staging { buffers: [buffer()?, buffer()?], events: [event()?, event()?], turn: 0, filled: 0 })
     }
 
     /// A number that is another one once something has been read back: what a step reads, it reads at its end.
@@ -466,7 +471,7 @@ impl Drop for Device {
                 }
                 let _ = stream::synchronize(lane.stream);
                 let staging = lane.staging.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-                if let Some(Staging { buffers, events }) = staging {
+                if let Some(Staging { buffers, events, .. }) = staging {
                     for (buffer, event) in buffers.into_iter().zip(events) {
                         let _ = result::free_host(buffer);
                         let _ = event::destroy(event);

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod attention;
+mod copies;
 mod finding;
 mod launches;
 mod lora;

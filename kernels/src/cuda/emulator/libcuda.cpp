@@ -2,8 +2,9 @@
 // backend run, from the loading of the library to the launches, on a machine without a GPU.
 //
 // Memory is the host's (under AddressSanitizer with red zones around each allocation), filled with 0xff where the
-// driver leaves it undefined. What is put on a stream is done when somebody waits for it, and not before: overwriting a
-// staging buffer too early shows, and so does a stream that reads or writes what another one has not finished with.
+// driver leaves it undefined. What is put on a stream is done when somebody waits for it, and not before, pinned memory or not (a driver may
+// copy pageable memory aside first, and may not): overwriting or freeing the source of a copy too early shows, and so does
+// a stream that reads or writes what another one has not finished with.
 // A launch is checked against the committed PTX: the kernel has to stand there, with as many parameters.
 // Graphs are chains of kernels and nothing else; what a real driver would leave undefined (a handle of another graph, a graph
 // that is used after its end) ends the program.
@@ -40,7 +41,6 @@ struct Event {
 std::mutex guard;
 size_t used, copied, memory_limit = MEMORY;
 std::map<char *, size_t> allocations;
-std::map<char *, size_t> pinned;
 std::vector<Stream *> streams;
 int context;
 int driver_version = 13000, devices = 1;
@@ -130,10 +130,10 @@ void finish_all() {
     for (Stream *stream : streams) finish(*stream);
 }
 
-template <class T> bool inside(const std::map<char *, size_t> &all, T address, size_t bytes) {
+bool inside(unsigned long long address, size_t bytes) {
     char *start = (char *)address;
-    auto after = all.upper_bound(start);
-    if (after == all.begin()) return false;
+    auto after = allocations.upper_bound(start);
+    if (after == allocations.begin()) return false;
     auto &[first, size] = *--after;
     return start >= first && start + bytes <= first + size;
 }
@@ -251,44 +251,37 @@ Result cuMemFree_v2(unsigned long long address) {
 Result cuMemHostAlloc(void **out, size_t bytes, unsigned) {
     std::lock_guard<std::mutex> lock(guard);
     *out = std::malloc(bytes);
-    pinned[(char *)*out] = bytes;
     return *out ? SUCCESS : OUT_OF_MEMORY;
 }
 Result cuMemFreeHost(void *memory) {
     std::lock_guard<std::mutex> lock(guard);
     finish_all();
-    pinned.erase((char *)memory);
     std::free(memory);
     return SUCCESS;
 }
 Result cuMemsetD8Async(unsigned long long address, unsigned char value, size_t bytes, void *stream) {
     std::lock_guard<std::mutex> lock(guard);
-    if (!inside(allocations, address, bytes)) return INVALID_VALUE;
+    if (!inside(address, bytes)) return INVALID_VALUE;
     put(stream, [=] { std::memset((void *)address, value, bytes); });
     return SUCCESS;
 }
 Result cuMemcpyHtoDAsync_v2(unsigned long long to, const void *from, size_t bytes, void *stream) {
     std::lock_guard<std::mutex> lock(guard);
-    if (!inside(allocations, to, bytes)) return INVALID_VALUE;
+    if (!inside(to, bytes)) return INVALID_VALUE;
     copied += bytes;
-    if (inside(pinned, from, bytes)) {
-        put(stream, [=] { std::memcpy((void *)to, from, bytes); });
-    } else {
-        const std::vector<char> aside((const char *)from, (const char *)from + bytes);
-        put(stream, [=] { std::memcpy((void *)to, aside.data(), bytes); });
-    }
+    put(stream, [=] { std::memcpy((void *)to, from, bytes); });
     return SUCCESS;
 }
 Result cuMemcpyDtoHAsync_v2(void *to, unsigned long long from, size_t bytes, void *stream) {
     std::lock_guard<std::mutex> lock(guard);
     finish(*(Stream *)stream);
-    if (!inside(allocations, from, bytes)) return INVALID_VALUE;
+    if (!inside(from, bytes)) return INVALID_VALUE;
     std::memcpy(to, (const void *)from, bytes);
     return SUCCESS;
 }
 Result cuMemcpyDtoDAsync_v2(unsigned long long to, unsigned long long from, size_t bytes, void *stream) {
     std::lock_guard<std::mutex> lock(guard);
-    if (!inside(allocations, from, bytes) || !inside(allocations, to, bytes)) return INVALID_VALUE;
+    if (!inside(from, bytes) || !inside(to, bytes)) return INVALID_VALUE;
     put(stream, [=] { std::memmove((void *)to, (const void *)from, bytes); });
     return SUCCESS;
 }

@@ -12,8 +12,8 @@
 #include "device.cuh"
 
 #ifndef __CUDACC__
-// D += A · B from the fragments shown by the lanes: `element(lanes, lane, word)` sums over what a lane's
-// word of A times the matching word of B contributes.
+// D += A · B from the fragments shown by the lanes: `dot(c, a, b)` adds to `c` what the elements of a lane's word of A times those
+// of the matching word of B contribute.
 template <unsigned A_ROWS_WORDS, class T, class Dot>
 inline void mma_by_definition(T c[4], const u32 *a, const u32 *b, Dot dot) {
     // Words of a lane: A for row `group`, A for row `group + 8`, B.

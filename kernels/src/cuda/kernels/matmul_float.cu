@@ -31,6 +31,7 @@ template <Type T> struct Float;
 
 template <> struct Float<BF16> {
     using Activation = u16;
+    static constexpr u32 PAD = 4;
 
     // Adds 32 columns; `x` is this lane's 8 activations.
     static __device__ __forceinline__ void add(float acc[4], const uint4 &upper, const uint4 &lower, const u16 *x) {
@@ -44,16 +45,17 @@ template <> struct Float<BF16> {
 
 template <> struct Float<F16> {
     using Activation = float;
+    static constexpr u32 PAD = 1;
 
     static __device__ __forceinline__ void add(float acc[4], const uint4 &upper, const uint4 &lower, const float *x) {
         const u32 up[4] = {upper.x, upper.y, upper.z, upper.w}, low[4] = {lower.x, lower.y, lower.z, lower.w};
+        const uint4 first = *reinterpret_cast<const uint4 *>(x), last = *reinterpret_cast<const uint4 *>(x + 4);
+        const u32 b[4][2] = {{first.x, first.y}, {first.z, first.w}, {last.x, last.y}, {last.z, last.w}};
         for (u32 i = 0; i < 4; i++) {
-            const uint2 b = *reinterpret_cast<const uint2 *>(x + 2 * i);
-            const u32 words[2] = {b.x, b.y};
             const u32 a[4] = {__float_as_uint(half_to_float((u16)up[i])), __float_as_uint(half_to_float((u16)low[i])),
                               __float_as_uint(half_to_float((u16)(up[i] >> 16))),
                               __float_as_uint(half_to_float((u16)(low[i] >> 16)))};
-            mma_tf32_k8(acc, a, words);
+            mma_tf32_k8(acc, a, b[i]);
         }
     }
 };
@@ -83,8 +85,9 @@ __device__ __forceinline__ void small(const u16 *w, u32 n, u32 columns, const ty
 // Groups of 32 columns that are staged at once, and the 16-byte words of a token's line of them.
 constexpr u32 STEP = 2;
 template <Type T> constexpr u32 WORDS = STEP * 32 * sizeof(typename Float<T>::Activation) / 16;
-// With one word more, so that the lines of eight tokens lie in different banks.
-template <Type T> using Staged = uint4[WORDS<T> + 1];
+// With PAD words more, so that what eight lanes load at once, 16 bytes each of two tokens' lines, lies in different banks. BF16: 64 bytes in a
+// row of each line, lines of 192 bytes. F16: every other 16 of 128 bytes, lines of 272.
+template <Type T> using Staged = uint4[WORDS<T> + Float<T>::PAD];
 
 template <Type T>
 __device__ __forceinline__ void large(const u16 *w, u32 n, u32 columns, const typename Float<T>::Activation *x,

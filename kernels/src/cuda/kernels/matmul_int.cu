@@ -18,14 +18,15 @@
 // Large. Operations: 2 · n · columns · tokens; a weight is decoded once per 64 tokens and warp. The floats after each
 // instruction (4 outputs × 3 operations a lane per 4096 products) bound it to about a third of the int8
 // rate, which is two thirds of the BF16 rate. Activations of 64 tokens × 128 columns are staged in
-// shared memory, 10 KiB.
+// shared memory, 11 KiB.
 #include "formats.cuh"
 #include "mma.cuh"
 #include "strands.cuh"
 
 constexpr u32 ACT_BYTES = 40;
-// A token's blocks of STRAND_STEP groups, in shared memory.
-using Staged = uint2[STRAND_STEP * ACT_BYTES / 8];
+// A token's blocks of STRAND_STEP groups, in shared memory, and 16 bytes more: with lines of 176 bytes what the lanes of a warp load at
+// once, four words in a row of each of eight tokens or one word of every other token, lies in different banks.
+using Staged = uint2[STRAND_STEP * ACT_BYTES / 8 + 2];
 
 // Adds 32 columns of 16 rows and 8 tokens. `upper` and `lower` are the codes of rows `lane / 4` and + 8; `of_token`
 // gives the activation block of a token of the tile.

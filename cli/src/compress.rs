@@ -14,6 +14,7 @@ use lory_runtime::mapping::{Loading, open_gguf};
 
 use crate::{
     failure::{Failure, Outcome},
+    inputs::Inputs,
     interrupt,
 };
 
@@ -142,10 +143,13 @@ impl Compress {
         }
         let options = self.options();
         options.check().map_err(failure)?;
+        let sources = Source::find(&self.adapters).map_err(failure)?;
+        let inputs = Inputs::default().model(&self.model);
+        sources.iter().fold(inputs, |inputs, s| inputs.adapter(&s.path)).refuse("-o", &self.output)?;
         interrupt::leave_nothing_in(folder_of(&self.output));
         let threads = usize::from(self.threads.unwrap_or(0));
         let report = in_pool(threads, |bar, cancel| {
-            let collection = open_collection(&self.model, &self.adapters, &self.output, bar, cancel)?;
+            let collection = open_collection(&self.model, &sources, &self.output, bar, cancel)?;
             lory_compress::compress(&collection, &options, &self.output, bar, cancel)
         })?;
         if let Some(folder) = &self.report {
@@ -185,10 +189,10 @@ fn summary(r: &Report, output: &Path) {
     );
 }
 
-/// The adapters at `paths` on the base at `model`, checked; what must be buffered goes beside `output`.
+/// The adapters that were found, on the base at `model`, checked; what must be buffered goes beside `output`.
 pub fn open_collection(
     model: &Path,
-    paths: &[PathBuf],
+    sources: &[Source],
     output: &Path,
     bar: &Bar,
     cancel: &AtomicBool,
@@ -196,8 +200,7 @@ pub fn open_collection(
     let runtime = |e: lory_runtime::Error| Error::Request(e.to_string());
     let open = open_gguf(model, Loading::Map).map_err(runtime)?;
     let base = BaseInfo::from_gguf(&open.gguf)?;
-    let sources = Source::find(paths)?;
-    Collection::open(base, Some(&open.gguf), &sources, folder_of(output), bar, cancel)
+    Collection::open(base, Some(&open.gguf), sources, folder_of(output), bar, cancel)
 }
 
 /// Runs long work on `threads` threads (0: all) with a progress bar; Ctrl+C stops it cleanly.

@@ -11,6 +11,7 @@ use lory_runtime::{Event, FinishReason, Request, SessionOptions};
 use crate::{
     adapter_flags::AdapterFlags,
     failure::{Failure, Outcome},
+    inputs::Inputs,
     interrupt,
     mix::Mix,
     model_flags::ModelFlags,
@@ -42,6 +43,8 @@ pub struct Logits {
 impl Logits {
     pub fn run(self) -> Outcome {
         self.adapters.check(false)?;
+        let inputs = Inputs::default().model(&self.model.model).adapters(&self.adapters)?;
+        inputs.texts(&self.input.file).refuse("-o", &self.output)?;
         let text = self.input.text()?;
         if text.is_none() && self.tokens.is_none() {
             return Err(Failure::usage("no text: give -p TEXT, -f FILE or --tokens 1,2,3"));

@@ -16,6 +16,7 @@ mod demo;
 mod demo;
 mod failure;
 mod grammar_flags;
+mod inputs;
 mod inspect;
 mod interrupt;
 mod logits;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use lory_compress::{
-    AddOptions, Error, add, base_of, extract, extract_peft, merge_segments, open_pack, remove, rename,
+    AddOptions, Error, Source, add, base_of, extract, extract_peft, merge_segments, open_pack, remove, rename,
 };
 use lory_kernels::QuantType;
 use lory_models::Bytes;
@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::{
     compress::{error_limit, failure, in_pool, open_collection, storage_type},
     failure::{Failure, Outcome, one_line},
+    inputs::Inputs,
     interrupt,
 };
 
@@ -205,7 +206,8 @@ impl Add {
         let pack = open_to_change(&self.pack)?;
         let options = AddOptions { max_error: self.max_error, replace: self.replace };
         let added = in_pool(0, |bar, cancel| {
-            let collection = open_collection(&self.model, &self.adapters, &self.pack, bar, cancel)?;
+            let sources = Source::find(&self.adapters)?;
+            let collection = open_collection(&self.model, &sources, &self.pack, bar, cancel)?;
             add(&self.pack, &pack, &collection, options, bar, cancel)
         })?;
         for a in added {
@@ -299,6 +301,8 @@ struct Extract {
 
 impl Extract {
     fn run(self) -> Outcome {
+        let inputs = Inputs::default().pack(&self.pack);
+        self.model.iter().fold(inputs, |inputs, m| inputs.model(m)).refuse("-o", &self.output)?;
         let pack = open(&self.pack)?;
         let model = self.model.as_ref().map(|model| open_gguf(model, Loading::Map)).transpose()?;
         let base = match &model {

@@ -1,9 +1,8 @@
 //! `lory run`: continues one text.
 
 use std::{
-    fs,
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -15,8 +14,10 @@ use crate::{
     answer,
     failure::{Failure, Outcome},
     grammar_flags::GrammarFlags,
+    inputs::Inputs,
     mix::Mix,
     model_flags::ModelFlags,
+    output::Output,
     prompt::PromptFlags,
     sampling_flags::SamplingFlags,
     speed,
@@ -74,6 +75,7 @@ impl Run {
         let Some(prompt) = self.input.prompt()? else {
             return Err(Failure::usage("no text: give -p TEXT or -f FILE (- is standard input)"));
         };
+        let metrics = self.metrics.as_deref().map(|path| self.metrics_file(path)).transpose()?;
         let opened = Instant::now();
         let engine = self.model.open()?;
         let mix = Mix::load(&self.adapters, &engine)?;
@@ -107,14 +109,22 @@ impl Run {
         }
         out.flush()?;
         report(&engine, &mix, &answer, Style::stderr(self.color));
-        if let Some(path) = &self.metrics {
-            fs::write(path, engine.metrics().prometheus())
-                .map_err(|e| Failure::io(&path.to_string_lossy(), &e))?;
+        if let (Some(mut file), Some(path)) = (metrics, &self.metrics) {
+            file.write_all(engine.metrics().prometheus().as_bytes()).map_err(|e| Output::failed(path, &e))?;
+            file.finish()?;
         }
         match answer.was_interrupted() {
             true => Err(Failure::Interrupted),
             false => Ok(()),
         }
+    }
+
+    /// Begun before the answer: what cannot be written is known before the work.
+    fn metrics_file(&self, path: &Path) -> Outcome<Output> {
+        let texts = [&self.input.file, &self.grammar.grammar_file, &self.grammar.json_schema_file];
+        let inputs = Inputs::default().model(&self.model.model).adapters(&self.adapters)?;
+        inputs.texts(texts.into_iter().flatten()).refuse("--metrics", path)?;
+        Output::create(path)
     }
 }
 

@@ -16,6 +16,7 @@ use lory_runtime::mapping::{Loading, open_gguf};
 use crate::{
     compress::storage_type,
     failure::{Failure, Outcome},
+    inputs::Inputs,
     output::Output,
     progress::bytes_bar,
     synth_adapters::Adapters,
@@ -144,6 +145,7 @@ struct Pack {
 
 impl Pack {
     fn run(self) -> Outcome {
+        Inputs::default().model(&self.model).refuse("-o", &self.output)?;
         let base = BaseInfo::from_gguf(&open_gguf(&self.model, Loading::Map)?.gguf)?;
         let spec = SynthSpec {
             n_adapters: self.adapters,

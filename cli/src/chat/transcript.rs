@@ -1,6 +1,10 @@
 //! Conversations as files: `/save` and `/load`.
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs,
+    io::{BufReader, Write},
+    path::Path,
+};
 
 use serde_json::{Map, Value, json};
 
@@ -25,8 +29,16 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// Writes it as JSON; an existing file is replaced as a whole.
+    /// Writes it as JSON; an older conversation in the file is replaced as a whole, anything else stays.
+    ///
+    /// # Errors
+    /// A file that is no saved conversation, or one that cannot be written.
     pub fn save(&self, path: &Path) -> Outcome {
+        if path.is_file() && !is_saved(path) {
+            let message =
+                format!("{}: is there and is no saved conversation; name another file", path.display());
+            return Err(Failure::runtime(message));
+        }
         let message = |(role, content): &(&str, String)| json!({ "role": role, "content": content });
         let adapter = |(name, scale): &(String, f32)| json!({ "name": name, "scale": f64::from(*scale) });
         let file = json!({
@@ -57,6 +69,13 @@ impl Transcript {
             _ => Err(damaged(&format!("its version is not {VERSION}"))),
         }
     }
+}
+
+/// Whether [`Transcript::save`] wrote the file. It is read no further than it is JSON: it may be a model.
+fn is_saved(path: &Path) -> bool {
+    let Ok(file) = fs::File::open(path) else { return false };
+    let json: Option<Value> = serde_json::from_reader(BufReader::new(file)).ok();
+    json.is_some_and(|json| json.get("format").and_then(Value::as_str) == Some(FORMAT))
 }
 
 fn parse(file: &Map<String, Value>) -> Result<Transcript, String> {

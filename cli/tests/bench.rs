@@ -235,6 +235,68 @@ fn values(format: &str, text: &str, name: &str) -> Vec<String> {
     }
 }
 
+/// The tables that SQL text makes: names of their columns with the types, and rows. A row that names another column than its
+/// table has, or gives a number to a text, is a failure.
+fn sql_tables(text: &str) -> Vec<(String, Vec<(String, String)>, usize)> {
+    let mut tables: Vec<(String, Vec<(String, String)>, usize)> = Vec::new();
+    let mut lines = text.lines().filter(|line| !line.is_empty());
+    while let Some(line) = lines.next() {
+        if let Some(name) = line.strip_prefix("CREATE TABLE IF NOT EXISTS ") {
+            let columns = lines.by_ref().take_while(|l| *l != ");").map(|l| {
+                let (name, kind) = l.trim().trim_end_matches(',').split_once(' ').unwrap();
+                (name.to_owned(), kind.to_owned())
+            });
+            let table = (name.trim_end_matches(" (").to_owned(), columns.collect::<Vec<_>>(), 0);
+            assert!(tables.iter().all(|t| t.0 != table.0), "{} is made twice: {text}", table.0);
+            tables.push(table);
+            continue;
+        }
+        let (into, values) = line.strip_prefix("INSERT INTO ").unwrap().split_once(" VALUES ").unwrap();
+        let (name, columns) = into.split_once(" (").unwrap();
+        let table = tables.iter_mut().find(|t| t.0 == name).unwrap_or_else(|| panic!("no table {name}"));
+        let made: Vec<&str> = table.1.iter().map(|c| c.0.as_str()).collect();
+        assert_eq!(columns.trim_end_matches(')').split(", ").collect::<Vec<_>>(), made);
+        // What computes, in words, may have commas: only the figures behind it are looked at.
+        let figures = values.trim_end_matches(");").rsplit(", ").zip(table.1.iter().rev()).take(12);
+        for (value, (column, kind)) in figures {
+            let text = value.starts_with('\'');
+            assert!(value == "NULL" || text == (kind == "TEXT"), "{column} {kind}: {value}");
+        }
+        table.2 += 1;
+    }
+    tables
+}
+
+#[test]
+fn formats_for_programs_are_one_file_of_one_shape_with_adapters_too() {
+    let files = Files::with_pack();
+    let pack = files.at("pack.gguf");
+    let run = |more: &[&str]| files.bench(&[&["--pack", &pack], more].concat()).success().to_owned();
+    let single = ["-p", "0", "-n", "2", "-o"];
+    let batched = ["-npp", "2", "-ntg", "1", "-npl", "1,2", "-o"];
+    let trace = ["--trace", "--rate", "200", "--requests", "2", "-p", "2", "-n", "2", "-o"];
+    for (args, rows) in [(&single[..], 5), (&batched, 2), (&trace, 2)] {
+        let csv = run(&[args, &["csv"]].concat());
+        // Every value is quoted, no name is.
+        let columns: Vec<usize> = csv.lines().skip(1).map(|l| l.split("\",\"").count()).collect();
+        assert_eq!(columns, vec![csv.lines().next().unwrap().split(',').count(); rows], "{csv}");
+        let jsonl = run(&[args, &["jsonl"]].concat());
+        assert_eq!(jsonl.lines().count(), rows, "{jsonl}");
+        let sql = run(&[args, &["sql"]].concat());
+        assert_eq!(sql_tables(&sql).iter().map(|t| t.2).sum::<usize>(), rows, "{sql}");
+        for (name, columns, _) in sql_tables(&sql) {
+            let ratio = columns.iter().find(|c| c.0 == "ratio_to_base").unwrap();
+            assert_ne!(ratio.1, "TEXT", "{name}: {sql}");
+        }
+    }
+    let tables = sql_tables(&run(&[&single[..], &["sql"]].concat()));
+    let of: Vec<(&str, usize)> = tables.iter().map(|t| (t.0.as_str(), t.2)).collect();
+    assert_eq!(of, [("lory_bench", 2), ("lory_store", 3)]);
+    let csv = run(&[&single[..], &["csv"]].concat());
+    assert!(csv.lines().next().unwrap().ends_with("bytes_per_adapter,basis_bytes"), "{csv}");
+    assert_eq!(values("csv", &csv, "bytes_per_adapter").iter().filter(|v| !v.is_empty()).count(), 1, "{csv}");
+}
+
 #[test]
 fn layers_on_a_gpu_have_a_column() {
     let files = Files::with_pack();

@@ -50,7 +50,7 @@ fn seconds(times: &[Duration]) -> f64 {
 
 /// All cases on all models.
 pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], cases: &Cases) -> Outcome {
-    let mut table = Table::new(settings.format, "lory_batched_bench");
+    let mut table = Table::new(settings.format, &[]);
     let longest = cases.prompt.iter().max().unwrap_or(&0) + cases.generate.iter().max().unwrap_or(&0);
     for path in models {
         let opened = Opened::open(path, settings, longest)?;
@@ -211,6 +211,6 @@ impl Bed<'_> {
                 cells.push(Cell::new("TG of base", format!("{tg:.3}"), 6));
             }
         }
-        table.row(&fields, &cells)
+        table.row("lory_batched_bench", &fields, &cells)
     }
 }

@@ -22,6 +22,9 @@ use super::{
     timing::{Samples, median_ratio},
 };
 
+/// The table in SQL.
+const NAME: &str = "lory_bench";
+
 /// One test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Test {
@@ -87,7 +90,8 @@ impl Test {
 
 /// All tests on all models; with a pack also its own tests.
 pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]) -> Outcome {
-    let mut table = Table::new(settings.format, "lory_bench");
+    let later = if settings.pack.is_some() { store::COLUMNS } else { &[] };
+    let mut table = Table::new(settings.format, later);
     let longest = tests.iter().map(|t| t.n_depth + t.tokens()).max().unwrap_or(1);
     for path in models {
         let opened = Opened::open(path, settings, longest)?;
@@ -209,7 +213,7 @@ impl Row<'_> {
             let ratio = adapters.map_or("-".into(), |(_, ratio)| format!("{ratio:.3}"));
             cells.push(Cell::new("of base", ratio, 7));
         }
-        table.row(&fields, &cells)
+        table.row(NAME, &fields, &cells)
     }
 }
 

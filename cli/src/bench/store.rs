@@ -3,7 +3,7 @@
 use std::{path::Path, time::Instant};
 
 use lory_runtime::{Engine, EngineOptions, OnSwitch, SessionOptions};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{failure::Outcome, terminal::bytes};
 
@@ -14,6 +14,12 @@ use super::{
     table::{Cell, Table},
     timing::quantile,
 };
+
+/// The table in SQL.
+const NAME: &str = "lory_store";
+
+/// What only these rows have; each of them some of it.
+pub const COLUMNS: &[&str] = &["p50_us", "p99_us", "open_ms", "bytes_per_adapter", "basis_bytes"];
 
 /// Adapters that are loaded one by one, at most.
 const LOADED: usize = 1000;
@@ -81,7 +87,10 @@ pub fn measure(
         Row::times("swap", &swap, None),
         Row {
             test: "mem",
-            values: vec![("bytes_per_adapter", per_adapter.round()), ("basis_bytes", basis as f64)],
+            values: vec![
+                ("bytes_per_adapter", json!(per_adapter.round() as u64)),
+                ("basis_bytes", json!(basis)),
+            ],
             text: format!("{} each, bases {}", bytes(per_adapter as u64), bytes(basis as u64)),
         },
     ];
@@ -89,23 +98,20 @@ pub fn measure(
         let mut fields = opened.fields(&engine.device(), run, settings);
         fields.insert("test".into(), json!(row.test));
         pool.fields(&mut fields, settings, 1, None);
-        row.values.iter().for_each(|(name, value)| insert(&mut fields, name, *value));
+        fields.extend(COLUMNS.iter().map(|name| ((*name).to_owned(), Value::Null)));
+        fields.extend(row.values.into_iter().map(|(name, value)| (name.to_owned(), value)));
         let mut cells = opened.cells(run, settings);
         cells.push(Cell::new("test", row.test, 6));
         cells.push(Cell::new("adapters", pool.len().to_string(), 8));
         cells.push(Cell::new("result", row.text, 48));
-        table.row(&fields, &cells)?;
+        table.row(NAME, &fields, &cells)?;
     }
     Ok(())
 }
 
-fn insert(fields: &mut Map<String, Value>, name: &str, value: f64) {
-    fields.insert(name.into(), if value.fract() == 0.0 { json!(value as u64) } else { json!(value) });
-}
-
 struct Row {
     test: &'static str,
-    values: Vec<(&'static str, f64)>,
+    values: Vec<(&'static str, Value)>,
     text: String,
 }
 
@@ -113,8 +119,8 @@ impl Row {
     /// Microseconds of every sample, and another figure.
     fn times(test: &'static str, us: &[f64], more: Option<(&'static str, f64)>) -> Row {
         let (p50, p99) = (quantile(us, 0.5), quantile(us, 0.99));
-        let mut values = vec![("p50_us", p50), ("p99_us", p99)];
-        values.extend(more);
+        let mut values = vec![("p50_us", json!(p50)), ("p99_us", json!(p99))];
+        values.extend(more.map(|(name, value)| (name, json!(value))));
         let more = more.map_or(String::new(), |(_, ms)| format!(", pack opened in {ms:.2} ms"));
         Row { test, values, text: format!("p50 {p50:.2} us, p99 {p99:.2} us{more}") }
     }

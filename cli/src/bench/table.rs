@@ -42,26 +42,28 @@ impl Cell {
 /// Prints results one by one, as they come.
 pub struct Table {
     format: Format,
-    name: &'static str,
-    /// Column names of what was printed last; other ones begin another table.
-    columns: Vec<String>,
+    /// Columns of CSV that the first row lacks.
+    later: &'static [&'static str],
+    /// Name and columns of what was printed last; other ones begin another table.
+    columns: (&'static str, Vec<String>),
     rows: usize,
 }
 
 impl Table {
-    /// `name` is the table's name in SQL.
-    pub fn new(format: Format, name: &'static str) -> Table {
-        Table { format, name, columns: Vec::new(), rows: 0 }
+    /// `later` are columns that rows after the first may have, too: CSV says all its columns at once.
+    pub fn new(format: Format, later: &'static [&'static str]) -> Table {
+        Table { format, later, columns: ("", Vec::new()), rows: 0 }
     }
 
-    /// One result: all its fields, and what people see of them.
-    pub fn row(&mut self, fields: &Map<String, Value>, cells: &[Cell]) -> Outcome {
+    /// One result: all its fields, and what people see of them; `name` is the table that it stands in in SQL, where rows
+    /// of one name have the same columns.
+    pub fn row(&mut self, name: &'static str, fields: &Map<String, Value>, cells: &[Cell]) -> Outcome {
         let text = match self.format {
             Format::Md => self.markdown(cells),
             Format::Csv => self.csv(fields),
             Format::Json => format!("{}\n{}", if self.rows == 0 { "[" } else { "," }, indented(fields)),
             Format::Jsonl => format!("{}\n", Value::Object(fields.clone())),
-            Format::Sql => self.sql(fields),
+            Format::Sql => self.sql(name, fields),
         };
         self.rows += 1;
         let mut out = stdout().lock();
@@ -78,7 +80,8 @@ impl Table {
     }
 
     /// Whether these columns are not those of the row before.
-    fn are_new(&mut self, columns: Vec<String>) -> bool {
+    fn are_new(&mut self, name: &'static str, columns: Vec<String>) -> bool {
+        let columns = (name, columns);
         let new = self.columns != columns;
         self.columns = columns;
         new
@@ -86,7 +89,7 @@ impl Table {
 
     fn markdown(&mut self, cells: &[Cell]) -> String {
         let mut text = String::new();
-        if self.are_new(cells.iter().map(|c| c.name.to_owned()).collect()) {
+        if self.are_new("", cells.iter().map(|c| c.name.to_owned()).collect()) {
             if self.rows > 0 {
                 text.push('\n');
             }
@@ -104,14 +107,19 @@ impl Table {
     }
 
     fn csv(&mut self, fields: &Map<String, Value>) -> String {
-        let (columns, values) = scalars(fields);
+        let mut text = String::new();
+        if self.rows == 0 {
+            let (mut columns, _) = scalars(fields);
+            columns.extend(self.later.iter().map(|c| (*c).to_owned()));
+            text = columns.join(",") + "\n";
+            self.columns.1 = columns;
+        }
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-        let line = values.iter().map(|v| quoted(&plain(v))).collect::<Vec<_>>().join(",") + "\n";
-        let header = columns.join(",");
-        if self.are_new(columns) { header + "\n" + &line } else { line }
+        let value = |column: &String| quoted(&fields.get(column).map(plain).unwrap_or_default());
+        text + &self.columns.1.iter().map(value).collect::<Vec<_>>().join(",") + "\n"
     }
 
-    fn sql(&mut self, fields: &Map<String, Value>) -> String {
+    fn sql(&mut self, name: &'static str, fields: &Map<String, Value>) -> String {
         let (columns, values) = scalars(fields);
         let literal = |v: &&Value| match v {
             Value::String(s) => format!("'{}'", s.replace('\'', "''")),
@@ -120,16 +128,18 @@ impl Table {
             other => other.to_string(),
         };
         let list = values.iter().map(literal).collect::<Vec<_>>().join(", ");
-        let insert = format!("INSERT INTO {} ({}) VALUES ({list});\n", self.name, columns.join(", "));
+        let insert = format!("INSERT INTO {name} ({}) VALUES ({list});\n", columns.join(", "));
         let kind = |v: &&Value| match v {
             Value::Number(n) if n.is_f64() => "REAL",
             Value::Number(_) | Value::Bool(_) => "INTEGER",
+            // What is absent here is a figure in other rows.
+            Value::Null => "NUMERIC",
             _ => "TEXT",
         };
         let definitions: Vec<String> =
             columns.iter().zip(&values).map(|(c, v)| format!("  {c} {}", kind(v))).collect();
-        if self.are_new(columns) {
-            format!("CREATE TABLE IF NOT EXISTS {} (\n{}\n);\n\n{insert}", self.name, definitions.join(",\n"))
+        if self.are_new(name, columns) {
+            format!("CREATE TABLE IF NOT EXISTS {name} (\n{}\n);\n\n{insert}", definitions.join(",\n"))
         } else {
             insert
         }
@@ -178,17 +188,22 @@ mod tests {
 
     #[test]
     fn csv_and_sql_quote_what_could_end_a_value() {
-        let mut table = Table::new(Format::Csv, "lory_bench");
-        assert_eq!(table.csv(&fields("a \"b\", c")), "model,n,t\n\"a \"\"b\"\", c\",\"3\",\"1.5\"\n");
-        assert_eq!(table.csv(&fields("x")), "\"x\",\"3\",\"1.5\"\n");
-        let sql = Table::new(Format::Sql, "lory_bench").sql(&fields("it's"));
+        let mut table = Table::new(Format::Csv, &["later"]);
+        assert_eq!(
+            table.csv(&fields("a \"b\", c")),
+            "model,n,t,later\n\"a \"\"b\"\", c\",\"3\",\"1.5\",\"\"\n"
+        );
+        table.rows = 1;
+        let Value::Object(other) = json!({ "model": "x", "later": 2 }) else { panic!() };
+        assert_eq!(table.csv(&other), "\"x\",\"\",\"\",\"2\"\n");
+        let sql = Table::new(Format::Sql, &[]).sql("lory_bench", &fields("it's"));
         assert!(sql.contains("  model TEXT,\n  n INTEGER,\n  t REAL\n"), "{sql}");
         assert!(sql.ends_with("INSERT INTO lory_bench (model, n, t) VALUES ('it''s', 3, 1.5);\n"), "{sql}");
     }
 
     #[test]
     fn markdown_repeats_its_header_only_for_other_columns() {
-        let mut table = Table::new(Format::Md, "lory_bench");
+        let mut table = Table::new(Format::Md, &[]);
         let cells = |test: &str| [Cell::new("test", test, 6), Cell::new("t/s", "1.00", 8)];
         assert_eq!(
             table.markdown(&cells("pp1")),

@@ -82,7 +82,7 @@ pub fn run(
     if !(flags.rate.is_finite() && flags.rate > 0.0) {
         return Err(Failure::usage(format!("--rate {}: expected requests a second", flags.rate)));
     }
-    let mut table = Table::new(settings.format, "lory_trace");
+    let mut table = Table::new(settings.format, &[]);
     for path in models {
         let opened = Opened::open(path, settings, work.prompt + work.generate)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
@@ -213,7 +213,7 @@ impl Trace<'_> {
         }
         cells.push(Cell::new("goodput req/s", format!("{goodput:.2}"), 13));
         cells.push(Cell::new("t/s", format!("{:.1}", tokens as f64 / seconds), 7));
-        table.row(&fields, &cells)
+        table.row("lory_trace", &fields, &cells)
     }
 }
 

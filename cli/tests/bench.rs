@@ -185,12 +185,12 @@ fn adapters_are_measured_beside_the_base() {
 fn a_trace_reports_waiting_times() {
     let files = Files::with_pack();
     let pack = files.at("pack.gguf");
-    let args = ["--pack", &pack, "--adapter-dist", "zipf", "-p", "6", "-n", "4", "-o", "json", "--trace"];
+    let args = ["--pack", &pack, "--adapter-dist", "zipf", "-p", "70", "-n", "4", "-o", "json", "--trace"];
     let more = ["--rate", "200", "--requests", "8"];
     let rows = files.rows(&[&args[..], &more].concat());
     assert_eq!(tests(&rows), ["trace", "trace@L6"]);
     for row in &rows {
-        assert_eq!(row["completed"], 8.0);
+        assert_eq!((&row["completed"], &row["cached_tokens"]), (&8.0.into(), &0.into()), "{row}");
         assert!(row["median_ttft_ms"].as_f64().unwrap() <= row["p99_ttft_ms"].as_f64().unwrap());
         assert!(
             row["mean_tpot_ms"].as_f64().unwrap() > 0.0 && row["output_throughput"].as_f64().unwrap() > 0.0

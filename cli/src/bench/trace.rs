@@ -52,22 +52,27 @@ pub struct Workload {
     pub generate: usize,
 }
 
-/// When one request's tokens came, in seconds after it arrived.
-struct Served(Vec<f64>);
+/// What became of one request.
+struct Served {
+    /// When its tokens came, in seconds after it arrived.
+    times: Vec<f64>,
+    /// Prompt tokens that nobody computed for it.
+    cached: usize,
+}
 
 impl Served {
     fn ttft(&self) -> f64 {
-        self.0.first().copied().unwrap_or(f64::INFINITY)
+        self.times.first().copied().unwrap_or(f64::INFINITY)
     }
 
     /// Time per token after the first.
     fn tpot(&self) -> Option<f64> {
-        let (first, last) = (self.0.first()?, self.0.last()?);
-        (self.0.len() > 1).then(|| (last - first) / (self.0.len() - 1) as f64)
+        let (first, last) = (self.times.first()?, self.times.last()?);
+        (self.times.len() > 1).then(|| (last - first) / (self.times.len() - 1) as f64)
     }
 
     fn gaps(&self) -> impl Iterator<Item = f64> {
-        self.0.windows(2).map(|pair| pair[1] - pair[0])
+        self.times.windows(2).map(|pair| pair[1] - pair[0])
     }
 }
 
@@ -115,7 +120,7 @@ impl Trace<'_> {
             names.extend((0..self.flags.requests).map(|_| draw.name()));
         }
         // The first request of an engine pays for pages that are touched for the first time.
-        serve(&engine, None, self.work, Instant::now())?;
+        serve(&engine, None, self.work, 0, Instant::now())?;
         let mut random = Random::new(self.settings.seed);
         let mut at = 0.0;
         let start = Instant::now();
@@ -126,7 +131,9 @@ impl Trace<'_> {
                 let arrival = start + Duration::from_secs_f64(at);
                 thread::sleep(arrival.saturating_duration_since(Instant::now()));
                 let (engine, work, name) = (&engine, self.work, names.get(i).copied());
-                requests.push(scope.spawn(move || serve(engine, name, work, arrival)));
+                // Prompts that begin alike would be read from the cache.
+                let seed = 1 + i as u64;
+                requests.push(scope.spawn(move || serve(engine, name, work, seed, arrival)));
             }
             let join = |request: thread::ScopedJoinHandle<'_, Outcome<Served>>| match request.join() {
                 Ok(served) => served,
@@ -171,7 +178,8 @@ impl Trace<'_> {
             s.ttft() * 1e3 <= flags.slo_ttft && s.tpot().is_none_or(|t| t * 1e3 <= flags.slo_tpot)
         });
         let goodput = good.count() as f64 / seconds;
-        let tokens: usize = served.iter().map(|s| s.0.len()).sum();
+        let tokens: usize = served.iter().map(|s| s.times.len()).sum();
+        let cached: usize = served.iter().map(|s| s.cached).sum();
 
         let mut fields: Map<String, Value> = opened.fields(device, *run, settings);
         let adapters = pool.map_or(0, Pool::len);
@@ -179,6 +187,7 @@ impl Trace<'_> {
         fields.insert("test".into(), json!(name));
         fields.insert("n_prompt".into(), json!(work.prompt));
         fields.insert("n_gen".into(), json!(work.generate));
+        fields.insert("cached_tokens".into(), json!(cached));
         match pool {
             Some(pool) => pool.fields(&mut fields, settings, served.len(), None),
             None => Pool::no_fields(&mut fields),
@@ -217,8 +226,14 @@ impl Trace<'_> {
     }
 }
 
-/// One request from its arrival to its last token; the clock starts when it should have arrived.
-fn serve(engine: &Engine, adapter: Option<&str>, work: Workload, arrival: Instant) -> Outcome<Served> {
+/// One request from its arrival to its last token; the clock starts when it should have arrived. The seed is the prompt's.
+fn serve(
+    engine: &Engine,
+    adapter: Option<&str>,
+    work: Workload,
+    seed: u64,
+    arrival: Instant,
+) -> Outcome<Served> {
     let adapters: Vec<(AdapterId, f32)> = match adapter {
         Some(name) => vec![(engine.adapters().resolve(name)?, 1.0)],
         None => Vec::new(),
@@ -227,18 +242,19 @@ fn serve(engine: &Engine, adapter: Option<&str>, work: Workload, arrival: Instan
     let vocab = engine.model().decoder.vocab_size();
     let mut times = Vec::new();
     let request = Request {
-        tokens: random_tokens(4, work.prompt.max(1), vocab),
+        tokens: random_tokens(seed, work.prompt.max(1), vocab),
         max_new_tokens: work.generate,
         sampler: SamplerOptions { temp: 0.0, ..SamplerOptions::default() },
         ignore_eos: true,
         ..Request::default()
     };
-    for event in session.generate(request)? {
+    let mut generation = session.generate(request)?;
+    for event in &mut generation {
         if let Event::Token { .. } = event? {
             times.push(arrival.elapsed().as_secs_f64());
         }
     }
-    Ok(Served(times))
+    Ok(Served { times, cached: generation.stats().cached_tokens })
 }
 
 #[cfg(test)]
@@ -247,11 +263,12 @@ mod tests {
 
     #[test]
     fn waiting_times_follow_from_token_times() {
-        let served = Served(vec![0.5, 0.6, 0.9]);
-        assert_eq!(served.ttft(), 0.5);
-        assert!((served.tpot().unwrap() - 0.2).abs() < 1e-12);
-        assert_eq!(served.gaps().count(), 2);
-        assert_eq!(Served(vec![0.1]).tpot(), None);
-        assert!(Served(vec![]).ttft().is_infinite());
+        let served = |times: &[f64]| Served { times: times.to_vec(), cached: 0 };
+        let three = served(&[0.5, 0.6, 0.9]);
+        assert_eq!(three.ttft(), 0.5);
+        assert!((three.tpot().unwrap() - 0.2).abs() < 1e-12);
+        assert_eq!(three.gaps().count(), 2);
+        assert_eq!(served(&[0.1]).tpot(), None);
+        assert!(served(&[]).ttft().is_infinite());
     }
 }

@@ -16,6 +16,10 @@ pub enum Failure {
     Usage(String),
     /// Something went wrong while running: exit code 1.
     Runtime(String),
+    /// Results cannot be printed: exit code 1, and no use in going on.
+    Output(String),
+    /// What went wrong was told when it did: exit code 1, no message.
+    Told,
     /// Ctrl+C: exit code 130, no message.
     Interrupted,
     /// Whoever read standard output has gone: nothing to say, and nobody to say it to.
@@ -47,7 +51,8 @@ impl Failure {
     pub fn report(self) -> ExitCode {
         let (message, code) = match self {
             Failure::Usage(message) => (message, 2),
-            Failure::Runtime(message) => (message, 1),
+            Failure::Runtime(message) | Failure::Output(message) => (message, 1),
+            Failure::Told => return ExitCode::FAILURE,
             Failure::Interrupted => return ExitCode::from(130),
             Failure::BrokenPipe => return ExitCode::SUCCESS,
             Failure::Help(e) => {
@@ -64,7 +69,10 @@ impl Failure {
 /// Errors while printing results.
 impl From<io::Error> for Failure {
     fn from(e: io::Error) -> Failure {
-        Failure::io("standard output", &e)
+        match Failure::io("standard output", &e) {
+            Failure::Runtime(message) => Failure::Output(message),
+            other => other,
+        }
     }
 }
 

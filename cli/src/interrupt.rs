@@ -1,4 +1,5 @@
-//! Ctrl+C: the first one stops the answer that is being made, any other ends the program.
+//! Ctrl+C: the first one stops the answer that is being made, any other ends the program, and so does whoever tells it to
+//! end (SIGTERM) or closes its terminal (SIGHUP).
 
 use std::{
     path::{Path, PathBuf},
@@ -7,7 +8,10 @@ use std::{
 
 use lory_models::adapter::publish::remove_own_unfinished;
 
-use crate::failure::{Failure, Outcome};
+use crate::{
+    failure::{Failure, Outcome},
+    terminal::Modes,
+};
 
 /// What the next Ctrl+C does; `None` ends the program.
 type Action = Option<Box<dyn FnOnce() + Send>>;
@@ -33,19 +37,43 @@ pub fn leave_nothing_in(folder: &Path) {
     }
 }
 
-/// Takes over Ctrl+C (SIGINT, SIGTERM, SIGHUP) for the process.
+/// Takes over Ctrl+C, SIGTERM and SIGHUP for the process; no other thread may run yet.
 pub fn install() -> Outcome {
-    let handler = || {
+    let modes = Modes::found();
+    #[cfg(unix)]
+    end_when_told(modes.clone())?;
+    let handler = move || {
         let act = action().take();
         match act {
             Some(act) => act(),
-            None => {
-                folders().iter().for_each(|folder| remove_own_unfinished(folder));
-                std::process::exit(130)
-            }
+            None => end(130, &modes),
         }
     };
     ctrlc::set_handler(handler).map_err(|e| Failure::runtime(format!("Ctrl+C cannot be handled: {e}")))
+}
+
+/// Ends the program, where nothing is dropped, without a trace.
+fn end(code: i32, modes: &Modes) -> ! {
+    folders().iter().for_each(|folder| remove_own_unfinished(folder));
+    modes.restore();
+    std::process::exit(code)
+}
+
+/// Has SIGTERM and SIGHUP end the program with their own codes, whatever it is doing.
+#[cfg(unix)]
+fn end_when_told(modes: Modes) -> Outcome {
+    use nix::sys::signal::{SigSet, Signal};
+    let fail = |e: std::io::Error| Failure::runtime(format!("signals cannot be handled: {e}"));
+    let told = SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP]);
+    // Threads have the signals blocked that their parent has: the one that waits gets them.
+    told.thread_block().map_err(|e| fail(e.into()))?;
+    let wait = move || {
+        if let Ok(signal) = told.wait() {
+            end(128 + signal as i32, &modes);
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(fail)?;
+    Ok(())
 }
 
 /// While this lives, the first Ctrl+C runs an action instead of ending the program.

@@ -1,6 +1,6 @@
 //! What the terminal can do, and whether to use it.
 
-use std::io::{IsTerminal, stderr, stdin, stdout};
+use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 
 /// When to use colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -58,6 +58,48 @@ fn wanted(choice: ColorChoice, is_terminal: bool) -> bool {
             is_terminal && !refused && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
         }
     }
+}
+
+/// How the terminal treats keys, as the program found it; an editor of lines changes that.
+#[derive(Clone)]
+pub struct Modes {
+    #[cfg(unix)]
+    found: Option<nix::sys::termios::Termios>,
+}
+
+#[cfg(unix)]
+impl Modes {
+    /// Those of the terminal on standard input, if there is one.
+    pub fn found() -> Modes {
+        Modes { found: nix::sys::termios::tcgetattr(stdin()).ok() }
+    }
+
+    /// Brings them back, where they have changed and are this program's to change.
+    pub fn restore(&self) {
+        use nix::{
+            sys::termios::{SetArg, tcgetattr, tcsetattr},
+            unistd::{getpgrp, tcgetpgrp},
+        };
+        let Some(found) = &self.found else { return };
+        let in_front = tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp());
+        if in_front && tcgetattr(stdin()).is_ok_and(|now| now != *found) {
+            // There is nothing more that could be done.
+            let _ = tcsetattr(stdin(), SetArg::TCSANOW, found);
+            // The editor has pastes bracketed, and the cursor is behind its prompt.
+            let _ = writeln!(stdout(), "\x1b[?2004l");
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl Modes {
+    /// The system's editor of lines looks after them itself.
+    pub fn found() -> Modes {
+        Modes {}
+    }
+
+    /// Nothing to bring back.
+    pub fn restore(&self) {}
 }
 
 /// Whether a person sits at both ends, so that a line can be edited.

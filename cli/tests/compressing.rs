@@ -186,12 +186,12 @@ fn ctrl_c_ends_a_run_without_a_trace_and_the_next_one_starts_afresh() {
     let dir = collection(64);
     let out = dir.path().join("out");
     let args = compress_args(dir.path(), &["--rank", "16", "--clusters", "8"]);
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for (signal, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 143)] {
         let child = command(&args).spawn().unwrap();
         wait_for_work(&child);
         program::signal(&child, signal);
         let ran = finish(child);
-        assert_eq!((ran.code, ran.stderr.as_str()), (130, ""), "{signal}");
+        assert_eq!((ran.code, ran.stderr.as_str()), (code, ""), "{signal}");
         assert!(names(&out).is_empty(), "{:?}", names(&out));
         assert_eq!(names(dir.path()), ["adapters", "out"]);
     }
@@ -254,7 +254,7 @@ fn ctrl_c_while_a_large_file_is_written_leaves_nothing_and_a_killed_writer_is_cl
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_second_ctrl_c_while_the_pack_is_written_leaves_nothing() {
+fn a_second_signal_while_the_pack_is_written_leaves_nothing() {
     let dir = collection(200);
     let out = dir.path().join("out");
     let args = compress_args(dir.path(), &["--rank", "4"]);
@@ -268,7 +268,7 @@ fn a_second_ctrl_c_while_the_pack_is_written_leaves_nothing() {
             }
         }
         let ran = finish(child);
-        caught += usize::from(ran.code == 130);
+        caught += usize::from(ran.code != 0);
         // It may have been done before the signals reached it; half-done it is never.
         let left = names(&out);
         assert!(left.iter().all(|n| n == "pack.gguf"), "{left:?}");

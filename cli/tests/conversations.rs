@@ -117,7 +117,7 @@ fn commands_that_fail_are_explained_and_the_conversation_goes_on() {
         &[],
         "/nonsense\n/adapter nobody\n/lora rm nobody\n/lora add /no/such/file.gguf\n/regen\n/compare a\nhello\n",
     );
-    assert_eq!(ran.success(), chat(&[], "hello\n").stdout);
+    assert_eq!(ran.went_on(), chat(&[], "hello\n").stdout);
     for named in ["/nonsense", "`nobody`", "/no/such/file.gguf", "nothing was said", "/compare A B"] {
         assert!(ran.stderr.contains(named), "{named}: {ran:?}");
     }
@@ -157,58 +157,164 @@ fn a_template_from_a_file_is_used() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_stops_an_answer_and_at_the_prompt_the_program() {
+fn signals_end_a_chat_that_nobody_types_at() {
     let model = model();
-    let args = ["chat", "-m", &model, "-n", "-1", "--ignore-eos", "-c", "100000"];
-    let mut child = command(&args).stdin(Stdio::piped()).spawn().unwrap();
+    let endless = ["chat", "-m", &model, "-n", "-1", "--ignore-eos", "-c", "100000"];
+    let single = [&endless[..], &["-p", "hello", "-st"]].concat();
+    for (args, signal_sent, code) in [
+        (&endless[..], libc::SIGINT, 130),
+        (&endless, libc::SIGTERM, 143),
+        (&endless, libc::SIGHUP, 129),
+        (&single, libc::SIGINT, 130),
+        (&single, libc::SIGTERM, 143),
+    ] {
+        let mut child = command(args).stdin(Stdio::piped()).spawn().unwrap();
+        let mut typed = child.stdin.take().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        // The second message would be answered for ever.
+        let _ = typed.write_all(b"hello\nhello\n");
+        stdout.read_exact(&mut [0]).unwrap();
+        signal(&child, signal_sent);
+        // The rest is read, so that the program is not stopped by a full pipe.
+        std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
+        let ran = finish(child);
+        assert_eq!(ran.code, code, "{args:?}: {ran:?}");
+        assert_eq!(speeds(&ran).len(), usize::from(signal_sent == libc::SIGINT), "{args:?}: {ran:?}");
+    }
+    // Where a message is awaited.
+    let mut child = command(&endless).stdin(Stdio::piped()).spawn().unwrap();
     let mut typed = child.stdin.take().unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    let mut stderr = child.stderr.take().unwrap();
-    typed.write_all(b"hello\n").unwrap();
-    stdout.read_exact(&mut [0]).unwrap();
-    signal(&child, libc::SIGINT);
-    // The speed line comes after the whole answer, which must not fill its pipe.
-    let answer = std::thread::spawn(move || {
-        let text = read_until(&mut stdout, "/regen");
-        (text, stdout)
-    });
-    let line = read_until(&mut stderr, "]\n");
-    assert!(line.contains("stopped"), "{line}");
     typed.write_all(b"/help\n").unwrap();
-    let (_, _stdout) = answer.join().unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "/regen");
     signal(&child, libc::SIGINT);
     assert_eq!(finish(child).code, 130);
 }
 
-/// Runs `lory chat` on a pseudo-terminal of 100 columns. After each text on the screen the keys
-/// beside it are typed; what is typed while nobody edits a line would be lost.
+/// `lory chat` on a pseudo-terminal of 100 columns, with a shell that outlives it.
+#[cfg(target_os = "linux")]
+struct Terminal {
+    script: std::process::Child,
+    typed: std::process::ChildStdin,
+    screen: std::process::ChildStdout,
+    /// All that was shown.
+    text: String,
+    _watched: std::sync::mpsc::Sender<()>,
+}
+
+#[cfg(target_os = "linux")]
+impl Terminal {
+    /// `None`, with a line that says so, where there is no pseudo-terminal to be had.
+    fn chat(args: &str, dir: &std::path::Path) -> Option<Terminal> {
+        let chat = format!(
+            "stty cols 100 rows 40; sh -c \"echo pid \\$\\$; exec '{}' chat -m '{}' {args}\"; code=$?; stty -a; exit $code",
+            env!("CARGO_BIN_EXE_lory"),
+            model(),
+        );
+        let mut script = std::process::Command::new("script");
+        script.args(["-qec", &chat, "/dev/null"]).env("TERM", "xterm").env("XDG_STATE_HOME", dir);
+        script.env_remove("NO_COLOR").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let Ok(mut script) = script.spawn() else {
+            eprintln!("skipped: `script` (util-linux) is not there");
+            return None;
+        };
+        let (typed, screen) = (script.stdin.take().unwrap(), script.stdout.take().unwrap());
+        let _watched = program::watch(&script);
+        Some(Terminal { script, typed, screen, text: String::new(), _watched })
+    }
+
+    /// Waits for a text on the screen.
+    fn see(&mut self, text: &str) {
+        self.text += &read_until(&mut self.screen, text);
+    }
+
+    /// What is typed at a prompt while nobody edits a line would be lost.
+    fn see_prompt(&mut self) {
+        self.see("> ");
+    }
+
+    fn type_keys(&mut self, keys: &str) {
+        self.typed.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// The process of the chat.
+    fn process(&mut self) -> u32 {
+        self.see("pid ");
+        let line = read_until(&mut self.screen, "\n");
+        line.trim().parse().unwrap()
+    }
+
+    /// Waits for the end: the exit code, and all that was shown.
+    fn end(mut self) -> (Option<i32>, String) {
+        // On a terminal the other end's closing is an error of reading.
+        let _ = self.screen.read_to_string(&mut self.text);
+        (self.script.wait().unwrap().code(), self.text)
+    }
+}
+
+/// A chat with an adapter: after each text on the screen and the prompt behind it the keys beside it are typed.
 #[cfg(target_os = "linux")]
 fn on_a_terminal(dialog: &[(&str, &str)], dir: &std::path::Path) -> Option<(Option<i32>, String)> {
-    let chat = format!(
-        "stty cols 100 rows 40; exec '{}' chat -m '{}' -n 8 --temp 0 --ignore-eos --lora '{}'",
-        env!("CARGO_BIN_EXE_lory"),
-        model(),
-        arg(&fixture("lora/attn.gguf"))
-    );
-    let mut script = std::process::Command::new("script");
-    script.args(["-qec", &chat, "/dev/null"]).env("TERM", "xterm").env("XDG_STATE_HOME", dir);
-    script.env_remove("NO_COLOR").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let Ok(mut child) = script.spawn() else {
-        eprintln!("skipped: `script` (util-linux) is not there");
-        return None;
-    };
-    let _watched = program::watch(&child);
-    let mut typed = child.stdin.take().unwrap();
-    let mut screen = child.stdout.take().unwrap();
-    let mut text = String::new();
+    let lora = arg(&fixture("lora/attn.gguf"));
+    let mut chat = Terminal::chat(&format!("-n 8 --temp 0 --ignore-eos --lora '{lora}'"), dir)?;
     for (shown, keys) in dialog {
-        text += &read_until(&mut screen, shown);
-        text += &read_until(&mut screen, "> ");
-        typed.write_all(keys.as_bytes()).unwrap();
+        chat.see(shown);
+        chat.see_prompt();
+        chat.type_keys(keys);
     }
-    // On a terminal the other end's closing is an error of reading.
-    let _ = screen.read_to_string(&mut text);
-    Some((child.wait().unwrap().code(), text))
+    Some(chat.end())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_on_a_terminal_stops_an_answer_and_the_conversation_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut chat) = Terminal::chat("-n -1 --ignore-eos -c 100000", dir.path()) else { return };
+    chat.see_prompt();
+    chat.type_keys("hello\r");
+    // The line as it was typed, which is shorter, and the beginning of its answer.
+    chat.see("hello");
+    chat.screen.read_exact(&mut [0; 300]).unwrap();
+    chat.type_keys("\x03");
+    chat.see("stopped]");
+    chat.see_prompt();
+    chat.type_keys("\x04");
+    assert_eq!(chat.end().0, Some(0));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_signal_at_the_prompt_leaves_the_terminal_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    for (signal, code) in [(libc::SIGTERM, 143), (libc::SIGHUP, 129)] {
+        let Some(mut chat) = Terminal::chat("-n 8", dir.path()) else { return };
+        let process = chat.process();
+        chat.see("/help lists");
+        chat.see_prompt();
+        program::send(process, signal);
+        let (ended, text) = chat.end();
+        assert_eq!(ended, Some(code), "{text}");
+        let modes: Vec<&str> = text.split_whitespace().collect();
+        assert!(modes.contains(&"icanon") && modes.contains(&"echo"), "{signal}: {text}");
+    }
+}
+
+#[test]
+fn a_pipe_whose_lines_failed_ends_with_1() {
+    let ran = chat(&[], "/load nope.json\n/adapter nope\n");
+    assert_eq!((ran.code, ran.stderr.matches("error: ").count()), (1, 2), "{ran:?}");
+    let ran = chat(&[], "/adapter nope\nhello\n/exit\n");
+    assert_eq!((ran.code, speeds(&ran).len()), (1, 1), "{ran:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_answer_that_cannot_be_printed_ends_the_chat() {
+    let model = model();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut child = command(&["chat", "-m", &model, "-n", "4", "--ignore-eos"]);
+    let mut child = child.stdin(Stdio::piped()).stdout(full).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\nhello\n").unwrap();
+    assert!(finish(child).one_line_error(1).contains("standard output"));
 }
 
 #[cfg(target_os = "linux")]
@@ -257,10 +363,10 @@ fn conversations_are_saved_and_loaded() {
     let lone = chat(&[], &format!("/load {file}\n/load {}\n/load none.json\nhello\n", dir.path().display()));
     let errors: Vec<&str> = lone.stderr.lines().filter(|l| l.starts_with("error: ")).collect();
     assert!(errors.len() == 3 && errors[0].contains("`attn`") && errors[2].contains("none.json"), "{lone:?}");
-    assert_eq!(lone.success(), chat(&[], "hello\n").stdout);
+    assert_eq!(lone.went_on(), chat(&[], "hello\n").stdout);
     fs::write(&path, "{\"format\"").unwrap();
     let damaged = chat(&[], &format!("/load {file}\n"));
-    assert!(damaged.stderr.contains("no saved conversation") && damaged.code == 0, "{damaged:?}");
+    assert!(damaged.stderr.contains("no saved conversation") && damaged.code == 1, "{damaged:?}");
 }
 
 #[test]

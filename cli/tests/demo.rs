@@ -85,7 +85,7 @@ fn skills_are_listed_by_family_and_told_one_by_one() {
         "/skills\n/skills {}\n/skills {}\n/skills {}x9\n",
         skill.family, skill.name, skill.name
     ));
-    let text = ran.success();
+    let text = ran.went_on();
     for family in skills().families() {
         assert!(text.contains(family), "{family}: {text}");
     }
@@ -118,7 +118,7 @@ fn several_answer_side_by_side_and_mixed() {
 fn costs_are_told() {
     let [a, b] = two().map(|s| s.name.as_str());
     let ran = chat(&format!("/cost\n/cost {a}\n/mix {a} {b}\n/cost\n/cost nobody\n"));
-    let text = ran.success();
+    let text = ran.went_on();
     assert_eq!(
         (text.matches(" of its own").count(), text.matches("as it was trained: ").count()),
         (3, 3),
@@ -151,7 +151,7 @@ fn what_makes_no_sense_is_explained_and_the_conversation_goes_on() {
         format!("/{a} {}", "x".repeat(5_000)),
     ];
     let ran = chat(&format!("{}\n/none lantern\n", typed.join("\n")));
-    assert_eq!(ran.success(), chat("lantern\n").stdout);
+    assert_eq!(ran.went_on(), chat("lantern\n").stdout);
     assert_eq!(errors(&ran).len(), typed.len(), "{ran:?}");
     let similar = format!("no command and no adapter /{a}x: did you mean `/{a}`");
     for part in [

@@ -46,7 +46,8 @@ const DEMO_TOKENS: usize = 96;
   printf 'Hello\\n/poet\\nHello\\n' | lory chat -m model.gguf --pack styles.gguf
 
 In the conversation, /help lists the commands. Ctrl+C stops an answer, at the prompt it ends
-the program; Ctrl+D ends it, too.")]
+the program; Ctrl+D ends it, too. Through a pipe, Ctrl+C ends the program at any time, and the exit
+code is 1 if any line failed.")]
 pub struct Chat {
     /// The model, a GGUF file (of a sharded one, any shard) [default: the built-in demo, see lory demo --help].
     #[arg(short = 'm', long, value_name = "FILE", help_heading = "Model")]
@@ -126,7 +127,8 @@ impl Chat {
         let conversation = Conversation::new(&engine, format, style, mix, system)?;
         let families = world.as_ref().map_or_else(Vec::new, World::families);
         let input = Input::open(&engine, families, Style::stdout(self.color))?;
-        let mut talk = Talk::new(engine, world, conversation, input, Style::stderr(self.color));
-        talk.hold(first, self.single_turn)
+        let mut talk =
+            Talk::new(engine, world, conversation, input, Style::stderr(self.color), self.single_turn);
+        talk.hold(first)
     }
 }

@@ -34,25 +34,33 @@ pub struct Talk {
     /// Of standard error.
     style: Style,
     costs: Costs,
+    /// Whether one answer is all.
+    single_turn: bool,
     /// Whether the user was told that the base alone has no skill.
     told: bool,
 }
 
 impl Talk {
-    /// Nothing typed yet; `style` is for standard error.
+    /// Nothing typed yet; `style` is for standard error. It ends after one answer, or when the user does.
     pub fn new(
         engine: Engine,
         world: Option<World>,
         conversation: Conversation,
         input: Input,
         style: Style,
+        single_turn: bool,
     ) -> Talk {
-        Talk { engine, world, conversation, input, style, costs: Costs::default(), told: false }
+        Talk { engine, world, conversation, input, style, costs: Costs::default(), single_turn, told: false }
     }
 
-    /// Until the user ends it, or has one answer if only that was asked for. `first` is said before anything is read.
-    pub fn hold(&mut self, mut first: Option<String>, single_turn: bool) -> Outcome {
-        if self.input.is_terminal() && !single_turn {
+    /// Until it ends. `first` is said before anything is read.
+    ///
+    /// # Errors
+    /// The failure of the only answer; [`Failure::Told`] if any line from a pipe failed, where nobody reads what was said
+    /// of it; Ctrl+C; a terminal or a pipe that is gone.
+    pub fn hold(&mut self, mut first: Option<String>) -> Outcome {
+        let mut end = Ok(());
+        if self.input.is_terminal() && !self.single_turn {
             if let Some(world) = &self.world {
                 note(&world.greeting());
             }
@@ -63,7 +71,7 @@ impl Talk {
                 Some(text) => text,
                 None => match self.input.next()? {
                     Entry::Text(text) => text,
-                    Entry::End => return Ok(()),
+                    Entry::End => return end,
                     Entry::Interrupt => return Err(Failure::Interrupted),
                 },
             };
@@ -71,17 +79,22 @@ impl Talk {
                 continue;
             }
             let answered = match Command::parse(&text) {
-                Some(Ok(Command::Exit)) => return Ok(()),
+                Some(Ok(Command::Exit)) => return end,
                 Some(Ok(command)) => self.obey(command),
                 Some(Err(advice)) => Err(Failure::runtime(advice)),
                 None => self.say(commands::said(&text)).map(|()| true),
             };
             match answered {
                 // One answer was asked for: its failure is the program's.
-                Err(e) if single_turn => return Err(e),
-                Ok(true) if single_turn => return Ok(()),
+                Err(e) if self.single_turn => return Err(e),
+                Ok(true) if self.single_turn => return Ok(()),
                 Ok(_) => {}
-                Err(Failure::Runtime(m) | Failure::Usage(m)) => note(&format!("error: {}", one_line(&m))),
+                Err(Failure::Runtime(m) | Failure::Usage(m)) => {
+                    note(&format!("error: {}", one_line(&m)));
+                    if !self.input.is_terminal() {
+                        end = Err(Failure::Told);
+                    }
+                }
                 Err(other) => return Err(other),
             }
         }
@@ -198,7 +211,15 @@ impl Talk {
             self.remark(&world.advice());
             self.told = true;
         }
-        Ok(())
+        self.stopped(answer.was_interrupted())
+    }
+
+    /// Ctrl+C stops an answer for whoever can type another message; else it ends the program.
+    fn stopped(&self, interrupted: bool) -> Outcome {
+        match interrupted && (self.single_turn || !self.input.is_terminal()) {
+            true => Err(Failure::Interrupted),
+            false => Ok(()),
+        }
     }
 
     fn compare(&mut self, rest: &str) -> Outcome {
@@ -223,7 +244,7 @@ impl Talk {
             let line = speed::line(&answer.stats, mix, &self.engine, None);
             self.remark(&format!("[{together} at once: {line}]"));
         }
-        Ok(())
+        self.stopped(answers.iter().any(Answer::was_interrupted))
     }
 }
 

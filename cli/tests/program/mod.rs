@@ -41,6 +41,14 @@ impl Ran {
         line
     }
 
+    /// Asserts that a piped chat went on past lines that failed, and returns standard output.
+    #[track_caller]
+    pub fn went_on(&self) -> &str {
+        assert_eq!(self.code, 1, "{self:?}");
+        assert!(self.stderr.contains("error: ") && !self.stderr.contains("panicked"), "{self:?}");
+        &self.stdout
+    }
+
     /// Asserts success, and returns standard output.
     #[track_caller]
     pub fn success(&self) -> &str {
@@ -100,7 +108,8 @@ pub fn signal(child: &Child, signal: i32) {
     send(child.id(), signal);
 }
 
-fn send(process: u32, signal: i32) {
+/// Sends a signal to any process.
+pub fn send(process: u32, signal: i32) {
     // SAFETY: kill only passes numbers to the system.
     let sent = unsafe { libc::kill(process as i32, signal) };
     assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());

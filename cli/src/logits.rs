@@ -16,7 +16,7 @@ use crate::{
     mix::Mix,
     model_flags::ModelFlags,
     output::Output,
-    prompt::PromptFlags,
+    prompt::{PromptFlags, encode},
 };
 
 /// Write the logits after every token of a text: a NumPy array of f32, tokens x vocabulary.
@@ -53,7 +53,7 @@ impl Logits {
         let mix = Mix::load(&self.adapters, &engine)?;
         let tokens = match (self.tokens, text) {
             (Some(tokens), _) => tokens,
-            (None, text) => engine.model().encode_prompt(&text.unwrap_or_default()),
+            (None, text) => encode(&engine, &text.unwrap_or_default()),
         };
         let count = tokens.len();
         let mut session =

@@ -7,8 +7,12 @@ use std::{
 };
 
 use clap::Args;
+use lory_runtime::Engine;
 
-use crate::failure::{Failure, Outcome};
+use crate::{
+    failure::{Failure, Outcome},
+    model_flags::note,
+};
 
 /// One of the two.
 #[derive(Args, Debug)]
@@ -40,6 +44,22 @@ impl PromptFlags {
             _ => text,
         }))
     }
+}
+
+/// A text's tokens, with those that the model wants around it; a BOS that stands in the text as well is told, and stays, as
+/// in llama.cpp.
+pub fn encode(engine: &Engine, text: &str) -> Vec<u32> {
+    let tokens = engine.model().encode_prompt(text);
+    let tokenizer = &engine.model().tokenizer;
+    if let (Some(bos), [first, second, ..]) = (tokenizer.bos(), tokens.as_slice())
+        && tokenizer.add_bos()
+        && *first == bos
+        && *second == bos
+    {
+        let written = String::from_utf8_lossy(&tokenizer.token_bytes(bos).unwrap_or_default()).into_owned();
+        note(&format!("the text begins with {written}, which is added anyway: leave it out"));
+    }
+    tokens
 }
 
 /// A file's text; `-` is standard input.

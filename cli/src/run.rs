@@ -18,7 +18,7 @@ use crate::{
     mix::Mix,
     model_flags::ModelFlags,
     output::Output,
-    prompt::PromptFlags,
+    prompt::{PromptFlags, encode},
     sampling_flags::SamplingFlags,
     speed,
     terminal::{ColorChoice, Style},
@@ -85,7 +85,7 @@ impl Run {
         }
         let mut session =
             engine.session(&SessionOptions { adapters: mix.entries(), ..Default::default() })?;
-        let tokens = engine.model().encode_prompt(&prompt);
+        let tokens = encode(&engine, &prompt);
         let prompt_tokens = tokens.len();
         let generation = session.generate(Request {
             tokens,

@@ -14,7 +14,7 @@ pub struct SamplingFlags {
     /// Seed of the random numbers: the same seed gives the same text [default: random].
     #[arg(short = 's', long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<i64>,
-    /// Temperature; 0 always takes the most likely token [default: 0.8; 0 with the built-in demo].
+    /// Temperature; 0 always takes the most likely token [default: 0.8].
     #[arg(long, alias = "temperature", value_name = "T", allow_negative_numbers = true)]
     pub temp: Option<f32>,
     /// Keep the K most likely tokens; 0 is off.

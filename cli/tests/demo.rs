@@ -74,6 +74,13 @@ fn the_exported_files_answer_alike() {
     assert_eq!(lory(&files).success(), built_in.success());
     let skills = lory_with_input(&["chat", "-m", &base], "/skills\n");
     assert!(skills.stderr.contains("built-in demo"), "{skills:?}");
+    // What the help shows as an example, and its answer.
+    let help = lory(&["demo", "--help"]);
+    let example = help.success().lines().find_map(|l| l.trim().strip_prefix("lory run -m demo/base.gguf "));
+    let words = example.unwrap().replace("demo/skills.gguf", &pack).replace('\'', "");
+    let args = ["run", "-m", &base].into_iter().chain(words.split(' ')).collect::<Vec<_>>();
+    let ran = lory(&args);
+    assert_eq!(ran.success().trim(), "olleh", "{args:?}");
     // A folder that cannot be made, and a file in its place.
     assert!(lory(&["demo", "--export", &base]).one_line_error(1).contains("base.gguf"));
 }

@@ -203,6 +203,15 @@ fn flags_for_a_device_say_that_they_have_no_effect_without_one() {
 }
 
 #[test]
+fn a_bos_that_is_written_out_is_told() {
+    let Some(model) = shared_data("models/stories260K.gguf") else { return };
+    let run = |text: &str| lory(&["run", "-m", &arg(&model), "-p", text, "-n", "1", "--temp", "0"]);
+    let told = "the text begins with <s>, which is added anyway";
+    assert!(run("<s>Once").stderr.contains(told));
+    assert!(!run("Once").stderr.contains(told));
+}
+
+#[test]
 fn a_context_without_memory_for_it_is_refused_with_what_fits() {
     let model = arg(&fixture("models/llama.gguf"));
     for n in ["2000000000", "4294967295"] {

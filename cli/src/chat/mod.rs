@@ -36,6 +36,9 @@ const DEMO_TOKENS: usize = 96;
 
 /// Talk to a model, and switch its adapters while it talks.
 #[derive(Args)]
+#[command(mut_arg("temp", |temp| {
+    temp.help("Temperature; 0 always takes the most likely token [default: 0.8; 0 with the built-in demo]")
+}))]
 #[command(after_help = "Examples:
   lory chat                                                  a small model and its skills, built in
   lory chat -m model.gguf

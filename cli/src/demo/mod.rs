@@ -33,7 +33,7 @@ pub use world::World;
   lory demo --check --family ciphers --skill roman --samples 10
   lory demo --check --json > check.json
   lory demo --export demo/                   base and pack as files, for the other commands:
-  lory run -m demo/base.gguf --pack demo/skills.gguf --adapter reverse -p '<s>hello<|sep|>'
+  lory run -m demo/base.gguf --pack demo/skills.gguf --adapter reverse --temp 0 -p 'hello<|sep|>'
 
   lory demo --check -m demo/base.gguf --pack mine.gguf    another pack of the same skills
 

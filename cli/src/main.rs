@@ -47,6 +47,8 @@ use failure::Outcome;
     name = "lory",
     version,
     disable_help_subcommand = true,
+    // As in llama.cpp, so that a script's flags can be changed behind them.
+    args_override_self = true,
     arg_required_else_help = true,
     after_help = "Examples:
   lory chat                                            talk to the model that is built in, and to its skills

@@ -5,8 +5,8 @@ use std::path::Path;
 use lory_runtime::{AdapterId, Engine};
 
 use crate::{
-    adapter_flags::{AdapterFlags, split_scale},
-    failure::Outcome,
+    adapter_flags::{AdapterFlags, parse_scale, split_scale},
+    failure::{Failure, Outcome},
     terminal::bytes,
 };
 
@@ -43,7 +43,7 @@ impl Mix {
             mix.set(engine, &name, file.scale)?;
         }
         for given in &flags.adapter {
-            let (name, scale) = name_and_scale(engine, given);
+            let (name, scale) = name_and_scale(engine, given)?;
             mix.set(engine, name, scale)?;
         }
         Ok(mix)
@@ -107,15 +107,30 @@ impl Mix {
 
 /// Whether `text` is an adapter's name, perhaps with a weight, or [`NONE`].
 pub fn is_name(engine: &Engine, text: &str) -> bool {
-    let (name, _) = name_and_scale(engine, text);
-    name == NONE || engine.adapters().info(name).is_ok()
+    name_and_scale(engine, text).is_ok_and(|(name, _)| name == NONE || is_known(engine, name))
+}
+
+fn is_known(engine: &Engine, name: &str) -> bool {
+    engine.adapters().info(name).is_ok()
 }
 
 /// Splits `NAME:SCALE`; an adapter whose name is the whole text comes first.
-pub fn name_and_scale<'t>(engine: &Engine, text: &'t str) -> (&'t str, f32) {
-    match split_scale(text) {
-        Some((name, scale)) if engine.adapters().info(text).is_err() => (name, scale),
-        _ => (text, 1.0),
+///
+/// # Errors
+/// An adapter's name with something behind it that was to be a weight.
+pub fn name_and_scale<'t>(engine: &Engine, text: &'t str) -> Outcome<(&'t str, f32)> {
+    if is_known(engine, text) {
+        return Ok((text, 1.0));
+    }
+    if let Some(split) = split_scale(text) {
+        return Ok(split);
+    }
+    match text.rsplit_once([':', '=']).filter(|(name, _)| is_known(engine, name)) {
+        None => Ok((text, 1.0)),
+        Some((name, weight)) => Err(Failure::usage(match parse_scale(weight) {
+            Some(scale) => format!("{text}: a weight stands behind a colon; write {name}:{scale}"),
+            None => format!("{text}: the weight `{weight}` is not a finite number; write {name}:0.5"),
+        })),
     }
 }
 

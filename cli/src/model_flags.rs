@@ -158,8 +158,8 @@ pub struct EngineFlags {
     /// sooner. auto does it where the system has three times that available.
     #[arg(long, value_name = "WHEN", value_enum, default_value = "off")]
     pub repack: RepackArg,
-    /// Element type of cached keys and values.
-    #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
+    /// Element type of cached keys and values (also --cache-type-k, -ctk).
+    #[arg(long, alias = "cache-type-k", value_name = "TYPE", value_enum, default_value = "f16")]
     pub kv_type: KvTypeArg,
     /// Say more on standard error: device, sizes, seed.
     #[arg(short = 'v', long)]
@@ -174,7 +174,7 @@ impl EngineFlags {
 
     /// Has an engine opened with these options; a context that is too long is the user's mistake.
     pub fn engine(&self, open: impl FnOnce(&EngineOptions) -> Result<Engine, Error>) -> Outcome<Engine> {
-        if self.verbose && self.device != DeviceArg::Cuda {
+        if self.device != DeviceArg::Cuda {
             let given = [
                 ("-ngl", matches!(self.gpu_layers, GpuLayers::Last(1..))),
                 ("--device-adapter-mib", self.device_adapter_mib.is_some()),

@@ -67,7 +67,7 @@ struct Model {
     #[arg(short = 'o', long, value_name = "FILE")]
     output: PathBuf,
     /// The same seed gives the same file.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(short = 's', long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }
 
@@ -114,9 +114,9 @@ struct Pack {
     /// The model that the adapters are for.
     #[arg(short = 'm', long, value_name = "FILE")]
     model: PathBuf,
-    /// Number of adapters.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    adapters: usize,
+    /// How many (also --n).
+    #[arg(long, alias = "n", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    adapters: u32,
     /// Rank of the shared bases.
     #[arg(long, value_name = "R", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     rank: u16,
@@ -139,7 +139,7 @@ struct Pack {
     #[arg(short = 'o', long, value_name = "PACK")]
     output: PathBuf,
     /// The same seed gives the same file.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(short = 's', long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }
 
@@ -148,7 +148,7 @@ impl Pack {
         Inputs::default().model(&self.model).refuse("-o", &self.output)?;
         let base = BaseInfo::from_gguf(&open_gguf(&self.model, Loading::Map)?.gguf)?;
         let spec = SynthSpec {
-            n_adapters: self.adapters,
+            n_adapters: self.adapters as usize,
             clusters: self.clusters.into(),
             rank: self.rank.into(),
             diagonal: self.diagonal,

@@ -17,8 +17,8 @@ pub struct Adapters {
     /// The base model.
     #[arg(short = 'm', long, value_name = "FILE")]
     model: PathBuf,
-    /// How many.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// How many (also --adapters).
+    #[arg(long, alias = "adapters", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     n: u32,
     /// Rank of each.
     #[arg(long, value_name = "R", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]

@@ -183,6 +183,10 @@ fn an_unknown_adapter_is_named() {
     let ran = lory(&["run", "-m", &model, "-p", "x", "--adapter", "nobody:0.5"]);
     assert!(ran.one_line_error(2).contains("--adapter nobody:0.5"), "{ran:?}");
     let lora = arg(&fixture("lora/attn.gguf"));
+    for (typed, meant) in [("attn:abc", "the weight `abc`"), ("attn=0.5", "write attn:0.5")] {
+        let ran = lory(&["run", "-m", &model, "-p", "x", "--lora", &lora, "--adapter", typed]);
+        assert!(ran.one_line_error(2).contains(meant), "{ran:?}");
+    }
     for (typed, meant) in [("atn:0.5", "did you mean `attn`?"), ("nobody", "there are attn")] {
         let ran = lory(&["run", "-m", &model, "-p", "x", "--lora", &lora, "--adapter", typed]);
         assert!(ran.one_line_error(1).contains(meant), "{ran:?}");
@@ -195,10 +199,54 @@ fn flags_for_a_device_say_that_they_have_no_effect_without_one() {
     let run =
         |more: &[&str]| lory(&[&["run", "-m", &model, "-p", "x", "-n", "1", "--temp", "0"], more].concat());
     let want = run(&[]);
-    let ran = run(&["-v", "-ngl", "1", "--device-adapter-mib", "64"]);
+    let ran = run(&["-ngl", "1", "--device-adapter-mib", "64"]);
     assert_eq!(ran.success(), want.success());
     for flag in ["-ngl", "--device-adapter-mib"] {
         assert!(ran.stderr.contains(&format!("{flag} has no effect without --device cuda")), "{ran:?}");
+    }
+}
+
+#[test]
+fn of_an_option_that_is_given_twice_the_last_counts() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let run =
+        |args: &[&str]| lory(&[&["run", "-m", &model, "--ignore-eos"], args].concat()).success().to_owned();
+    let once = run(&["-p", "hello", "--temp", "0", "-n", "5"]);
+    assert_eq!(run(&["-p", "x", "-n", "9", "--temp", "1", "-p", "hello", "--temp", "0", "-n", "5"]), once);
+    // Also where an option has an older name, and where it stands before a nested command's.
+    assert_eq!(run(&["-p", "hello", "--temperature", "9", "--temp", "0", "-n", "5"]), once);
+    let [attn, all] = ["lora/attn.gguf", "lora/all.gguf"].map(|name| arg(&fixture(name)));
+    let both =
+        lory(&["chat", "-m", &model, "--lora", &attn, "--lora", &all, "-v", "-p", "x", "-n", "1", "-st"]);
+    assert!(both.stderr.contains("adapters 2"), "what can be repeated still adds up: {both:?}");
+}
+
+#[test]
+fn options_have_the_names_that_other_commands_and_llama_cpp_give_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| arg(&dir.path().join(name));
+    let model = arg(&fixture("models/llama.gguf"));
+    let run = |flag: &str| {
+        lory(&["run", "-m", &model, "-p", "x", "-n", "4", "--temp", "0", flag, "q8_0"]).success().to_owned()
+    };
+    assert_eq!(run("-ctk"), run("--kv-type"));
+    let bench = |flag: &str| {
+        lory(&["bench", "-m", &model, "-p", "2", "-n", "0", "-r", "1", flag, "q8_0", "-o", "json"])
+    };
+    assert!(bench("--kv-type").success().contains("\"type_k\": \"q8_0\""));
+    let pack = |args: &[&str]| {
+        let file = at("pack.gguf");
+        lory(&[&["synth", "pack", "-m", &model, "--rank", "4", "-o", &file], args].concat()).success();
+        fs::read(file).unwrap()
+    };
+    assert_eq!(pack(&["--n", "2", "-s", "3"]), pack(&["--adapters", "2", "--seed", "3"]));
+    let adapters =
+        ["synth", "adapters", "-m", &model, "--adapters", "1", "--rank", "4", "-o", &at("adapters")];
+    lory(&adapters).success();
+    lory(&["synth", "model", "llama-tiny", "-s", "3", "-o", &at("model.gguf")]).success();
+    for n in ["--n", "--adapters"] {
+        let ran = lory(&["synth", "pack", "-m", &model, n, "0", "-o", &at("none.gguf")]);
+        assert!(ran.one_line_error(2).contains("--adapters"), "{ran:?}");
     }
 }
 

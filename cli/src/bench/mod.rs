@@ -70,8 +70,8 @@ pub struct Bench {
     /// Threads [default: the physical cores].
     #[arg(short = 't', long, value_name = "N,…")]
     threads: Vec<Numbers>,
-    /// Element type of cached keys (short: -ctk); values have the same.
-    #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
+    /// Element type of cached keys (short: -ctk; also --kv-type); values have the same.
+    #[arg(long, alias = "kv-type", value_name = "TYPE", value_enum, default_value = "f16")]
     cache_type_k: KvTypeArg,
     /// Element type of cached values (short: -ctv).
     #[arg(long, value_name = "TYPE", value_enum)]

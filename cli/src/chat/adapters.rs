@@ -40,7 +40,7 @@ impl Talk {
 
     /// The adapter `NAME[:SCALE]` alone, or the base.
     pub(super) fn only(&mut self, given: &str) -> Outcome {
-        let (name, scale) = mix::name_and_scale(&self.engine, given);
+        let (name, scale) = mix::name_and_scale(&self.engine, given)?;
         self.switch(Mix::only(&self.engine, name, scale)?)
     }
 
@@ -52,7 +52,7 @@ impl Talk {
             let (name, weight) = commands::weighted(word, known).map_err(Failure::runtime)?;
             let (name, scale) = match weight {
                 Some(weight) => (name, weight),
-                None => mix::name_and_scale(&self.engine, name),
+                None => mix::name_and_scale(&self.engine, name)?,
             };
             if mix.parts().iter().any(|p| p.name == name) {
                 return Err(Failure::runtime(format!("`{name}` stands there twice; give it one weight")));
@@ -64,7 +64,7 @@ impl Talk {
 
     /// Adds an adapter that is known or comes from a file to those that speak.
     pub(super) fn add(&mut self, what: &str, scale: Option<f32>) -> Outcome {
-        let (name, named_scale) = mix::name_and_scale(&self.engine, what);
+        let (name, named_scale) = mix::name_and_scale(&self.engine, what)?;
         let scale = scale.unwrap_or(named_scale);
         let name = if self.engine.adapters().info(name).is_ok() {
             name.to_owned()

@@ -228,7 +228,7 @@ impl Talk {
         let mixes = names
             .iter()
             .map(|given| {
-                let (name, scale) = mix::name_and_scale(&self.engine, given);
+                let (name, scale) = mix::name_and_scale(&self.engine, given)?;
                 Mix::only(&self.engine, name, scale)
             })
             .collect::<Outcome<Vec<Mix>>>()?;

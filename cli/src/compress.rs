@@ -16,6 +16,7 @@ use crate::{
     failure::{Failure, Outcome},
     inputs::Inputs,
     interrupt,
+    output::{make_folder, place_of},
 };
 
 /// Compress LoRA adapters of one base into a pack that shares bases between them.
@@ -146,17 +147,19 @@ impl Compress {
         let sources = Source::find(&self.adapters).map_err(failure)?;
         let inputs = Inputs::default().model(&self.model);
         sources.iter().fold(inputs, |inputs, s| inputs.adapter(&s.path)).refuse("-o", &self.output)?;
-        interrupt::leave_nothing_in(folder_of(&self.output));
+        place_of(&self.output)?;
+        // What cannot be written is known before the long work.
+        self.report.as_deref().map_or(Ok(()), make_folder)?;
         let threads = usize::from(self.threads.unwrap_or(0));
         let report = in_pool(threads, |bar, cancel| {
             let collection = open_collection(&self.model, &sources, &self.output, bar, cancel)?;
             lory_compress::compress(&collection, &options, &self.output, bar, cancel)
         })?;
-        if let Some(folder) = &self.report {
-            report.write(folder).map_err(failure)?;
-        }
         summary(&report, &self.output);
-        Ok(())
+        match &self.report {
+            Some(folder) => report.write(folder).map_err(failure),
+            None => Ok(()),
+        }
     }
 }
 

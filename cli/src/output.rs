@@ -49,9 +49,7 @@ impl Output {
             }
             Ok(m) if !m.is_file() => Target::Direct(File::options().write(true).open(path).map_err(fail)?),
             _ => {
-                let folder = folder_of(path);
-                remove_abandoned(folder);
-                interrupt::leave_nothing_in(folder);
+                remove_abandoned(place_of(path)?);
                 Target::Whole(Unfinished::create(path).map_err(fail)?)
             }
         };
@@ -73,6 +71,27 @@ impl Output {
     pub fn failed(path: &Path, error: &io::Error) -> Failure {
         Failure::io(&path.to_string_lossy(), error)
     }
+}
+
+/// The folder that `path` is to stand in; nothing unfinished stays there when Ctrl+C ends the program.
+pub fn place_of(path: &Path) -> Outcome<&Path> {
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        let (path, folder) = (path.display(), folder.display());
+        return Err(Failure::runtime(format!("{path}: there is no folder {folder}; make it first")));
+    }
+    interrupt::leave_nothing_in(folder);
+    Ok(folder)
+}
+
+/// Makes the folder that several files go into, and as for [`place_of`].
+pub fn make_folder(path: &Path) -> Outcome {
+    if path.exists() && !path.is_dir() {
+        return Err(Failure::runtime(format!("{}: is a file; name a folder", path.display())));
+    }
+    fs::create_dir_all(path).map_err(|e| Output::failed(path, &e))?;
+    interrupt::leave_nothing_in(path);
+    Ok(())
 }
 
 impl Write for Output {
@@ -132,6 +151,7 @@ mod tests {
             matches!(Output::create(dir.path()), Err(Failure::Runtime(m)) if m.contains("is a directory"))
         );
         let lost = dir.path().join("none/x.npy");
-        assert!(matches!(Output::create(&lost), Err(Failure::Runtime(m)) if m.contains("x.npy")));
+        let named = |m: &str| m.contains("x.npy: there is no folder") && m.contains("none; make it first");
+        assert!(matches!(Output::create(&lost), Err(Failure::Runtime(m)) if named(&m)));
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     failure::{Failure, Outcome, one_line},
     inputs::Inputs,
     interrupt,
+    output::place_of,
 };
 
 /// Look into a pack of adapters, or change it.
@@ -310,7 +311,7 @@ impl Extract {
             Some(model) => BaseInfo::from_gguf(&model.gguf)?,
         };
         pack.check_base(&base, BaseCheck::Shapes)?;
-        interrupt::leave_nothing_in(folder_of(&self.output));
+        place_of(&self.output)?;
         if self.output.as_os_str().to_string_lossy().ends_with(std::path::is_separator)
             || self.output.is_dir()
         {

@@ -7,7 +7,7 @@ use lory_compress::{Error, Kind, Synthetic};
 use lory_models::adapter::BaseInfo;
 use lory_runtime::mapping::{Loading, open_gguf};
 
-use crate::{compress::in_pool, failure::Outcome, interrupt};
+use crate::{compress::in_pool, failure::Outcome, output::make_folder};
 
 /// GGUF LoRA files for every projection of a base: families of adapters with noise, norms up to eightfold.
 #[derive(Args)]
@@ -47,7 +47,7 @@ impl Adapters {
             KindArg::Independent => Kind::Independent,
         };
         let synthetic = Synthetic::new(self.n as usize, usize::from(self.rank), kind, self.seed);
-        interrupt::leave_nothing_in(&self.output);
+        make_folder(&self.output)?;
         in_pool(0, |bar, cancel| {
             let open = open_gguf(&self.model, Loading::Map).map_err(|e| Error::Request(e.to_string()))?;
             let base = BaseInfo::from_gguf(&open.gguf)?;

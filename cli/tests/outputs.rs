@@ -74,6 +74,39 @@ fn an_output_that_is_an_input_is_refused_and_everything_stays() {
 }
 
 #[test]
+fn places_where_nothing_can_stand_are_told_before_the_work() {
+    let dir = files();
+    let [model, pack, adapters, text] =
+        ["model.gguf", "pack.gguf", "adapters", "text.txt"].map(|n| at(&dir, n));
+    let [lost, file, folder] = ["none/x.gguf", "x.gguf", "poet/"].map(|n| at(&dir, n));
+    lory(&["pack", "extract", &pack, "synth-00000", "-m", &model, "-o", &folder]).success();
+    let before = contents(dir.path());
+    let no_folder = format!("{lost}: there is no folder {}; make it first", at(&dir, "none"));
+    let is_file = format!("{text}: is a file; name a folder");
+    let cases: &[(&[&str], &str)] = &[
+        (&["synth", "model", "llama-tiny", "-o", &lost], &no_folder),
+        (&["synth", "pack", "-m", &model, "-o", &lost], &no_folder),
+        (&["logits", "-m", &model, "-p", "x", "-o", &lost], &no_folder),
+        (&["run", "-m", &model, "-p", "x", "--metrics", &lost], &no_folder),
+        (&["compress", "-m", &model, &adapters, "-o", &lost], &no_folder),
+        (&["pack", "extract", &pack, "synth-00000", "-o", &lost], &no_folder),
+        (
+            &["pack", "extract", &pack, "synth-00000", "-m", &model, "-o", &folder],
+            "is there and is not empty",
+        ),
+        (&["synth", "adapters", "-m", &model, "--n", "1", "-o", &text], &is_file),
+        (&["compress", "-m", &model, &adapters, "-o", &file, "--report", &text], &is_file),
+        #[cfg(feature = "demo")]
+        (&["demo", "--export", &text], &is_file),
+    ];
+    for (args, told) in cases {
+        let ran = lory(args);
+        assert!(ran.one_line_error(1).contains(told), "{args:?}: {ran:?}");
+        assert!(contents(dir.path()) == before, "{args:?} changed a file");
+    }
+}
+
+#[test]
 fn a_shard_of_the_model_is_the_model() {
     let dir = files();
     let shards = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"].map(|n| at(&dir, n));

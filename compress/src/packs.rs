@@ -74,7 +74,7 @@ pub struct Added {
     pub mean_err2: f64,
     /// The worst module.
     pub worst_err2: f64,
-    /// Whether the basis fits it much worse than nearly all adapters that it was made from.
+    /// Whether the basis fits it much worse than nearly all adapters that it was made from, or hardly at all.
     pub poor: bool,
 }
 
@@ -94,6 +94,8 @@ const CHOICE_SITES: usize = 8;
 const POOR_RATIO: f64 = 2.0;
 /// … and never below this err², where nobody could tell the difference in answers.
 const POOR_FLOOR: f64 = 0.1;
+/// Whatever is usual, or where a pack does not know: more than this err² is an adapter of which little is left.
+const POOR_CEILING: f64 = 0.7;
 /// Adapters of the pack whose errors are looked at to know what is usual.
 const USUAL_SAMPLE: usize = 500;
 
@@ -214,7 +216,8 @@ fn join(
         cluster: new.cluster,
         mean_err2: errors.mean,
         worst_err2: errors.worst,
-        poor: !private && usual.is_some_and(|u| errors.mean > (POOR_RATIO * u).max(POOR_FLOOR)),
+        poor: !private
+            && errors.mean > usual.map_or(POOR_CEILING, |u| (POOR_RATIO * u).clamp(POOR_FLOOR, POOR_CEILING)),
     };
     Ok((added, new))
 }

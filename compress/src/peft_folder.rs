@@ -20,6 +20,10 @@ use crate::{Error, Result};
 /// # Errors
 /// A name that is not in the pack, an adapter that plain LoRA cannot express, a folder that cannot be written.
 pub fn extract_peft(pack: &Pack, name: &str, base: &BaseInfo, gguf: &Gguf, folder: &Path) -> Result<()> {
+    if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        let message = format!("{}: is there and is not empty; name another folder", folder.display());
+        return Err(Error::Request(message));
+    }
     let adapter = pack.adapter(name)?;
     if !adapter.invocation().is_empty() {
         return Err(Error::Request(format!("adapter `{name}` has invocation tokens; extract it as GGUF")));

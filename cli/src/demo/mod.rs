@@ -15,9 +15,9 @@ use clap::Args;
 use lory_demo::{BASE, PACK};
 
 use crate::{
-    failure::{Failure, Outcome},
+    failure::Outcome,
     model_flags::note,
-    output::Output,
+    output::{Output, make_folder},
     terminal::ColorChoice,
 };
 
@@ -93,7 +93,7 @@ impl Demo {
 }
 
 fn export(folder: &PathBuf) -> Outcome {
-    std::fs::create_dir_all(folder).map_err(|e| Failure::io(&folder.to_string_lossy(), &e))?;
+    make_folder(folder)?;
     for (name, content) in [("base.gguf", BASE), ("skills.gguf", PACK)] {
         let path = folder.join(name);
         let mut out = Output::create(&path)?;

@@ -105,7 +105,7 @@ pub fn one_line(message: &str) -> String {
 /// clap explains over several lines; here it is one, without the usage block that `--help` shows.
 pub fn from_clap(e: clap::Error, args: &[OsString]) -> Failure {
     use clap::error::ErrorKind;
-    if let Some(message) = negative(&e, args) {
+    if let Some(message) = negative(&e, args).or_else(|| not_text(&e, args)) {
         return Failure::usage(message);
     }
     if matches!(
@@ -136,6 +136,17 @@ fn negative(e: &clap::Error, args: &[OsString]) -> Option<String> {
     })?;
     let known = e.kind() == ErrorKind::UnknownArgument && unknown.starts_with('-');
     known.then(|| format!("{flag} {value}: a negative number has no meaning here (try --help)"))
+}
+
+/// clap does not say which argument is no text.
+fn not_text(e: &clap::Error, args: &[OsString]) -> Option<String> {
+    if e.kind() != clap::error::ErrorKind::InvalidUtf8 {
+        return None;
+    }
+    let at = args.iter().position(|arg| arg.to_str().is_none())?;
+    let flag = args.get(at.checked_sub(1)?)?.to_string_lossy();
+    let (flag, value) = (flag.starts_with('-').then(|| format!("{flag} ")), args.get(at)?.to_string_lossy());
+    Some(format!("{}{value}: is not UTF-8; convert it first", flag.unwrap_or_default()))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::{
     mix::Mix,
     model_flags::ModelFlags,
     output::Output,
-    prompt::{PromptFlags, encode},
+    prompt::{PromptFlags, check_length, encode},
 };
 
 /// Write the logits after every token of a text: a NumPy array of f32, tokens x vocabulary.
@@ -31,13 +31,17 @@ pub struct Logits {
     #[command(flatten)]
     input: PromptFlags,
     /// Token ids instead of a text; nothing is added to them.
-    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', conflicts_with_all = ["prompt", "file"])]
+    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', value_parser = token, conflicts_with_all = ["prompt", "file"])]
     tokens: Option<Vec<u32>>,
     /// The file to write.
     #[arg(short = 'o', long, value_name = "OUT.npy")]
     output: PathBuf,
     #[command(flatten)]
     adapters: AdapterFlags,
+}
+
+fn token(text: &str) -> Result<u32, String> {
+    text.trim().parse().map_err(|_| "is not the id of a token; write numbers such as 1,403".into())
 }
 
 impl Logits {
@@ -53,8 +57,9 @@ impl Logits {
         let mix = Mix::load(&self.adapters, &engine)?;
         let tokens = match (self.tokens, text) {
             (Some(tokens), _) => tokens,
-            (None, text) => encode(&engine, &text.unwrap_or_default()),
+            (None, text) => encode(&engine, &text.unwrap_or_default())?,
         };
+        check_length(&engine, &tokens)?;
         let count = tokens.len();
         let mut session =
             engine.session(&SessionOptions { adapters: mix.entries(), ..Default::default() })?;

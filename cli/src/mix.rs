@@ -135,6 +135,9 @@ pub fn name_and_scale<'t>(engine: &Engine, text: &'t str) -> Outcome<(&'t str, f
 }
 
 /// Loads a LoRA and returns its name: the file's stem, or the whole path if that stem is taken.
+///
+/// # Errors
+/// A file that cannot be loaded, or that is loaded under both.
 pub fn load_lora(engine: &Engine, path: &Path) -> Outcome<String> {
     let store = engine.adapters();
     let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
@@ -142,6 +145,9 @@ pub fn load_lora(engine: &Engine, path: &Path) -> Outcome<String> {
         Ok(_) => path.to_string_lossy().into_owned(),
         Err(_) => stem,
     };
+    if is_known(engine, &name) {
+        return Err(Failure::runtime(format!("{name}: is loaded already; give it another weight instead")));
+    }
     store.load_lora(path, Some(&name))?;
     Ok(name)
 }

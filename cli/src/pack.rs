@@ -235,7 +235,10 @@ struct Remove {
 }
 
 impl Remove {
-    fn run(self) -> Outcome {
+    fn run(mut self) -> Outcome {
+        // A name that stands there twice is one adapter.
+        self.names.sort_unstable();
+        self.names.dedup();
         remove(&self.pack, &open_to_change(&self.pack)?, &self.names).map_err(failure)?;
         Ok(())
     }

@@ -48,7 +48,10 @@ impl PromptFlags {
 
 /// A text's tokens, with those that the model wants around it; a BOS that stands in the text as well is told, and stays, as
 /// in llama.cpp.
-pub fn encode(engine: &Engine, text: &str) -> Vec<u32> {
+///
+/// # Errors
+/// As [`check_length`].
+pub fn encode(engine: &Engine, text: &str) -> Outcome<Vec<u32>> {
     let tokens = engine.model().encode_prompt(text);
     let tokenizer = &engine.model().tokenizer;
     if let (Some(bos), [first, second, ..]) = (tokenizer.bos(), tokens.as_slice())
@@ -59,7 +62,18 @@ pub fn encode(engine: &Engine, text: &str) -> Vec<u32> {
         let written = String::from_utf8_lossy(&tokenizer.token_bytes(bos).unwrap_or_default()).into_owned();
         note(&format!("the text begins with {written}, which is added anyway: leave it out"));
     }
-    tokens
+    check_length(engine, &tokens)?;
+    Ok(tokens)
+}
+
+/// An error for a prompt that is longer than the context.
+pub fn check_length(engine: &Engine, tokens: &[u32]) -> Outcome {
+    match (tokens.len(), engine.n_ctx()) {
+        (n, limit) if n > limit => Err(Failure::runtime(format!(
+            "the prompt has {n} tokens and the context holds {limit}: shorten it, or give a longer context with -c"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A file's text; `-` is standard input.

@@ -85,7 +85,7 @@ impl Run {
         }
         let mut session =
             engine.session(&SessionOptions { adapters: mix.entries(), ..Default::default() })?;
-        let tokens = encode(&engine, &prompt);
+        let tokens = encode(&engine, &prompt)?;
         let prompt_tokens = tokens.len();
         let generation = session.generate(Request {
             tokens,

@@ -363,6 +363,8 @@ fn nonsense_is_one_line() {
         (&["-ngl", "1", "--device", "cpu"], 2, "--device cpu"),
         (&["--adapter-dist", "one"], 2, "--pack"),
         (&["--trace", "--rate", "0"], 2, "--rate"),
+        (&["-d", "99999999999"], 1, "-d"),
+        (&["-npp", "99999999999"], 1, "-npp"),
         (&["--pack", "does-not-exist.gguf"], 1, "does-not-exist.gguf"),
     ];
     for (args, code, named) in cases {

@@ -313,6 +313,10 @@ fn a_pack_changes_under_a_program_that_has_it_open() {
     });
     assert_eq!(disturbed, undisturbed);
     assert_eq!(names(&dir.path().join("out")), ["pack.gguf"]);
+    lory(&["pack", "remove", &pack, "newcomer", "newcomer"]).success();
+    let now = lory(&["pack", "list", &pack]);
+    assert!(!now.success().contains("newcomer"), "{now:?}");
+    lory(&["pack", "add", &pack, "-m", &model, &at("more/newcomer.gguf")]).success();
     let now = lory(&["pack", "list", &pack]);
     assert!(now.success().contains("newcomer") && !now.stdout.contains("adapter-00005"), "{now:?}");
 }

@@ -134,3 +134,11 @@ fn texts_that_cannot_be_read_are_refused_by_name() {
         assert!(ran.one_line_error(1).contains(&*name), "{ran:?}");
     }
 }
+
+#[test]
+fn weights_of_a_peft_adapter_are_told_for_what_they_are() {
+    let weights = arg(&fixture("peft/all_linear/adapter_model.safetensors"));
+    for args in [&["inspect", &weights][..], &["run", "-p", "x", "-m", &weights]] {
+        assert!(lory(args).one_line_error(1).contains("safetensors"), "{args:?}");
+    }
+}

@@ -260,6 +260,27 @@ fn a_bos_that_is_written_out_is_told() {
 }
 
 #[test]
+fn a_prompt_that_is_too_long_is_refused_with_the_flag_that_helps() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let text = "hello ".repeat(200);
+    for command in [&["run"][..], &["chat", "-st"], &["logits", "-o", "/dev/null"]] {
+        let ran = lory(&[command, &["-m", &model, "-c", "64", "-p", &text]].concat());
+        let line = ran.one_line_error(1);
+        assert!(line.contains("the context holds 64") && line.contains("-c"), "{command:?}: {line}");
+    }
+}
+
+#[test]
+fn a_file_that_is_named_several_times_is_refused_with_what_to_do() {
+    let (model, lora) = (arg(&fixture("models/llama.gguf")), arg(&fixture("lora/attn.gguf")));
+    for (times, advice) in [(2, "add their scales"), (3, "give it another weight")] {
+        let loras = ["--lora", &lora].repeat(times);
+        let ran = lory(&[&["run", "-m", &model, "-p", "x", "-n", "1"], &loras[..]].concat());
+        assert!(ran.one_line_error(1).contains(advice), "{ran:?}");
+    }
+}
+
+#[test]
 fn a_context_without_memory_for_it_is_refused_with_what_fits() {
     let model = arg(&fixture("models/llama.gguf"));
     for n in ["2000000000", "4294967295"] {

@@ -49,7 +49,8 @@ fn unknown_and_missing_arguments_are_named() {
         (&["tokenize", "-m", "x.gguf"], "-p TEXT"),
         (&["tokenize", "-m", "x.gguf", "-p", "a", "-f", "b"], "cannot be used with"),
         (&["logits", "-m", "x.gguf", "-p", "a"], "--output"),
-        (&["logits", "-m", "x.gguf", "--tokens", "1,x", "-o", "o"], "x"),
+        (&["logits", "-m", "x.gguf", "--tokens", "1,x", "-o", "o"], "the id of a token"),
+        (&["logits", "-m", "x.gguf", "--tokens", "1,,2", "-o", "o"], "the id of a token"),
         (&["inspect"], "FILE"),
         (&["synth", "model", "no-such-shape", "-o", "o"], "no-such-shape"),
         (&["synth", "model", "llama-1b", "--type", "Q9", "-o", "o"], "Q9"),
@@ -97,4 +98,13 @@ fn adapter_weights_that_are_no_numbers_are_refused() {
         let ran = lory(&["run", "-m", "does-not-exist.gguf", "-p", "x", "--lora-scaled", value]);
         assert!(ran.one_line_error(2).contains("--lora-scaled"), "{value}: {ran:?}");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_argument_that_is_no_text_is_named() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let args = ["run", "-m", "x.gguf", "-p"].map(OsStr::new);
+    let ran = lory(&[&args[..], &[OsStr::from_bytes(b"ab\xff")]].concat());
+    assert!(ran.one_line_error(2).contains("-p ab\u{fffd}: is not UTF-8"), "{ran:?}");
 }

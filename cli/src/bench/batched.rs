@@ -98,9 +98,9 @@ impl Bed<'_> {
             n_batch: run.rows(),
             kv_type: settings.kv_type,
         };
-        let mut sides = vec![Bare::new(&device.backend, &opened.loaded.decoder, options)?];
+        let mut sides = vec![device.sequences(opened, options)?];
         if let Some(pool) = pool {
-            let mut adapted = Bare::new(&device.backend, &opened.loaded.decoder, options)?;
+            let mut adapted = device.sequences(opened, options)?;
             let mut draw = pool.draw(settings);
             for sequence in 0..case.pl {
                 adapted.set_adapters(sequence, draw.next(opened, device)?);

@@ -20,7 +20,7 @@ use lory_kernels::{
     ceilings::Ceilings,
     cpu::{ThreadPool, physical_cores},
 };
-use lory_runtime::{DeviceOptions, GpuLayers, Repacking, mapping::Loading};
+use lory_runtime::{Bare, BareOptions, DeviceOptions, GpuLayers, Repacking, mapping::Loading};
 
 use crate::{
     failure::{Failure, Outcome},
@@ -318,6 +318,20 @@ impl Device {
             Ceilings::measure(&ThreadPool::new(run.threads), Duration::from_millis(100))
         };
         Ok(Device { run, backend, ceilings })
+    }
+
+    /// Sequences of a test on it; where there is no memory for them, what to take less of.
+    fn sequences<'a>(
+        &'a self,
+        opened: &'a opened::Opened,
+        options: BareOptions,
+    ) -> Outcome<Bare<'a, lory_kernels::Device>> {
+        Bare::new(&self.backend, &opened.loaded.decoder, options).map_err(|e| {
+            let BareOptions { sequences, tokens, .. } = options;
+            Failure::runtime(format!(
+                "{e}: {sequences} x {tokens} tokens are too many; take less of -p, -n, -d, or of -npp, -ntg, -npl"
+            ))
+        })
     }
 
     /// Whether it also computes this run.

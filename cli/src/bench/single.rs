@@ -136,7 +136,7 @@ fn measure(
     let sequences = sides(pool);
     let tokens = test.n_depth + test.tokens();
     let options = BareOptions { sequences, tokens, n_batch: run.rows(), kv_type: settings.kv_type };
-    let mut bare = Bare::new(&device.backend, &opened.loaded.decoder, options)?;
+    let mut bare = device.sequences(opened, options)?;
     let mut draw = pool.map(|pool| pool.draw(settings));
     let vocab = opened.vocab();
     for sequence in 0..sequences {

@@ -8,6 +8,7 @@ use crate::{
     answer::{self, Answer},
     failure::{Failure, Outcome},
     mix::Mix,
+    prompt::check_length,
 };
 
 /// What happens to what was read so far when the adapters change.
@@ -147,6 +148,7 @@ impl Conversation {
 
     fn answer(&mut self, sink: impl FnMut(&str) -> Outcome) -> Outcome<Answer> {
         let tokens = self.fitting_prompt()?;
+        check_length(&self.engine, &tokens)?;
         self.answers += 1;
         let prompt = tokens.len();
         let common = self.session.rewind_to_common(&tokens);
@@ -198,6 +200,7 @@ impl Conversation {
             return Err(Failure::runtime("nothing was asked yet; write /compare A B TEXT"));
         }
         let tokens = self.prompt(&turns)?;
+        check_length(&self.engine, &tokens)?;
         // A session's end would be that of its generation.
         let mut sessions = mixes
             .iter()

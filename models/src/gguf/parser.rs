@@ -90,7 +90,7 @@ fn preamble(file: &str, r: &mut Reader<'_>) -> Result<()> {
         return Err(Error::container(file, format!("is {n} bytes long, too short for a GGUF file")));
     };
     if magic != b"GGUF" {
-        return Err(foreign(file, magic));
+        return Err(foreign(file, magic, r.bytes));
     }
     r.pos = 4;
     let version = r.u32().map_err(|m| Error::container(file, format!("version: {m}")))?;
@@ -107,7 +107,7 @@ fn preamble(file: &str, r: &mut Reader<'_>) -> Result<()> {
 }
 
 /// Names a file that does not begin with GGUF's magic.
-fn foreign(file: &str, magic: &[u8; 4]) -> Error {
+fn foreign(file: &str, magic: &[u8; 4], bytes: &[u8]) -> Error {
     // The older formats wrote their magic as a little-endian number: it reads backwards on disk.
     let old = |name: &str| {
         Error::unsupported(
@@ -125,6 +125,11 @@ fn foreign(file: &str, magic: &[u8; 4]) -> Error {
             Error::unsupported(file, "is a ZIP archive (a PyTorch checkpoint?), not GGUF; convert it")
         }
         b"vers" => Error::unsupported(file, "looks like a Git LFS pointer; fetch the file it stands for"),
+        // The length of a JSON header, then the header (source: the safetensors README).
+        _ if bytes.get(8) == Some(&b'{') => Error::unsupported(
+            file,
+            "is a safetensors file, not GGUF; name a PEFT adapter by the folder that it lies in, convert anything else",
+        ),
         m => Error::container(
             file,
             format!("begins with `{}`, not with `GGUF`: no GGUF file", m.escape_ascii()),

@@ -13,7 +13,7 @@ use crate::failure::{Failure, Outcome};
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Adapters")]
 pub struct AdapterFlags {
-    /// A LoRA (GGUF) to load and use, with an optional weight behind a colon. Repeatable.
+    /// A LoRA (a GGUF file or a PEFT folder) to load and use, with an optional weight behind a colon. Repeatable.
     #[arg(long, value_name = "FILE[:SCALE]")]
     pub lora: Vec<OsString>,
     /// The same with a weight that must be there; the last colon separates it. Repeatable.

@@ -46,12 +46,12 @@ use failure::Outcome;
 #[command(
     name = "lory",
     version,
-    disable_help_subcommand = true,
     // As in llama.cpp, so that a script's flags can be changed behind them.
     args_override_self = true,
+    max_term_width = 100,
     arg_required_else_help = true,
     after_help = "Examples:
-  lory chat                                            talk to the model that is built in, and to its skills
+  lory chat                                            talk to the built-in model and its skills
   lory demo                                            a tour of what adapters do
   lory chat -m model.gguf                              talk to a model of your own
   lory chat -m model.gguf --lora poet.gguf --lora-scaled chef.gguf:0.5
@@ -61,7 +61,7 @@ use failure::Outcome;
   lory compress -m model.gguf -o styles.gguf adapters/ adapters become one pack
   lory bench -m model.gguf                             how fast
 
-Each command explains itself: lory chat --help
+Each command explains itself: lory chat --help, or lory help chat
 Exit codes: 0 done, 1 error at run time, 2 wrong usage, 130 interrupted."
 )]
 struct Lory {

@@ -28,6 +28,10 @@ fn help_and_version_succeed() {
         let ran = lory(&args);
         assert!(ran.success().contains("Usage:"), "{args:?}");
         assert!(ran.stdout.contains("xample"), "{args:?} teaches by examples");
+        assert!(ran.stdout.lines().all(|line| line.chars().count() <= 100), "{}", ran.stdout);
+        // `help run` is `run --help`.
+        let help: Vec<&str> = ["help"].iter().chain(&args[..args.len() - 1]).copied().collect();
+        assert_eq!(lory(&help).success(), ran.stdout, "{help:?}");
     }
     assert_eq!(lory(&["--version"]).success(), format!("lory {}\n", env!("CARGO_PKG_VERSION")));
 }

@@ -123,6 +123,20 @@ fn every_format_holds_every_row() {
 }
 
 #[test]
+fn how_a_model_was_loaded_is_recorded() {
+    let files = Files::new();
+    let test = ["-p", "3", "-n", "0"];
+    let row = files.rows(&[&test[..], &["-o", "json"]].concat()).remove(0);
+    assert_eq!((&row["use_mmap"], &row["repack"]), (&true.into(), &"off".into()), "{row}");
+    assert!(!files.bench(&test).success().contains("repack"));
+    let other = [&test[..], &["--no-mmap", "--repack", "on", "-o"]].concat();
+    let row = files.rows(&[&other[..], &["json"]].concat()).remove(0);
+    assert_eq!((&row["use_mmap"], &row["repack"]), (&false.into(), &"on".into()), "{row}");
+    let md = files.bench(&[&other[..], &["md"]].concat());
+    assert!(md.success().contains(" | mmap | repack | "), "{md:?}");
+}
+
+#[test]
 fn batches_have_the_columns_of_llama_batched_bench() {
     let files = Files::new();
     let rows = files.rows(&["-npp", "3", "-ntg", "2", "-npl", "1,4", "-o", "json"]);
@@ -363,6 +377,9 @@ fn nonsense_is_one_line() {
         (&["-ngl", "1", "--device", "cpu"], 2, "--device cpu"),
         (&["--adapter-dist", "one"], 2, "--pack"),
         (&["--trace", "--rate", "0"], 2, "--rate"),
+        (&["-p", "0", "-n", "0"], 2, "nothing to measure"),
+        (&["-npl", "0"], 2, "nothing to measure"),
+        (&["-npp", "0", "-ntg", "0"], 2, "nothing to measure"),
         (&["-d", "99999999999"], 1, "-d"),
         (&["-npp", "99999999999"], 1, "-npp"),
         (&["--pack", "does-not-exist.gguf"], 1, "does-not-exist.gguf"),

@@ -30,6 +30,14 @@ pub struct Cases {
     pub sequences: Vec<usize>,
 }
 
+impl Cases {
+    /// Whether any of them has a token.
+    pub fn measure_something(&self) -> bool {
+        let any = |numbers: &[usize]| numbers.iter().any(|n| *n > 0);
+        any(&self.sequences) && (any(&self.prompt) || any(&self.generate))
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Case {
     pp: usize,

@@ -217,9 +217,17 @@ impl Bench {
                 generate: or(&self.batched.ntg, &[32]),
                 sequences: or(&self.batched.npl, &[1, 8, 32]),
             };
+            if !cases.measure_something() {
+                return Err(nothing("-npp, -ntg and -npl"));
+            }
             return batched::run(&self.model, &settings, &runs, &cases);
         }
-        single::run(&self.model, &settings, &runs, &self.tests())
+        let tests = self.tests();
+        // A pack has tests of its own.
+        if tests.is_empty() && settings.pack.is_none() {
+            return Err(nothing("-p, -n and -pg"));
+        }
+        single::run(&self.model, &settings, &runs, &tests)
     }
 
     fn settings(&self, runs: &[Run]) -> Outcome<Settings> {
@@ -288,6 +296,10 @@ impl Bench {
             |depth| kinds.iter().map(move |(p, n)| single::Test { n_prompt: *p, n_gen: *n, n_depth: depth });
         all(&self.n_depth).into_iter().flat_map(at).collect()
     }
+}
+
+fn nothing(flags: &str) -> Failure {
+    Failure::usage(format!("nothing to measure: {flags} leave no test; give one of them a number above 0"))
 }
 
 fn first(flags: &[Numbers], default: usize) -> usize {

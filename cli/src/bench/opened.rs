@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lory_kernels::ceilings::Ceilings;
 use lory_models::{cost::Cost, synth::FileType};
-use lory_runtime::{LoadedModel, OpenOptions};
+use lory_runtime::{LoadedModel, OpenOptions, Repacking, mapping::Loading};
 use serde_json::{Map, Value, json};
 
 use crate::failure::Outcome;
@@ -69,6 +69,8 @@ impl Opened {
             "type_k": kv_type,
             "type_v": kv_type,
             "n_gpu_layers": run.n_gpu_layers(),
+            "use_mmap": settings.loading == Loading::Map,
+            "repack": repacking(settings),
             "test_time": timing::now(),
         });
         match fields {
@@ -89,6 +91,12 @@ impl Opened {
             cells.push(Cell::new("ngl", run.n_gpu_layers().to_string(), 3));
         }
         cells.push(Cell::new("threads", run.threads.to_string(), 7));
+        if settings.loading != Loading::Map {
+            cells.push(Cell::new("mmap", "0", 4));
+        }
+        if settings.repacking != Repacking::Off {
+            cells.push(Cell::new("repack", repacking(settings), 6));
+        }
         cells
     }
 }
@@ -96,6 +104,11 @@ impl Opened {
 /// As llama.cpp names it.
 fn backend(run: Run) -> &'static str {
     if run.on_gpu() { "CUDA" } else { "CPU" }
+}
+
+/// As `--repack` has it.
+fn repacking(settings: &Settings) -> String {
+    format!("{:?}", settings.repacking).to_lowercase()
 }
 
 fn billions(n: u64) -> String {

@@ -283,6 +283,34 @@ fn ctrl_c_on_a_terminal_stops_an_answer_and_the_conversation_goes_on() {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn ctrl_c_at_the_prompt_drops_what_is_typed_and_twice_in_a_row_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut chat) = Terminal::chat("-n 8 --ignore-eos", dir.path()) else { return };
+    let again = "Ctrl+C again or Ctrl+D ends";
+    chat.see_prompt();
+    chat.type_keys("dropped\x03\x03");
+    chat.see(again);
+    chat.see_prompt();
+    chat.type_keys("kept\r");
+    chat.see("[prompt");
+    chat.see_prompt();
+    // Inside of several lines.
+    chat.type_keys("\"\"\"dropped\r");
+    chat.see(". ");
+    chat.type_keys("\x03");
+    chat.see_prompt();
+    chat.type_keys("\x03");
+    chat.see(again);
+    chat.see_prompt();
+    chat.type_keys("\x03");
+    let (code, text) = chat.end();
+    assert_eq!(code, Some(130), "{text}");
+    let history = fs::read_to_string(dir.path().join("lory/history")).unwrap();
+    assert!(history.lines().any(|line| line == "kept") && !history.contains("dropped"), "{history}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn a_signal_at_the_prompt_leaves_the_terminal_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     for (signal, code) in [(libc::SIGTERM, 143), (libc::SIGHUP, 129)] {
@@ -335,9 +363,6 @@ fn on_a_terminal_keys_complete_remember_and_end() {
     assert!(text.contains("\x1b[1;32m> "), "colours: {text}");
     let history = fs::read_to_string(dir.path().join("lory/history")).unwrap();
     assert!(history.contains("/adapter attn") && history.contains("hello"), "{history}");
-    // Ctrl+C at the prompt ends with 130.
-    let (code, text) = on_a_terminal(&[("/help lists", "\x03")], dir.path()).unwrap();
-    assert_eq!(code, Some(130), "{text}");
 }
 
 #[test]

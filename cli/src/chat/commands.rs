@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// The text of `/help`.
 pub const HELP: &str = "\
 /help                   this text
-/exit                   end (also Ctrl+D; Ctrl+C stops an answer, at the prompt it ends)
+/exit                   end (also Ctrl+D; Ctrl+C stops an answer, drops what is typed, and twice ends)
 /clear                  forget the conversation, keep the adapters
 /regen                  answer the last message once more
 /system TEXT            set the system message; /system shows it, /system none removes it

@@ -7,11 +7,15 @@ use std::{
 };
 
 use lory_runtime::Engine;
-use rustyline::{Config, Editor, error::ReadlineError, history::FileHistory};
+use rustyline::{
+    Cmd, ConditionalEventHandler, Config, Editor, Event, EventContext, EventHandler, KeyEvent, Movement,
+    RepeatCount, error::ReadlineError, history::FileHistory,
+};
 
 use super::completion::Completion;
 use crate::{
     failure::{Failure, Outcome},
+    model_flags::note,
     terminal::{Style, is_interactive},
 };
 
@@ -25,8 +29,17 @@ pub enum Entry {
     Text(String),
     /// Ctrl+D, or the end of the pipe.
     End,
-    /// Ctrl+C at the prompt.
+    /// Ctrl+C where nothing was typed.
     Interrupt,
+}
+
+/// Ctrl+C drops what stands on the line; on an empty one it has its usual meaning.
+struct DropLine;
+
+impl ConditionalEventHandler for DropLine {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, at: &EventContext<'_>) -> Option<Cmd> {
+        (!at.line().is_empty()).then_some(Cmd::Kill(Movement::WholeBuffer))
+    }
 }
 
 /// The source of lines.
@@ -46,6 +59,7 @@ impl Input {
         let fail = |e: ReadlineError| Failure::runtime(format!("the terminal cannot be used: {e}"));
         let config = Config::builder().auto_add_history(false).build();
         let mut editor = Editor::with_config(config).map_err(fail)?;
+        editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(Box::new(DropLine)));
         editor.set_helper(Some(Completion::new(engine.clone(), families, style)));
         let history = history_file();
         if let Some(path) = &history {
@@ -60,12 +74,28 @@ impl Input {
         matches!(self, Input::Terminal(..))
     }
 
-    /// The next entry; lines between `"""` are one.
+    /// The next entry; lines between `"""` are one. Ctrl+C is one only the second time in a row, for at the first it may
+    /// have been meant for an answer that has just ended.
     pub fn next(&mut self) -> Outcome<Entry> {
-        let first = match self.line("> ")? {
-            Entry::Text(line) => line,
-            other => return Ok(other),
-        };
+        let mut warned = false;
+        loop {
+            match self.line("> ")? {
+                Entry::Interrupt if !warned => {
+                    note("Ctrl+C again or Ctrl+D ends");
+                    warned = true;
+                }
+                Entry::Text(line) => match self.message(line)? {
+                    // What was typed so far is dropped.
+                    Entry::Interrupt => warned = false,
+                    entry => return Ok(entry),
+                },
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// The entry that begins with this line.
+    fn message(&mut self, first: String) -> Outcome<Entry> {
         let mut message = match first.trim_start().strip_prefix(FENCE) {
             None => return Ok(self.remember(first)),
             Some(rest) => rest.to_owned(),

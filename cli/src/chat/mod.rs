@@ -48,9 +48,9 @@ const DEMO_TOKENS: usize = 96;
   lory chat -m model.gguf -p 'Why is the sky blue?' -st      one answer, then end
   printf 'Hello\\n/poet\\nHello\\n' | lory chat -m model.gguf --pack styles.gguf
 
-In the conversation, /help lists the commands. Ctrl+C stops an answer, at the prompt it ends
-the program; Ctrl+D ends it, too. Through a pipe, Ctrl+C ends the program at any time, and the exit
-code is 1 if any line failed.")]
+In the conversation, /help lists the commands. Ctrl+C stops an answer or drops what is typed, and
+twice at the prompt it ends the program; Ctrl+D ends it, too. Through a pipe, Ctrl+C ends the
+program at any time, and the exit code is 1 if any line failed.")]
 pub struct Chat {
     /// The model, a GGUF file (of a sharded one, any shard) [default: the built-in demo, see lory demo --help].
     #[arg(short = 'm', long, value_name = "FILE", help_heading = "Model")]

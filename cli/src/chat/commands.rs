@@ -117,16 +117,16 @@ impl Command {
             ("/compare", rest) => Ok(Command::Compare(rest.into())),
             ("/skill", "") => Err("write /skill NAME; /skills lists them".into()),
             ("/skill", rest) => Ok(speak(rest, false)),
-            ("/skills", rest) => Ok(Command::Skills(unquote(rest))),
-            ("/cost", rest) => Ok(Command::Cost(unquote(rest))),
+            ("/skills", rest) => Ok(Command::Skills(whole(rest))),
+            ("/cost", rest) => Ok(Command::Cost(whole(rest))),
             ("/mix", "") => {
                 Err("write /mix A=0.5 B=0.5, with the names of adapters and their weights".into())
             }
             ("/mix", rest) => Ok(Command::Mix(words(rest))),
             ("/save", "") => Err("write /save FILE".into()),
-            ("/save", file) => Ok(Command::Save(unquote(file).into())),
+            ("/save", file) => Ok(Command::Save(path(whole(file)).into())),
             ("/load", "") => Err("write /load FILE".into()),
-            ("/load", file) => Ok(Command::Load(unquote(file).into())),
+            ("/load", file) => Ok(Command::Load(path(whole(file)).into())),
             _ => Ok(speak(line.trim_start_matches('/'), true)),
         })
     }
@@ -146,9 +146,9 @@ fn lora(rest: &str) -> Result<Command, String> {
     let (verb, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     match (verb, trailing_number(rest)) {
         ("" | "list", _) => Ok(Command::ListAdapters(rest.trim().into())),
-        ("add", (what, scale)) if !what.is_empty() => Ok(Command::LoraAdd { what, scale }),
+        ("add", (what, scale)) if !what.is_empty() => Ok(Command::LoraAdd { what: path(what), scale }),
         ("add", _) => Err("write /lora add NAME-OR-FILE [SCALE]".into()),
-        ("rm" | "remove", _) if !rest.trim().is_empty() => Ok(Command::LoraRemove(unquote(rest.trim()))),
+        ("rm" | "remove", _) if !rest.trim().is_empty() => Ok(Command::LoraRemove(whole(rest.trim()))),
         ("rm" | "remove", _) => Err("write /lora rm NAME".into()),
         ("scale", (name, Some(scale))) => Ok(Command::LoraScale { name, scale }),
         ("scale", _) => Err("write /lora scale NAME SCALE, with a number such as 0.3".into()),
@@ -216,14 +216,56 @@ fn words(text: &str) -> Vec<String> {
     words
 }
 
-/// The next word, quoted if it contains spaces, and what follows it.
+/// The next word, and what follows it. Spaces are part of it in quotes of either kind, and behind a backslash.
 fn word(text: &str) -> Option<(String, &str)> {
     let text = text.trim_start();
-    if let Some((inner, rest)) = text.strip_prefix('"').and_then(|t| t.split_once('"')) {
+    if let Some((inner, rest)) = quoted(text) {
         return Some((inner.into(), rest));
     }
-    let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-    (!word.is_empty()).then(|| (word.into(), rest))
+    let mut escaped = false;
+    let ends = |c: char| {
+        let ends = c.is_whitespace() && !escaped;
+        escaped = ESCAPES && c == '\\' && !escaped;
+        ends
+    };
+    let (word, rest) = text.split_at(text.find(ends).unwrap_or(text.len()));
+    (!word.is_empty()).then(|| (unescaped(word), rest))
+}
+
+fn quoted(text: &str) -> Option<(&str, &str)> {
+    let mark = text.chars().next().filter(|c| ['"', '\''].contains(c))?;
+    text.strip_prefix(mark)?.split_once(mark)
+}
+
+/// All of a text as one word: here spaces need no quotes.
+fn whole(text: &str) -> String {
+    match quoted(text) {
+        Some((inner, "")) => inner.into(),
+        _ => unescaped(text),
+    }
+}
+
+/// Whether a backslash takes the meaning from what follows it; where it separates folders, it does not.
+const ESCAPES: bool = cfg!(not(windows));
+/// What Tab writes a backslash before. Elsewhere a backslash is one.
+const ESCAPED: &str = " \t\"\\'`@$><=;|&{(";
+
+fn unescaped(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let next = chars.next_if(|next| ESCAPES && c == '\\' && ESCAPED.contains(*next));
+        plain.push(next.unwrap_or(c));
+    }
+    plain
+}
+
+/// A file as a shell would take it: `~/` is the user's folder.
+fn path(word: String) -> String {
+    match (word.strip_prefix("~/"), std::env::home_dir()) {
+        (Some(rest), Some(home)) => home.join(rest).to_string_lossy().into_owned(),
+        _ => word,
+    }
 }
 
 /// Splits a weight off the end: `my file.gguf 0.5`.
@@ -231,14 +273,9 @@ fn trailing_number(text: &str) -> (String, Option<f32>) {
     let text = text.trim();
     let split = text.rsplit_once(char::is_whitespace);
     match split.and_then(|(rest, last)| Some((rest, crate::adapter_flags::parse_scale(last)?))) {
-        Some((rest, scale)) => (unquote(rest.trim()), Some(scale)),
-        None => (unquote(text), None),
+        Some((rest, scale)) => (whole(rest.trim()), Some(scale)),
+        None => (whole(text), None),
     }
-}
-
-fn unquote(text: &str) -> String {
-    let inner = text.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
-    inner.unwrap_or(text).to_owned()
 }
 
 #[cfg(test)]
@@ -272,6 +309,7 @@ mod tests {
         assert_eq!(ok("/lora add poet 0.6"), add("poet", Some(0.6)));
         assert_eq!(ok("/lora add C:\\my files\\a,b.gguf"), add("C:\\my files\\a,b.gguf", None));
         assert_eq!(ok("/lora add \"a b\" -1"), add("a b", Some(-1.0)));
+        assert_eq!(ok("/lora add 'a b' -1"), add("a b", Some(-1.0)));
         assert_eq!(ok("/lora scale poet 0.3"), Command::LoraScale { name: "poet".into(), scale: 0.3 });
         assert_eq!(ok("/lora rm poet"), Command::LoraRemove("poet".into()));
         assert_eq!(ok("/lora list"), Command::ListAdapters(String::new()));
@@ -284,6 +322,11 @@ mod tests {
     fn conversations_go_to_files_and_come_back() {
         assert_eq!(ok("/save my talk.json"), Command::Save("my talk.json".into()));
         assert_eq!(ok("/load \"a b.json\""), Command::Load("a b.json".into()));
+        assert_eq!(ok("/load 'a b.json'"), Command::Load("a b.json".into()));
+        assert_eq!(ok("/load 'a' b.json"), Command::Load("'a' b.json".into()));
+        let home = std::env::home_dir().expect("a user");
+        assert_eq!(ok("/save ~/x y.json"), Command::Save(home.join("x y.json")));
+        assert_eq!(ok("/save ~x"), Command::Save("~x".into()));
         assert!(Command::parse("/save").unwrap().is_err() && Command::parse("/load ").unwrap().is_err());
     }
 
@@ -297,6 +340,8 @@ mod tests {
         assert_eq!(ok("/rot13"), speak("rot13", None, true));
         assert_eq!(ok("/rot13  hello world "), speak("rot13", Some("hello world"), true));
         assert_eq!(ok("/skill \"a b\" c"), speak("a b", Some("c"), false));
+        assert_eq!(ok("/skill 'a b' c"), speak("a b", Some("c"), false));
+        assert_eq!(ok("/skill 'tis so"), speak("'tis", Some("so"), false));
         assert_eq!(ok("/"), speak("", None, true));
         assert!(Command::parse("/skill").unwrap().is_err());
         assert_eq!((ok("/skills"), ok("/cost x")), (Command::Skills("".into()), Command::Cost("x".into())));

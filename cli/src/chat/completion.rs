@@ -130,7 +130,7 @@ impl Highlighter for Completion {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::commands::Command, *};
 
     #[test]
     fn the_place_says_what_is_expected() {
@@ -149,6 +149,26 @@ mod tests {
         assert_eq!(expected("/skill ro"), (7, Expected::Adapter(&["none"])));
         assert_eq!(expected("/skill rot13 he").1, Expected::Nothing);
         assert_eq!(expected("/skills nu"), (8, Expected::Skills));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_was_completed_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["my poet's (2).gguf", "a=\"b\" \\c.gguf", "p@l&ce; $5 {x}.gguf"] {
+            let file = dir.path().join("sp ace").join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, "").unwrap();
+            // The only one that there is: first the folder, then the file in it.
+            let completed = |line: &str| {
+                let (at, pairs) = FilenameCompleter::new().complete_path(line, line.len()).unwrap();
+                format!("{}{}", &line[..at], pairs[0].replacement)
+            };
+            let whole = completed(&completed(&format!("/load {}/sp", dir.path().display())));
+            let Some(Ok(Command::Load(path))) = Command::parse(&whole) else { panic!("{whole}") };
+            assert_eq!(path, file, "{whole}");
+            std::fs::remove_file(&file).unwrap();
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a call through C costs beside the same call in Rust. `cargo bench -p lory-ffi`.
+//! What a call through C costs beside the same call in Rust, and that it gives the same. `cargo bench -p lory-ffi`.
 
 use std::{hint::black_box, path::Path, ptr::null};
 
@@ -28,20 +28,34 @@ fn overhead(bench: &mut Criterion) {
 
     let mut group = bench.benchmark_group("token_is_end");
     group.bench_function("rust", |b| b.iter(|| tokenizer.is_eog(black_box(3))));
-    let mut ends = 0;
+    let mut ends = -1;
     // SAFETY: as above.
     group.bench_function("c", |b| b.iter(|| unsafe { lory_token_is_end(c, black_box(3), &mut ends) }));
     group.finish();
+    assert_eq!(ends, i32::from(tokenizer.is_eog(3)));
 
     let mut group = bench.benchmark_group("session_is_mixed");
     group.bench_function("rust", |b| b.iter(|| session.is_mixed()));
-    let mut mixed = 0;
+    let mut mixed = -1;
     // SAFETY: as above.
     group.bench_function("c", |b| b.iter(|| unsafe { lory_session_is_mixed(s, &mut mixed) }));
     group.finish();
+    assert_eq!(mixed, i32::from(session.is_mixed()));
 
     let text = "Once upon a time there was a small cat";
     let tokens = tokenizer.encode(text, EncodeOptions::default());
+    let mut out = lory_tokens { data: std::ptr::null_mut(), len: 0 };
+    let mut words = lory_text { data: std::ptr::null_mut(), len: 0 };
+    // SAFETY: as above; what a call gave has its length until it is freed.
+    unsafe {
+        assert_eq!(lory_tokenize(c, text.as_ptr().cast(), text.len(), 0, &mut out) as i32, 0);
+        assert_eq!(std::slice::from_raw_parts(out.data, out.len), tokens);
+        assert_eq!(lory_detokenize(c, out.data, out.len, 0, &mut words) as i32, 0);
+        let bytes = std::slice::from_raw_parts(words.data.cast::<u8>(), words.len);
+        assert_eq!(bytes, tokenizer.decode(&tokens).as_bytes());
+        lory_tokens_free(&mut out);
+        lory_text_free(&mut words);
+    }
     let mut group = bench.benchmark_group("tokenize");
     group.bench_function("rust", |b| b.iter(|| tokenizer.encode(black_box(text), EncodeOptions::default())));
     group.bench_function("c", |b| {

@@ -29,8 +29,13 @@ pub fn header() -> String {
         .to_owned()
 }
 
+/// A part of a ceiling; `None` of one that was not measured.
+fn share(part: f64, whole: f64) -> Option<f64> {
+    (whole > 0.0).then(|| part / whole)
+}
+
 fn percent(part: f64, whole: f64) -> String {
-    if whole > 0.0 { format!("{:.0} %", 100.0 * part / whole) } else { "-".to_owned() }
+    share(part, whole).map_or("-".to_owned(), |share| format!("{:.0} %", 100.0 * share))
 }
 
 impl Row<'_> {
@@ -72,8 +77,8 @@ impl Row<'_> {
                 "median_ts": speed.rate,
                 "gb_per_s": speed.gb,
                 "gop_per_s": speed.gop,
-                "share_of_read": speed.gb / self.ceilings.read,
-                "share_of_peak": speed.gop / self.ceilings.of(self.cost.ty),
+                "share_of_read": share(speed.gb, self.ceilings.read),
+                "share_of_peak": share(speed.gop, self.ceilings.of(self.cost.ty)),
             })
         };
         json!({

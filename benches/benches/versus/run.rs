@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, ValueEnum};
 use lory_kernels::Cpu;
@@ -166,6 +166,8 @@ impl Args {
         println!("\nceilings before: {}\nceilings after:  {}", ceilings_text(&before), ceilings_text(&after));
         if let Some(path) = &self.json {
             let all = json!({
+                "unix_time": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+                "lory_version": env!("CARGO_PKG_VERSION"),
                 "lory": lory_kernels::Backend::label(&cpu),
                 "lory_isa": cpu.isa().level().name(),
                 "llama.cpp": llama::system_info(),
@@ -232,6 +234,7 @@ impl Args {
         Ok(json!({
             "model_filename": path.to_string_lossy(),
             "model_type": theirs.description(),
+            "lory_repacked_bytes": cpu.repacked_bytes(),
             "check": check.json(),
             "rows": rows,
         }))

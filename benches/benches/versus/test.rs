@@ -23,7 +23,7 @@ pub enum Test {
 
 impl Test {
     pub fn name(&self) -> String {
-        let at = |depth: usize| if depth == 0 { String::new() } else { format!("@d{depth}") };
+        let at = |depth: usize| if depth == 0 { String::new() } else { format!(" @ d{depth}") };
         match self {
             Test::Prompt { n, depth } => format!("pp{n}{}", at(*depth)),
             Test::Generate { n, depth } => format!("tg{n}{}", at(*depth)),

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use lory_compress::{Collection, Error, Goal, Method, Options, Progress, Report, Source, Storage};
+use lory_compress::{
+    Collection, Error, Goal, LITTLE_LEFT, Method, Options, Progress, Report, Source, Storage,
+};
 use lory_kernels::QuantType;
 use lory_models::adapter::{BaseInfo, publish::folder_of};
 use lory_runtime::mapping::{Loading, open_gguf};
@@ -16,6 +18,7 @@ use crate::{
     failure::{Failure, Outcome},
     inputs::Inputs,
     interrupt,
+    mix::{NONE, NOT_A_NAME},
     output::{make_folder, place_of},
 };
 
@@ -183,6 +186,9 @@ fn summary(r: &Report, output: &Path) {
             r.left_out
         );
     }
+    if r.err2.mean > LITTLE_LEFT {
+        eprintln!("little is left of the adapters: allow more bytes (--max-bytes, or --rank and --clusters)");
+    }
     eprintln!(
         "per-adapter SVD in the same bytes: err² {:.4}; own factors: {}; {:.1} s{}",
         r.svd_err2_at_equal_bytes,
@@ -200,6 +206,9 @@ pub fn open_collection(
     bar: &Bar,
     cancel: &AtomicBool,
 ) -> lory_compress::Result<Collection> {
+    if let Some(source) = sources.iter().find(|s| s.name == NONE) {
+        return Err(Error::Request(format!("{}: {NOT_A_NAME}", source.path.display())));
+    }
     let runtime = |e: lory_runtime::Error| Error::Request(e.to_string());
     let open = open_gguf(model, Loading::Map).map_err(runtime)?;
     let base = BaseInfo::from_gguf(&open.gguf)?;

@@ -12,6 +12,8 @@ use crate::{
 
 /// Stands for the base in the place of an adapter's name.
 pub const NONE: &str = "none";
+/// Why an adapter cannot be called so.
+pub const NOT_A_NAME: &str = "an adapter cannot be called `none`, which stands for the base; rename it";
 
 /// One adapter of a mix.
 #[derive(Clone, Debug, PartialEq)]

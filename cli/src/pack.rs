@@ -20,6 +20,7 @@ use crate::{
     failure::{Failure, Outcome, one_line},
     inputs::Inputs,
     interrupt,
+    mix::{NONE, NOT_A_NAME},
     output::place_of,
 };
 
@@ -260,6 +261,9 @@ struct Rename {
 
 impl Rename {
     fn run(self) -> Outcome {
+        if self.to == NONE {
+            return Err(Failure::usage(NOT_A_NAME));
+        }
         rename(&self.pack, &open_to_change(&self.pack)?, &self.from, &self.to).map_err(failure)?;
         Ok(())
     }

@@ -1,13 +1,17 @@
 //! `lory synth adapters`: collections that look trained, for measuring without downloads.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 use lory_compress::{Error, Kind, Synthetic};
 use lory_models::adapter::BaseInfo;
 use lory_runtime::mapping::{Loading, open_gguf};
 
-use crate::{compress::in_pool, failure::Outcome, output::make_folder};
+use crate::{
+    compress::in_pool,
+    failure::{Failure, Outcome},
+    output::make_folder,
+};
 
 /// GGUF LoRA files for every projection of a base: families of adapters with noise, norms up to eightfold.
 #[derive(Args)]
@@ -48,6 +52,12 @@ impl Adapters {
         };
         let synthetic = Synthetic::new(self.n as usize, usize::from(self.rank), kind, self.seed);
         make_folder(&self.output)?;
+        // Fewer than before would stand among the old ones.
+        let mut entries = fs::read_dir(&self.output).into_iter().flatten().flatten();
+        if let Some(old) = entries.find(|e| e.path().extension().is_some_and(|x| x == "gguf")) {
+            let message = format!("{}: is there already; name another folder", old.path().display());
+            return Err(Failure::runtime(message));
+        }
         in_pool(0, |bar, cancel| {
             let open = open_gguf(&self.model, Loading::Map).map_err(|e| Error::Request(e.to_string()))?;
             let base = BaseInfo::from_gguf(&open.gguf)?;

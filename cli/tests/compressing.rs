@@ -320,3 +320,39 @@ fn a_pack_changes_under_a_program_that_has_it_open() {
     let now = lory(&["pack", "list", &pack]);
     assert!(now.success().contains("newcomer") && !now.stdout.contains("adapter-00005"), "{now:?}");
 }
+
+#[test]
+fn what_would_end_badly_is_told() {
+    let dir = collection(8);
+    let at = |name: &str| arg(&dir.path().join(name));
+    let (model, pack) = (model(), at("out/pack.gguf"));
+    // A goal that leaves nothing of the adapters.
+    let little = lory(&compress_args(dir.path(), &["--auto", "--max-bytes", "1k"]));
+    assert!(
+        little.code == 0 && little.stderr.contains("little is left of the adapters: allow more bytes"),
+        "{little:?}"
+    );
+    let enough = lory(&compress_args(dir.path(), &["--rank", "16"]));
+    assert!(enough.code == 0 && !enough.stderr.contains("little is left"), "{enough:?}");
+    // `none` is the base.
+    let renamed = lory(&["pack", "rename", &pack, "adapter-00001", "none"]);
+    assert!(renamed.one_line_error(2).contains("stands for the base"), "{renamed:?}");
+    fs::copy(at("adapters/adapter-00001.gguf"), at("none.gguf")).unwrap();
+    let added = lory(&["pack", "add", &pack, "-m", &model, &at("none.gguf")]);
+    assert!(added.one_line_error(1).contains("none.gguf: an adapter cannot be called"), "{added:?}");
+    // Fewer adapters among those of before.
+    let again = lory(&["synth", "adapters", "-m", &model, "--n", "2", "-o", &at("adapters")]);
+    assert!(again.one_line_error(1).contains("adapter-0000"), "{again:?}");
+    assert_eq!(names(&dir.path().join("adapters")).len(), 8);
+}
+
+#[test]
+fn an_adapter_of_which_little_is_left_is_a_poor_fit_also_where_nothing_is_known() {
+    let dir = collection(2);
+    let at = |name: &str| arg(&dir.path().join(name));
+    let (model, pack) = (model(), at("random.gguf"));
+    // A random pack does not say how well its adapters fit.
+    lory(&["synth", "pack", "-m", &model, "--adapters", "3", "--rank", "4", "-o", &pack]).success();
+    let ran = lory(&["pack", "add", &pack, "-m", &model, &at("adapters")]);
+    assert!(ran.code == 0 && ran.stderr.matches("a poor fit").count() == 2, "{ran:?}");
+}

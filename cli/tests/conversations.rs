@@ -155,6 +155,21 @@ fn a_template_from_a_file_is_used() {
     assert!(refused.one_line_error(1).contains("no way"), "{refused:?}");
 }
 
+#[test]
+fn messages_that_nobody_would_read_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let [template, empty] = ["t.jinja", "empty.txt"].map(|name| dir.path().join(name));
+    fs::write(&template, "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}").unwrap();
+    fs::write(&empty, "\n").unwrap();
+    let told = "passes over system messages";
+    let ran = chat(&["--chat-template", &arg(&template), "-sys", "Be brief."], "hello\nhello\n");
+    assert_eq!((ran.code, ran.stderr.matches(told).count()), (0, 1), "{ran:?}");
+    let typed = chat(&["--chat-template", &arg(&template)], "/system Be brief.\n");
+    assert!(typed.stderr.contains(told), "{typed:?}");
+    assert!(!chat(&["-sys", "Be brief."], "hello\n").stderr.contains(told));
+    assert!(chat(&["-f", &arg(&empty), "-st"], "").one_line_error(2).contains("the message is empty"));
+}
+
 #[cfg(unix)]
 #[test]
 fn signals_end_a_chat_that_nobody_types_at() {

@@ -45,7 +45,8 @@ pub use full::{Full, FullOptions, jd_full, jd_full_shared};
 pub use lora_file::{base_of, extract, plain_factors, write_gguf_lora};
 pub use options::Options;
 pub use packs::{
-    AddOptions, Added, ReadFile, add, merge_segments, open_gguf, open_pack, read_file, remove, rename,
+    AddOptions, Added, LITTLE_LEFT, ReadFile, add, merge_segments, open_gguf, open_pack, read_file, remove,
+    rename,
 };
 pub use peft_folder::extract_peft;
 pub use pipeline::compress;

@@ -94,8 +94,8 @@ const CHOICE_SITES: usize = 8;
 const POOR_RATIO: f64 = 2.0;
 /// … and never below this err², where nobody could tell the difference in answers.
 const POOR_FLOOR: f64 = 0.1;
-/// Whatever is usual, or where a pack does not know: more than this err² is an adapter of which little is left.
-const POOR_CEILING: f64 = 0.7;
+/// Whatever is usual, and where nobody knows: with a larger mean err² little is left of an adapter.
+pub const LITTLE_LEFT: f64 = 0.7;
 /// Adapters of the pack whose errors are looked at to know what is usual.
 const USUAL_SAMPLE: usize = 500;
 
@@ -217,7 +217,7 @@ fn join(
         mean_err2: errors.mean,
         worst_err2: errors.worst,
         poor: !private
-            && errors.mean > usual.map_or(POOR_CEILING, |u| (POOR_RATIO * u).clamp(POOR_FLOOR, POOR_CEILING)),
+            && errors.mean > usual.map_or(LITTLE_LEFT, |u| (POOR_RATIO * u).clamp(POOR_FLOOR, LITTLE_LEFT)),
     };
     Ok((added, new))
 }

@@ -83,6 +83,12 @@ impl Conversation {
         self.system = Some(text).filter(|t| !t.is_empty());
     }
 
+    /// Whether the format has a place for a system message; a template may pass over it in silence.
+    pub fn heeds_system(&self) -> bool {
+        let prompt = |system| self.format.prompt(&self.engine, system, &[("user", String::new())]).ok();
+        prompt(Some("x")) != prompt(None)
+    }
+
     /// Forgets what was said.
     pub fn clear(&mut self) {
         self.turns.clear();

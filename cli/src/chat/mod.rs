@@ -17,7 +17,7 @@ use clap::Args;
 use crate::{
     adapter_flags::AdapterFlags,
     demo::World,
-    failure::Outcome,
+    failure::{Failure, Outcome},
     grammar_flags::GrammarFlags,
     mix::Mix,
     model_flags::{EngineFlags, note},
@@ -105,6 +105,9 @@ impl Chat {
         self.adapters.check(built_in)?;
         let grammar = self.grammar.given()?;
         let first = self.first.prompt()?;
+        if self.single_turn && first.as_ref().is_some_and(|text| text.trim().is_empty()) {
+            return Err(Failure::usage("the message is empty; give -p or -f a text"));
+        }
         let system = match &self.system_file {
             Some(path) => Some(read_text(path)?),
             None => self.system.clone(),

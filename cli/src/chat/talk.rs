@@ -59,6 +59,7 @@ impl Talk {
     /// The failure of the only answer; [`Failure::Told`] if any line from a pipe failed, where nobody reads what was said
     /// of it; Ctrl+C; a terminal or a pipe that is gone.
     pub fn hold(&mut self, mut first: Option<String>) -> Outcome {
+        self.note_unheeded();
         let mut end = Ok(());
         if self.input.is_terminal() && !self.single_turn {
             if let Some(world) = &self.world {
@@ -113,6 +114,7 @@ impl Talk {
             Command::ShowSystem => print(self.conversation.system().unwrap_or("(no system message)")),
             Command::System(text) => {
                 self.conversation.set_system(text);
+                self.note_unheeded();
                 Ok(())
             }
             Command::Speak { name, text, bare } => {
@@ -142,6 +144,13 @@ impl Talk {
             Command::Compare(rest) => self.compare(&rest),
         }?;
         Ok(false)
+    }
+
+    /// Says so if the system message will not be read.
+    fn note_unheeded(&self) {
+        if self.conversation.system().is_some() && !self.conversation.heeds_system() {
+            note("the chat template passes over system messages: put it into your message");
+        }
     }
 
     /// A remark beside the conversation.

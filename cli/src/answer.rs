@@ -47,21 +47,27 @@ pub fn follow(
     Ok(Answer { text, stats: generation.stats(), finish })
 }
 
-/// Follows generations in step, as one batch; Ctrl+C ends all of them.
+/// Follows generations in step, as one batch, and counts their tokens for who waits; Ctrl+C ends all of them.
 pub fn follow_all(mut generations: Vec<Generation>) -> Outcome<Vec<Answer>> {
     let cancellers: Vec<_> = generations.iter().map(Generation::canceller).collect();
     let _guard = interrupt::catch(move || cancellers.iter().for_each(|c| c.cancel()));
     let mut texts = vec![String::new(); generations.len()];
     let mut open = vec![true; generations.len()];
+    let counter = progress::counter("tokens");
     while open.contains(&true) {
         for ((generation, text), open) in generations.iter_mut().zip(&mut texts).zip(&mut open) {
             match generation.next().transpose()? {
-                Some(Event::Token { text: piece, .. } | Event::Text(piece)) => *text += &piece,
+                Some(Event::Token { text: piece, .. }) => {
+                    *text += &piece;
+                    counter.inc(1);
+                }
+                Some(Event::Text(piece)) => *text += &piece,
                 Some(_) => {}
                 None => *open = false,
             }
         }
     }
+    counter.finish_and_clear();
     let answer = |(text, g): (String, &Generation)| {
         let finish = g.finish_reason().unwrap_or(FinishReason::Cancelled);
         Answer { text, stats: g.stats(), finish }

@@ -16,6 +16,7 @@ use crate::{
     mix::Mix,
     model_flags::ModelFlags,
     output::Output,
+    progress,
     prompt::{PromptFlags, check_length, encode},
 };
 
@@ -67,6 +68,7 @@ impl Logits {
         let mut generation = session.generate(request)?;
         let canceller = generation.canceller();
         let _guard = interrupt::catch(move || canceller.cancel());
+        let reading = progress::Prompt::watch(generation.watch(), count);
         let mut out = Output::create(&self.output)?;
         let mut written = 0;
         for event in &mut generation {
@@ -83,6 +85,7 @@ impl Logits {
                 written += 1;
             }
         }
+        drop(reading);
         if generation.finish_reason() == Some(FinishReason::Cancelled) {
             return Err(Failure::Interrupted);
         }

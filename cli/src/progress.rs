@@ -30,6 +30,44 @@ pub fn counting_bar(total: u64, things: &str) -> ProgressBar {
     styled(ProgressBar::new(total), &format!("{{bar:40}} {{pos}} of {{len}} {things}, {{eta}} left"))
 }
 
+/// A count of things of which nobody knows how many will come, named in the plural.
+pub fn counter(things: &str) -> ProgressBar {
+    styled(ProgressBar::new_spinner(), &format!("{{spinner}} {{pos}} {things}"))
+}
+
+/// What is being measured. No thread draws it, and it is drawn between samples: it costs them nothing.
+pub struct Measured {
+    bar: ProgressBar,
+    task: String,
+}
+
+impl Measured {
+    /// Nothing yet.
+    pub fn new() -> Measured {
+        Measured { bar: styled(ProgressBar::new_spinner(), "{msg}"), task: String::new() }
+    }
+
+    /// What the next samples are of.
+    pub fn begin(&mut self, task: String) {
+        self.task = task;
+    }
+
+    /// Which of them comes next.
+    pub fn step(&self, thing: &str, n: usize, of: usize) {
+        self.bar.set_message(format!("{}, {thing} {n}/{of}", self.task));
+    }
+
+    /// Prints a result, which must not land behind the line.
+    pub fn print<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.bar.suspend(print)
+    }
+
+    /// Takes the line away.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),

@@ -129,7 +129,7 @@ impl Run {
 }
 
 fn report(engine: &Engine, mix: &Mix, answer: &answer::Answer, style: Style) {
-    let line = speed::line(&answer.stats, mix, engine, None);
+    let line = speed::line(answer, mix, engine, None);
     // Whoever closed standard error does not want to know.
     let _ = writeln!(io::stderr(), "{}", style.dim(&line));
 }

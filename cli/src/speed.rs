@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use lory_runtime::{Engine, Stats};
+use lory_runtime::{Engine, FinishReason, Stats};
 
-use crate::mix::Mix;
+use crate::{answer::Answer, mix::Mix};
 
 /// Time per generated token by mix, over a whole conversation.
 #[derive(Debug, Default)]
@@ -39,8 +39,20 @@ fn rate(tokens: usize, time: Duration) -> String {
     }
 }
 
-/// `prompt 12 tokens (+40 cached) at 101.3 t/s · answer 57 tokens at 23.4 t/s · poet (12.3 KiB, +0.8 ms/token)`.
-pub fn line(stats: &Stats, mix: &Mix, engine: &Engine, costs: Option<&Costs>) -> String {
+/// Why an answer ended, where that was not for the model to say.
+fn end(finish: &FinishReason) -> &'static str {
+    match finish {
+        FinishReason::Cancelled => " · stopped",
+        FinishReason::ContextFull => " · the context is full (-c raises it)",
+        FinishReason::Length => " · cut by -n",
+        _ => "",
+    }
+}
+
+/// `prompt 12 tokens (+40 cached) at 101.3 t/s · answer 57 tokens at 23.4 t/s · poet (12.3 KiB, +0.8 ms/token)`, and why
+/// it ended.
+pub fn line(answer: &Answer, mix: &Mix, engine: &Engine, costs: Option<&Costs>) -> String {
+    let stats = &answer.stats;
     let cached = match stats.cached_tokens {
         0 => String::new(),
         n => format!(" (+{n} cached)"),
@@ -53,11 +65,12 @@ pub fn line(stats: &Stats, mix: &Mix, engine: &Engine, costs: Option<&Costs>) ->
         (Some(size), Some(ms)) => format!(" ({size}, {ms:+.2} ms/token)"),
     };
     format!(
-        "prompt {} tokens{cached} at {} · answer {} tokens at {} · {label}{cost}",
+        "prompt {} tokens{cached} at {} · answer {} tokens at {} · {label}{cost}{}",
         stats.prompt_tokens,
         rate(stats.prompt_tokens, stats.prompt_time),
         stats.generated_tokens,
         rate(stats.generated_tokens.saturating_sub(1), stats.generated_time),
+        end(&answer.finish),
     )
 }
 

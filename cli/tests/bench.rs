@@ -122,6 +122,30 @@ fn every_format_holds_every_row() {
     assert_eq!((sql.matches("CREATE TABLE").count(), sql.matches("INSERT INTO").count()), (1, 2), "{sql}");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn on_a_terminal_a_line_says_what_is_measured() {
+    let files = Files::new();
+    let run = |test: &str| {
+        let (program, model) = (env!("CARGO_BIN_EXE_lory"), files.at("model.gguf"));
+        let bench = format!("stty cols 100; exec '{program}' bench -m '{model}' -t 1 -r 2 {test}");
+        let ran = Command::new("script").args(["-qec", &bench, "/dev/null"]).env("TERM", "xterm").output();
+        ran.ok().map(|ran| String::from_utf8_lossy(&ran.stdout).into_owned())
+    };
+    for (test, told) in [
+        ("-p 4 -n 2", ["test 1/2 pp4, sample 1/2", "test 2/2 tg2, sample 2/2"]),
+        ("-npp 2 -ntg 1 -npl 0,2", ["test 1/1 pp2 tg1 npl2, sample 1/2", "sample 2/2"]),
+        ("--trace --rate 200 --requests 2 -p 2 -n 2", ["trace, request 1/2", "request 2/2"]),
+    ] {
+        let Some(screen) = run(test) else {
+            eprintln!("skipped: `script` (util-linux) is not there");
+            return;
+        };
+        assert!(told.iter().all(|told| screen.contains(told)), "{test}: {screen}");
+    }
+    assert_eq!(files.bench(&["-p", "4", "-n", "2"]).stderr, "", "a pipe gets no such line");
+}
+
 #[test]
 fn how_a_model_was_loaded_is_recorded() {
     let files = Files::new();

@@ -104,6 +104,7 @@ fn adapters_are_loaded_by_file_name_while_talking() {
 fn two_adapters_answer_side_by_side() {
     let ran = chat_with_adapters("/compare attn none hello\n");
     let answer = |input: &str| chat_with_adapters(input).stdout.trim().to_owned();
+    assert_eq!(ran.stderr.matches(" · cut by -n]").count(), 2, "{ran:?}");
     let want = format!("[attn]\n{}\n\n[base]\n{}\n", answer("/adapter attn\nhello\n"), answer("hello\n"));
     assert_eq!(ran.stdout, want);
     // The conversation does not remember it; without a text the last question is asked again.

@@ -31,6 +31,11 @@ pub struct Cases {
 }
 
 impl Cases {
+    /// How many there are.
+    fn count(&self) -> usize {
+        self.prompt.len() * self.generate.len() * self.sequences.iter().filter(|pl| **pl > 0).count()
+    }
+
     /// Whether any of them has a token.
     pub fn measure_something(&self) -> bool {
         let any = |numbers: &[usize]| numbers.iter().any(|n| *n > 0);
@@ -60,6 +65,7 @@ fn seconds(times: &[Duration]) -> f64 {
 pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], cases: &Cases) -> Outcome {
     let mut table = Table::new(settings.format, &[]);
     let longest = cases.prompt.iter().max().unwrap_or(&0) + cases.generate.iter().max().unwrap_or(&0);
+    let (mut n, all) = (0, models.len() * runs.len() * cases.count());
     for path in models {
         let opened = Opened::open(path, settings, longest)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
@@ -77,6 +83,8 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], cases: &Cases)
             for pp in &cases.prompt {
                 for tg in &cases.generate {
                     for pl in cases.sequences.iter().filter(|pl| **pl > 0) {
+                        n += 1;
+                        table.progress.begin(format!("test {n}/{all} pp{pp} tg{tg} npl{pl}"));
                         let case = Case { pp: *pp, tg: *tg, pl: *pl };
                         let bed = Bed { opened: &opened, device: &device, run: *run, settings, case };
                         bed.measure(pool.as_ref(), &mut table)?;
@@ -118,6 +126,7 @@ impl Bed<'_> {
         let mut times = [Times::default(), Times::default()];
         let first = if settings.warm_up { 0 } else { 1 };
         for repetition in first..=settings.repetitions {
+            table.progress.step("sample", repetition.max(1), settings.repetitions);
             let order = if repetition % 2 == 0 { [0, 1] } else { [1, 0] };
             for side in order {
                 let Some(bare) = sides.get_mut(side) else { continue };

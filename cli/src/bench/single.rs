@@ -93,6 +93,7 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]
     let later = if settings.pack.is_some() { store::COLUMNS } else { &[] };
     let mut table = Table::new(settings.format, later);
     let longest = tests.iter().map(|t| t.n_depth + t.tokens()).max().unwrap_or(1);
+    let (mut n, all) = (0, models.len() * runs.len() * tests.len());
     for path in models {
         let opened = Opened::open(path, settings, longest)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
@@ -112,6 +113,8 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]
             }
             let Some(device) = &device else { continue };
             for test in tests {
+                n += 1;
+                table.progress.begin(format!("test {n}/{all} {}", test.name(0)));
                 measure(&opened, device, *run, settings, pool.as_ref(), *test, &mut table)?;
             }
         }
@@ -154,6 +157,7 @@ fn measure(
     }
     let mut samples = [(); 2].map(|()| Samples { tokens: test.tokens(), times: Vec::new() });
     for repetition in 0..settings.repetitions {
+        table.progress.step("sample", repetition + 1, settings.repetitions);
         if let Some(draw) = &mut draw {
             bare.set_adapters(1, draw.next(opened, device)?);
         }

@@ -5,7 +5,7 @@ use std::io::{Write, stdout};
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 
-use crate::failure::Outcome;
+use crate::{failure::Outcome, progress::Measured};
 
 /// What results are printed as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,6 +41,8 @@ impl Cell {
 
 /// Prints results one by one, as they come.
 pub struct Table {
+    /// What people see meanwhile.
+    pub progress: Measured,
     format: Format,
     /// Columns of CSV that the first row lacks.
     later: &'static [&'static str],
@@ -52,7 +54,7 @@ pub struct Table {
 impl Table {
     /// `later` are columns that rows after the first may have, too: CSV says all its columns at once.
     pub fn new(format: Format, later: &'static [&'static str]) -> Table {
-        Table { format, later, columns: ("", Vec::new()), rows: 0 }
+        Table { progress: Measured::new(), format, later, columns: ("", Vec::new()), rows: 0 }
     }
 
     /// One result: all its fields, and what people see of them; `name` is the table that it stands in in SQL, where rows
@@ -66,13 +68,16 @@ impl Table {
             Format::Sql => self.sql(name, fields),
         };
         self.rows += 1;
-        let mut out = stdout().lock();
-        out.write_all(text.as_bytes())?;
-        Ok(out.flush()?)
+        Ok(self.progress.print(|| {
+            let mut out = stdout().lock();
+            out.write_all(text.as_bytes())?;
+            out.flush()
+        })?)
     }
 
     /// What stands after the last result.
     pub fn finish(self) -> Outcome {
+        self.progress.clear();
         if self.format == Format::Json {
             stdout().lock().write_all(if self.rows == 0 { b"[]\n" } else { b"\n]\n" })?;
         }

@@ -93,8 +93,10 @@ pub fn run(
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
         for run in runs {
             let trace = Trace { opened: &opened, run: *run, settings, flags, work };
+            table.progress.begin("trace".into());
             trace.measure(path, None, &mut table)?;
             if let Some(pool) = &pool {
+                table.progress.begin("trace with adapters".into());
                 trace.measure(path, Some(pool), &mut table)?;
             }
         }
@@ -128,6 +130,7 @@ impl Trace<'_> {
             let mut requests = Vec::new();
             for i in 0..self.flags.requests as usize {
                 at -= (1.0 - random.uniform()).ln() / self.flags.rate;
+                table.progress.step("request", i + 1, self.flags.requests as usize);
                 let arrival = start + Duration::from_secs_f64(at);
                 thread::sleep(arrival.saturating_duration_since(Instant::now()));
                 let (engine, work, name) = (&engine, self.work, names.get(i).copied());

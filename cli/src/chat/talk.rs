@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use lory_runtime::{Engine, FinishReason};
+use lory_runtime::Engine;
 
 use super::{
     columns,
@@ -208,14 +208,8 @@ impl Talk {
         }
         let mix = self.conversation.mix();
         self.costs.add(&mix.label(), &answer.stats);
-        let end = match answer.finish {
-            FinishReason::Cancelled => " · stopped",
-            FinishReason::ContextFull => " · the context is full (-c raises it)",
-            FinishReason::Length => " · cut by -n",
-            _ => "",
-        };
-        let line = speed::line(&answer.stats, mix, &self.engine, Some(&self.costs));
-        self.remark(&format!("[{line}{end}]"));
+        let line = speed::line(answer, mix, &self.engine, Some(&self.costs));
+        self.remark(&format!("[{line}]"));
         if let Some(world) = self.world.as_ref().filter(|_| mix.parts().is_empty() && !self.told) {
             self.remark(&world.advice());
             self.told = true;
@@ -250,7 +244,7 @@ impl Talk {
         print(columns::lay_out(&titled, width).trim_end())?;
         let together = if mixes.len() == 2 { "both" } else { "all" };
         for (mix, answer) in mixes.iter().zip(&answers) {
-            let line = speed::line(&answer.stats, mix, &self.engine, None);
+            let line = speed::line(answer, mix, &self.engine, None);
             self.remark(&format!("[{together} at once: {line}]"));
         }
         self.stopped(answers.iter().any(Answer::was_interrupted))

@@ -182,18 +182,19 @@ fn adapters_are_measured_beside_the_base() {
     let pack = files.at("pack.gguf");
     let rows =
         files.rows(&["--pack", &pack, "--adapter-dist", "uniform", "-p", "0", "-n", "3", "-o", "json"]);
-    assert_eq!(tests(&rows), ["tg3", "tg3@L6", "load", "swap", "mem"]);
+    assert_eq!(tests(&rows), ["tg3", "tg3@L6", "arrive", "load", "swap", "mem"]);
     assert!(rows[0]["ratio_to_base"].is_null() && rows[1]["ratio_to_base"].as_f64().unwrap() > 0.0);
     assert_eq!(
         (&rows[1]["n_adapters"], &rows[1]["rank"], &rows[1]["basis_rank"]),
         (&6.into(), &4.into(), &4.into())
     );
-    assert!(rows[2]["open_ms"].as_f64().unwrap() > 0.0);
-    for row in &rows[2..4] {
+    assert!(rows[2]["alone_p50_us"].as_f64().unwrap() > 0.0);
+    assert!(rows[3]["open_ms"].as_f64().unwrap() > 0.0);
+    for row in &rows[2..5] {
         assert!(row["p50_us"].as_f64().unwrap() <= row["p99_us"].as_f64().unwrap(), "{row}");
     }
     // Two layers of seven cores of 4 x 4 halves, and what describes them.
-    assert!(rows[4]["bytes_per_adapter"].as_u64().unwrap() >= 14 * 32, "{}", rows[4]);
+    assert!(rows[5]["bytes_per_adapter"].as_u64().unwrap() >= 14 * 32, "{}", rows[5]);
 
     let args = [
         "--pack",
@@ -313,7 +314,7 @@ fn formats_for_programs_are_one_file_of_one_shape_with_adapters_too() {
     let single = ["-p", "0", "-n", "2", "-o"];
     let batched = ["-npp", "2", "-ntg", "1", "-npl", "1,2", "-o"];
     let trace = ["--trace", "--rate", "200", "--requests", "2", "-p", "2", "-n", "2", "-o"];
-    for (args, rows) in [(&single[..], 5), (&batched, 2), (&trace, 2)] {
+    for (args, rows) in [(&single[..], 6), (&batched, 2), (&trace, 2)] {
         let csv = run(&[args, &["csv"]].concat());
         // Every value is quoted, no name is.
         let columns: Vec<usize> = csv.lines().skip(1).map(|l| l.split("\",\"").count()).collect();
@@ -329,7 +330,7 @@ fn formats_for_programs_are_one_file_of_one_shape_with_adapters_too() {
     }
     let tables = sql_tables(&run(&[&single[..], &["sql"]].concat()));
     let of: Vec<(&str, usize)> = tables.iter().map(|t| (t.0.as_str(), t.2)).collect();
-    assert_eq!(of, [("lory_bench", 2), ("lory_store", 3)]);
+    assert_eq!(of, [("lory_bench", 2), ("lory_store", 4)]);
     let csv = run(&[&single[..], &["csv"]].concat());
     assert!(csv.lines().next().unwrap().ends_with("bytes_per_adapter,basis_bytes"), "{csv}");
     assert_eq!(values("csv", &csv, "bytes_per_adapter").iter().filter(|v| !v.is_empty()).count(), 1, "{csv}");

@@ -2,6 +2,7 @@
 //! what they cannot measure: adapters.
 
 mod adapters;
+mod arrivals;
 mod batched;
 mod opened;
 mod ranges;
@@ -42,7 +43,7 @@ use table::Format;
   lory bench -m model.gguf -p 0 -n 64 -d 0,4096 -t 1-4*2       deep contexts, numbers of threads
   lory bench -m model.gguf -ngl 0,16,99                        layers on the GPU
   lory bench -m model.gguf -npp 128 -ntg 32 -npl 1,8,32        sequences side by side
-  lory bench -m model.gguf --pack styles.gguf                  what an adapter costs; swap, load, mem
+  lory bench -m model.gguf --pack styles.gguf                  what an adapter costs; arrive, load, swap, mem
   lory bench -m model.gguf --pack styles.gguf --adapter-dist distinct -npl 1,8,32 -o json
   lory bench -m model.gguf --pack styles.gguf --adapter-dist zipf --trace --rate 4 --requests 64")]
 pub struct Bench {

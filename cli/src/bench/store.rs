@@ -1,4 +1,4 @@
-//! Tests of the adapter store: `load`, `swap`, `mem`.
+//! Tests of the adapter store: `arrive`, `load`, `swap`, `mem`.
 
 use std::{path::Path, time::Instant};
 
@@ -10,6 +10,7 @@ use crate::{failure::Outcome, terminal::bytes};
 use super::{
     Run, Settings,
     adapters::Pool,
+    arrivals,
     opened::Opened,
     table::{Cell, Table},
     timing::quantile,
@@ -19,7 +20,11 @@ use super::{
 const NAME: &str = "lory_store";
 
 /// What only these rows have; each of them some of it.
-pub const COLUMNS: &[&str] = &["p50_us", "p99_us", "open_ms", "bytes_per_adapter", "basis_bytes"];
+pub const COLUMNS: &[&str] =
+    &["p50_us", "p99_us", "alone_p50_us", "alone_p99_us", "open_ms", "bytes_per_adapter", "basis_bytes"];
+
+/// Adapters that arrive while a session decodes, at most.
+const ARRIVING: usize = 100;
 
 /// Adapters that are loaded one by one, at most.
 const LOADED: usize = 1000;
@@ -27,8 +32,8 @@ const LOADED: usize = 1000;
 /// Switches that are timed.
 const SWITCHES: usize = 10_000;
 
-/// `load`: opening the pack, and bringing in adapters that nobody has used yet; `swap`: giving a session another
-/// adapter that is there; `mem`: what an adapter takes.
+/// `arrive`: a step of a session that decodes while an adapter arrives that nobody has used yet, and alone; `load`: opening the pack,
+/// and bringing in such adapters; `swap`: giving a session another adapter that is there; `mem`: what an adapter takes.
 pub fn measure(
     model: &Path,
     opened: &Opened,
@@ -42,7 +47,7 @@ pub fn measure(
         device: run.device,
         gpu_layers: run.gpu_layers,
         threads: Some(run.threads),
-        n_ctx: Some(64),
+        n_ctx: u32::try_from(arrivals::tokens(ARRIVING)).ok(),
         n_batch: 8,
         kv_type: settings.kv_type,
         loading: settings.loading,
@@ -54,9 +59,12 @@ pub fn measure(
     engine.adapters().open_pack(pack)?;
     let open_ms = start.elapsed().as_secs_f64() * 1e3;
 
+    // An adapter is new only once.
+    let (arriving, others) = pool.names().split_at(ARRIVING.min(pool.len() / 2));
+    let steps = arrivals::measure(&engine, opened.vocab(), arriving)?;
     let mut ids = Vec::new();
     let mut load = Vec::new();
-    for name in pool.names().iter().take(LOADED) {
+    for name in others.iter().take(LOADED) {
         let start = Instant::now();
         ids.push(engine.adapters().resolve(name)?);
         load.push(start.elapsed().as_secs_f64() * 1e6);
@@ -71,8 +79,7 @@ pub fn measure(
         swap.push(start.elapsed().as_secs_f64() * 1e6);
     }
 
-    let sizes: Vec<f64> = pool
-        .names()
+    let sizes: Vec<f64> = others
         .iter()
         .take(LOADED)
         .map(|name| Ok(engine.adapters().info(name)?.bytes as f64))
@@ -83,6 +90,7 @@ pub fn measure(
         .sum::<Outcome<usize>>()?;
 
     let rows = [
+        Row::steps("arrive", &steps),
         Row::times("load", &load, Some(("open_ms", open_ms))),
         Row::times("swap", &swap, None),
         Row {
@@ -94,7 +102,8 @@ pub fn measure(
             text: format!("{} each, bases {}", bytes(per_adapter as u64), bytes(basis as u64)),
         },
     ];
-    for row in rows {
+    // Of a pack with one adapter none is left to arrive.
+    for row in rows.into_iter().filter(|row| row.test != "arrive" || !arriving.is_empty()) {
         let mut fields = opened.fields(&engine.device(), run, settings);
         fields.insert("test".into(), json!(row.test));
         pool.fields(&mut fields, settings, 1, None);
@@ -116,6 +125,25 @@ struct Row {
 }
 
 impl Row {
+    /// What steps take, in milliseconds for readers.
+    fn steps(test: &'static str, steps: &arrivals::Steps) -> Row {
+        let of = |us: &[f64]| (quantile(us, 0.5), quantile(us, 0.99));
+        let ((p50, p99), (alone_p50, alone_p99)) = (of(&steps.arriving), of(&steps.alone));
+        let values =
+            [("p50_us", p50), ("p99_us", p99), ("alone_p50_us", alone_p50), ("alone_p99_us", alone_p99)];
+        Row {
+            test,
+            values: values.map(|(name, us)| (name, json!(us))).to_vec(),
+            text: format!(
+                "step p50 {:.2}, p99 {:.2} ms, alone {:.2}, {:.2}",
+                p50 / 1e3,
+                p99 / 1e3,
+                alone_p50 / 1e3,
+                alone_p99 / 1e3
+            ),
+        }
+    }
+
     /// Microseconds of every sample, and another figure.
     fn times(test: &'static str, us: &[f64], more: Option<(&'static str, f64)>) -> Row {
         let (p50, p99) = (quantile(us, 0.5), quantile(us, 0.99));

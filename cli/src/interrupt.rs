@@ -59,12 +59,13 @@ fn end(code: i32, modes: &Modes) -> ! {
     std::process::exit(code)
 }
 
-/// Has SIGTERM and SIGHUP end the program with their own codes, whatever it is doing.
+/// Has SIGTERM and SIGHUP end the program with their own codes, whatever it is doing, unless it was started to ignore them, as by `nohup`.
 #[cfg(unix)]
 fn end_when_told(modes: Modes) -> Outcome {
     use nix::sys::signal::{SigSet, Signal};
     let fail = |e: std::io::Error| Failure::runtime(format!("signals cannot be handled: {e}"));
-    let told = SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP]);
+    let told: SigSet =
+        [Signal::SIGTERM, Signal::SIGHUP].into_iter().filter(|s| !is_ignored(*s as u32)).collect();
     // Threads have the signals blocked that their parent has: the one that waits gets them.
     told.thread_block().map_err(|e| fail(e.into()))?;
     let wait = move || {
@@ -74,6 +75,14 @@ fn end_when_told(modes: Modes) -> Outcome {
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(fail)?;
     Ok(())
+}
+
+/// Whether a signal is ignored, as far as the system tells.
+#[cfg(unix)]
+fn is_ignored(signal: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|m| m >> (signal - 1) & 1 == 1)
 }
 
 /// While this lives, the first Ctrl+C runs an action instead of ending the program.

@@ -274,10 +274,17 @@ fn values(format: &str, text: &str, name: &str) -> Vec<String> {
     }
 }
 
-/// The tables that SQL text makes: names of their columns with the types, and rows. A row that names another column than its
+/// A table of SQL: its columns with their types, and how many rows it has.
+struct SqlTable {
+    name: String,
+    columns: Vec<(String, String)>,
+    rows: usize,
+}
+
+/// The tables that SQL text makes. A row that names another column than its
 /// table has, or gives a number to a text, is a failure.
-fn sql_tables(text: &str) -> Vec<(String, Vec<(String, String)>, usize)> {
-    let mut tables: Vec<(String, Vec<(String, String)>, usize)> = Vec::new();
+fn sql_tables(text: &str) -> Vec<SqlTable> {
+    let mut tables: Vec<SqlTable> = Vec::new();
     let mut lines = text.lines().filter(|line| !line.is_empty());
     while let Some(line) = lines.next() {
         if let Some(name) = line.strip_prefix("CREATE TABLE IF NOT EXISTS ") {
@@ -285,23 +292,24 @@ fn sql_tables(text: &str) -> Vec<(String, Vec<(String, String)>, usize)> {
                 let (name, kind) = l.trim().trim_end_matches(',').split_once(' ').unwrap();
                 (name.to_owned(), kind.to_owned())
             });
-            let table = (name.trim_end_matches(" (").to_owned(), columns.collect::<Vec<_>>(), 0);
-            assert!(tables.iter().all(|t| t.0 != table.0), "{} is made twice: {text}", table.0);
+            let name = name.trim_end_matches(" (").to_owned();
+            let table = SqlTable { name, columns: columns.collect(), rows: 0 };
+            assert!(tables.iter().all(|t| t.name != table.name), "{} is made twice: {text}", table.name);
             tables.push(table);
             continue;
         }
         let (into, values) = line.strip_prefix("INSERT INTO ").unwrap().split_once(" VALUES ").unwrap();
         let (name, columns) = into.split_once(" (").unwrap();
-        let table = tables.iter_mut().find(|t| t.0 == name).unwrap_or_else(|| panic!("no table {name}"));
-        let made: Vec<&str> = table.1.iter().map(|c| c.0.as_str()).collect();
+        let table = tables.iter_mut().find(|t| t.name == name).unwrap_or_else(|| panic!("no table {name}"));
+        let made: Vec<&str> = table.columns.iter().map(|c| c.0.as_str()).collect();
         assert_eq!(columns.trim_end_matches(')').split(", ").collect::<Vec<_>>(), made);
         // What computes, in words, may have commas: only the figures behind it are looked at.
-        let figures = values.trim_end_matches(");").rsplit(", ").zip(table.1.iter().rev()).take(12);
+        let figures = values.trim_end_matches(");").rsplit(", ").zip(table.columns.iter().rev()).take(12);
         for (value, (column, kind)) in figures {
             let text = value.starts_with('\'');
             assert!(value == "NULL" || text == (kind == "TEXT"), "{column} {kind}: {value}");
         }
-        table.2 += 1;
+        table.rows += 1;
     }
     tables
 }
@@ -322,14 +330,14 @@ fn formats_for_programs_are_one_file_of_one_shape_with_adapters_too() {
         let jsonl = run(&[args, &["jsonl"]].concat());
         assert_eq!(jsonl.lines().count(), rows, "{jsonl}");
         let sql = run(&[args, &["sql"]].concat());
-        assert_eq!(sql_tables(&sql).iter().map(|t| t.2).sum::<usize>(), rows, "{sql}");
-        for (name, columns, _) in sql_tables(&sql) {
+        assert_eq!(sql_tables(&sql).iter().map(|t| t.rows).sum::<usize>(), rows, "{sql}");
+        for SqlTable { name, columns, .. } in sql_tables(&sql) {
             let ratio = columns.iter().find(|c| c.0 == "ratio_to_base").unwrap();
             assert_ne!(ratio.1, "TEXT", "{name}: {sql}");
         }
     }
     let tables = sql_tables(&run(&[&single[..], &["sql"]].concat()));
-    let of: Vec<(&str, usize)> = tables.iter().map(|t| (t.0.as_str(), t.2)).collect();
+    let of: Vec<(&str, usize)> = tables.iter().map(|t| (t.name.as_str(), t.rows)).collect();
     assert_eq!(of, [("lory_bench", 2), ("lory_store", 4)]);
     let csv = run(&[&single[..], &["csv"]].concat());
     assert!(csv.lines().next().unwrap().ends_with("bytes_per_adapter,basis_bytes"), "{csv}");

@@ -206,6 +206,21 @@ fn signals_end_a_chat_that_nobody_types_at() {
     assert_eq!(finish(child).code, 130);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn who_was_started_to_outlive_its_terminal_does() {
+    let chat = format!("trap '' HUP; exec '{}' chat -m '{}'", env!("CARGO_BIN_EXE_lory"), model());
+    let mut sh = std::process::Command::new("sh");
+    sh.args(["-c", &chat]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = sh.spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"/help\n").unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "/regen");
+    // Of two that wait, the first number is taken first.
+    signal(&child, libc::SIGHUP);
+    signal(&child, libc::SIGTERM);
+    assert_eq!(finish(child).code, 143);
+}
+
 /// `lory chat` on a pseudo-terminal of 100 columns, with a shell that outlives it.
 #[cfg(target_os = "linux")]
 struct Terminal {

@@ -74,7 +74,7 @@ fn main() {
                 bytes: weights.size(),
                 ops: 2 * rows * n * COLUMNS,
                 peak: match ty {
-                    QuantType::BF16 => |c| c.bf16,
+                    QuantType::BF16 => |c| c.of(QuantType::BF16),
                     QuantType::F16 | QuantType::F32 => |c| c.f32,
                     _ => |c| c.int8,
                 },

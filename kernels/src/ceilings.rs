@@ -36,8 +36,9 @@ impl Ceilings {
     /// Gop/s of the arithmetic that products with weights of this format run on.
     pub fn of(&self, ty: QuantType) -> f64 {
         match ty {
-            QuantType::BF16 => self.bf16,
-            QuantType::F32 | QuantType::F16 => self.f32,
+            QuantType::BF16 if self.bf16 > 0.0 => self.bf16,
+            // Without the instruction BF16 is widened.
+            QuantType::F32 | QuantType::F16 | QuantType::BF16 => self.f32,
             _ => self.int8,
         }
     }
@@ -225,6 +226,8 @@ mod tests {
             assert_eq!(c.bf16 > 0.0, has!("avx512f") && has!("avx512bf16"));
         }
         assert_eq!(c.of(QuantType::Q4_K), c.int8);
-        assert_eq!((c.of(QuantType::BF16), c.of(QuantType::F16)), (c.bf16, c.f32));
+        let c = Ceilings { bf16: 2.0, f32: 1.0, ..c };
+        assert_eq!((c.of(QuantType::BF16), c.of(QuantType::F16)), (2.0, 1.0));
+        assert_eq!(Ceilings { bf16: 0.0, ..c }.of(QuantType::BF16), 1.0);
     }
 }

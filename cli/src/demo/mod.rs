@@ -9,7 +9,10 @@ mod table;
 mod tour;
 mod world;
 
-use std::{io::Write, path::PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use lory_demo::{BASE, PACK};
@@ -92,7 +95,7 @@ impl Demo {
     }
 }
 
-fn export(folder: &PathBuf) -> Outcome {
+fn export(folder: &Path) -> Outcome {
     make_folder(folder)?;
     for (name, content) in [("base.gguf", BASE), ("skills.gguf", PACK)] {
         let path = folder.join(name);

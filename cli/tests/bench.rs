@@ -372,7 +372,7 @@ fn layers_on_a_gpu_have_a_column() {
         }
         rows.len()
     };
-    assert_eq!(on_gpu(&["-p", "0", "-n", "2"]), 5);
+    assert_eq!(on_gpu(&["-p", "0", "-n", "2"]), 6);
     assert_eq!(on_gpu(&["-npp", "2", "-ntg", "1", "-npl", "2"]), 1);
     assert_eq!(on_gpu(&["--trace", "--rate", "200", "--requests", "2", "-p", "2", "-n", "2"]), 2);
 }

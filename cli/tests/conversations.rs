@@ -184,7 +184,9 @@ fn signals_end_a_chat_that_nobody_types_at() {
         (&single, libc::SIGINT, 130),
         (&single, libc::SIGTERM, 143),
     ] {
-        let mut child = command(args).stdin(Stdio::piped()).spawn().unwrap();
+        let mut chat = command(args);
+        program::heed_hangups(&mut chat);
+        let mut child = chat.stdin(Stdio::piped()).spawn().unwrap();
         let mut typed = child.stdin.take().unwrap();
         let mut stdout = child.stdout.take().unwrap();
         // The second message would be answered for ever.
@@ -244,6 +246,7 @@ impl Terminal {
         let mut script = std::process::Command::new("script");
         script.args(["-qec", &chat, "/dev/null"]).env("TERM", "xterm").env("XDG_STATE_HOME", dir);
         script.env_remove("NO_COLOR").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        program::heed_hangups(&mut script);
         let Ok(mut script) = script.spawn() else {
             eprintln!("skipped: `script` (util-linux) is not there");
             return None;

@@ -115,6 +115,19 @@ pub fn send(process: u32, signal: i32) {
     assert_eq!(sent, 0, "{}", std::io::Error::last_os_error());
 }
 
+/// Has a program heed SIGHUP, also where these tests were started to ignore it.
+#[cfg(unix)]
+pub fn heed_hangups(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let heed = || {
+        // SAFETY: the call may be made between fork and exec.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+        Ok(())
+    };
+    // SAFETY: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(heed) };
+}
+
 /// The program with files that cannot grow beyond `limit` bytes, as if the disk were full.
 pub fn command_with_limit<S: AsRef<std::ffi::OsStr>>(args: &[S], limit: u64) -> Command {
     use std::os::unix::process::CommandExt;

@@ -1,4 +1,8 @@
-//! What adapters add to one line.
+//! What adapters add to one line: `y += λ U C V x` and its other forms (source: "Compress then Serve", arXiv 2407.00066, and PEFT's layers
+//! for the scales and biases).
+//!
+//! Error: that of three canonical products one after the other ([`dot_row`] has the bound of each; what the first two are off by passes
+//! through the absolute values of the factors behind them), and 2⁻²⁴ of the result for every addition.
 
 use crate::QMatrix;
 use crate::backend::{BAND, Core, Expand, LoraGroup, LoraTerm};

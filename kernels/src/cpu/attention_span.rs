@@ -294,15 +294,19 @@ impl Span<'_> {
         positions: Range<usize>,
     ) -> usize {
         let per_query = self.call.layout.dims / 16;
+        let mut p: [&[f32]; M] = [&[]; M];
+        for m in 0..M {
+            p[m] = &weights[first + m][piece.vector..].as_flattened()[..piece.len];
+        }
         let mut d = 0;
         // SAFETY: the caller's promise, and columns below `per_query`.
         unsafe {
             while d + 4 <= per_query {
-                self.weigh_tile::<S, M, 4>(s, first, d, weights, values, piece, positions.clone());
+                self.weigh_tile::<S, M, 4>(s, first, d, p, values, positions.clone());
                 d += 4;
             }
             while d < per_query {
-                self.weigh_tile::<S, M, 1>(s, first, d, weights, values, piece, positions.clone());
+                self.weigh_tile::<S, M, 1>(s, first, d, p, values, positions.clone());
                 d += 1;
             }
         }
@@ -310,23 +314,20 @@ impl Span<'_> {
     }
 
     /// # Safety
-    /// See [`Span::weigh`]; columns `d .. d + D` exist, `positions` are of the piece.
+    /// See [`Span::weigh`]; columns `d .. d + D` exist, and `positions` in every line of `p`.
     #[inline(always)]
     unsafe fn weigh_tile<S: Simd, const M: usize, const D: usize>(
         &mut self,
         s: S,
         first: usize,
         d: usize,
-        weights: &[Weights],
+        p: [&[f32]; M],
         values: &impl Source,
-        piece: &Piece,
         positions: Range<usize>,
     ) {
         let per_query = self.call.layout.dims / 16;
         let mut acc = [[s.splat(0.0); D]; M];
-        let mut p: [&[f32]; M] = [&[]; M];
         for m in 0..M {
-            p[m] = &weights[first + m][piece.vector..].as_flattened()[..piece.len];
             for j in 0..D {
                 acc[m][j] = s.load(&self.part.out[(first + m) * per_query + d + j]);
             }
@@ -338,7 +339,7 @@ impl Span<'_> {
                 v[j] = unsafe { values.vector(s, position, d + j) };
             }
             for m in 0..M {
-                // SAFETY: every line of `p` has `len` numbers.
+                // SAFETY: the caller's promise.
                 let weight = s.splat(unsafe { *p[m].get_unchecked(position) });
                 for j in 0..D {
                     acc[m][j] = s.fma(weight, v[j], acc[m][j]);

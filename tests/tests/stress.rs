@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The second runs on demand: `cargo test --release -p lory-tests --test stress -- --ignored --nocapture`;
-//! `LORY_SOAK_REQUESTS` changes how many requests it sends.
+//! `LORY_SOAK_REQUESTS` changes how many requests it sends. Last run (development profile): 2026-11-30, 100,008 requests in 90 s on two cores of a Zen 3 machine, each
+//! answer that of the same request alone, 79,664 adapters evicted, 25.05 MB resident after the first tenth and 25.10 after the last.
 
 use std::{
     collections::HashMap,

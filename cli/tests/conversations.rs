@@ -223,7 +223,7 @@ fn who_was_started_to_outlive_its_terminal_does() {
     assert_eq!(finish(child).code, 143);
 }
 
-/// `lory chat` on a pseudo-terminal of 100 columns, with a shell that outlives it.
+/// `lory chat` on a pseudo-terminal of 100 columns, with a shell that outlives it and its Ctrl+C.
 #[cfg(target_os = "linux")]
 struct Terminal {
     script: std::process::Child,
@@ -239,7 +239,7 @@ impl Terminal {
     /// `None`, with a line that says so, where there is no pseudo-terminal to be had.
     fn chat(args: &str, dir: &std::path::Path) -> Option<Terminal> {
         let chat = format!(
-            "stty cols 100 rows 40; sh -c \"echo pid \\$\\$; exec '{}' chat -m '{}' {args}\"; code=$?; stty -a; exit $code",
+            "trap : INT; stty cols 100 rows 40; sh -c \"echo pid \\$\\$; exec '{}' chat -m '{}' {args}\"; code=$?; stty -a; exit $code",
             env!("CARGO_BIN_EXE_lory"),
             model(),
         );

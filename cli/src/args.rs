@@ -17,6 +17,9 @@ const ALIASES: &[(&str, &str)] = &[
     ("-pg", "--pg"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
+    ("-fa", "--flash-attn"),
+    ("-mmp", "--mmap"),
+    ("-oe", "--output-err"),
 ];
 
 /// Flags whose value may be any text, also one that looks like a flag.

@@ -122,6 +122,15 @@ fn every_format_holds_every_row() {
     assert_eq!((sql.matches("CREATE TABLE").count(), sql.matches("INSERT INTO").count()), (1, 2), "{sql}");
 }
 
+#[test]
+fn a_second_format_goes_to_the_standard_error() {
+    let files = Files::new();
+    let ran = files.bench(&["-p", "4", "-n", "2", "-o", "md", "-oe", "json", "-fa", "1"]);
+    assert_eq!(ran.success().lines().count(), 4, "{ran:?}");
+    let rows: Value = serde_json::from_str(&ran.stderr).unwrap_or_else(|e| panic!("{e}: {ran:?}"));
+    assert_eq!(rows.as_array().map(Vec::len), Some(2), "{ran:?}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn on_a_terminal_a_line_says_what_is_measured() {
@@ -153,6 +162,8 @@ fn how_a_model_was_loaded_is_recorded() {
     let row = files.rows(&[&test[..], &["-o", "json"]].concat()).remove(0);
     assert_eq!((&row["use_mmap"], &row["repack"]), (&true.into(), &"off".into()), "{row}");
     assert!(!files.bench(&test).success().contains("repack"));
+    let row = files.rows(&[&test[..], &["-mmp", "0", "-o", "json"]].concat()).remove(0);
+    assert_eq!(row["use_mmap"], false, "{row}");
     let other = [&test[..], &["--no-mmap", "--repack", "on", "-o"]].concat();
     let row = files.rows(&[&other[..], &["json"]].concat()).remove(0);
     assert_eq!((&row["use_mmap"], &row["repack"]), (&false.into(), &"on".into()), "{row}");
@@ -406,6 +417,9 @@ fn nonsense_is_one_line() {
         (&["-b", "0"], 2, "-b 0"),
         (&["-ctk", "f16", "-ctv", "q8_0"], 2, "-ctk"),
         (&["-o", "xml"], 2, "xml"),
+        (&["-oe", "none"], 2, "none"),
+        (&["-mmp", "2"], 2, "2"),
+        (&["-fa", "off"], 2, "in tiles"),
         (&["-ngl", "many"], 2, "many"),
         (&["-ngl", "1", "--device", "cpu"], 2, "--device cpu"),
         (&["--adapter-dist", "one"], 2, "--pack"),

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use faer::Mat;
 use lory_kernels::QuantType;
 use lory_models::adapter::pack::{
-    NewAdapter, Pack, PackWriter, merge, segment_file_name, segment_files, segment_number,
+    NewAdapter, Pack, PackWriter, merge, open_segments, segment_file_name, segment_files, segment_number,
 };
 use lory_models::adapter::publish::{folder_of, remove_abandoned};
 use lory_models::adapter::{Basis, CoreMatrix, Delta, Existing, Site, publish};
@@ -51,16 +51,8 @@ pub fn open_gguf(path: &Path, read: &ReadFile<'_>) -> Result<Gguf> {
 /// # Errors
 /// A file that cannot be read or is damaged; a segment that is missing.
 pub fn open_pack(path: &Path, read: &ReadFile<'_>) -> Result<Pack> {
-    // Segments first: a merge replaces the pack before it deletes the segments that it took in.
-    for attempt in 0.. {
-        let segments = segment_files(path).map_err(Error::io(path))?;
-        let opened: Result<Vec<Gguf>> = segments.iter().map(|s| open_gguf(s, read)).collect();
-        match opened {
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound && attempt < 10 => continue,
-            opened => return Ok(Pack::parse(open_gguf(path, read)?, opened?)?),
-        }
-    }
-    unreachable!("the loop ends by returning")
+    let segments = open_segments(path, |e| Error::io(path)(e), |segment| open_gguf(segment, read))?;
+    Ok(Pack::parse(open_gguf(path, read)?, segments)?)
 }
 
 /// What adding one adapter gave.

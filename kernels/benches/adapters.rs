@@ -1,8 +1,10 @@
-//! What adapters cost in the linear layers of a transformer: the layers with and without them, in turns.
+//! What adapters cost in the linear layers of a transformer: the layers with and without them, in turns; and what is added alone, beside
+//! the ceilings of this machine.
 //!
 //! The layers are those of Llama 3.2 1B in Q4_0, four of them, so that weights come from memory. Every row has an adapter of its
 //! own. A pair is one turn with adapters and one without, milliseconds apart, so that a shared machine hits both alike.
-//! `cargo bench -p lory-kernels --bench adapters [-- FILTER]`, a filter is `clusters` or `8 rows`; `LORY_ISA` and `LORY_THREADS` as
+//! Alone, gate and up get what `Backend::lora` adds to them, again and again, so that its weights come from the caches where they fit.
+//! `cargo bench -p lory-kernels --bench adapters [-- FILTER]`, a filter is `clusters`, `8 rows` or `alone`; `LORY_ISA` and `LORY_THREADS` as
 //! usual. Models are mapped in pages of 2 MiB; for the same here, on Linux, set `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`. Without
 //! measuring, a small shape is compared with the reference.
 
@@ -10,11 +12,12 @@ mod measure;
 
 use std::time::Instant;
 
-use lory_kernels::backend::{BAND, Backend, Core, Expand, LinearJob, LoraGroup, LoraTerm};
+use criterion::Criterion;
+use lory_kernels::backend::{BAND, Backend, Core, Expand, LinearJob, LoraGroup, LoraJob, LoraTerm};
 use lory_kernels::{QuantType, Reference};
 
 use measure::weights::Weights;
-use measure::{Machine, noise};
+use measure::{Machine, Work, noise};
 
 /// Turns with and without.
 const PAIRS: usize = 25;
@@ -113,6 +116,32 @@ impl Call {
     }
 }
 
+impl Call {
+    /// What the adapters add, to outputs that stay as they are otherwise.
+    fn add<B: Backend<Buffer = Vec<f32>>>(&self, b: &B, x: &Vec<f32>, rows: usize, out: &mut [Vec<f32>]) {
+        let groups = self.groups(rows);
+        let jobs = self.weights.iter().zip(out).zip(&groups);
+        let mut jobs: Vec<_> =
+            jobs.map(|((w, out), groups)| LoraJob { out, width: w.matrix().rows(), groups }).collect();
+        b.lora(x, self.input, &mut jobs).expect("works");
+    }
+
+    /// Bytes that [`Call::add`] reads at least, and its operations.
+    fn work(&self, kind: Kind, rows: usize) -> Work {
+        let used = self.factors.iter().take(rows);
+        let factors = used.flat_map(|(v, u)| std::iter::once(v).chain(u));
+        let cores = self.cores.iter().take(rows).flatten();
+        let (v, u) = &self.factors[0];
+        let of_row = v.numbers() + u.iter().map(Weights::numbers).sum::<usize>();
+        let of_cores: usize = self.cores.first().map_or(0, |cores| cores.iter().map(Weights::numbers).sum());
+        Work {
+            bytes: factors.chain(cores).map(Weights::bytes).sum(),
+            ops: 2 * rows * (of_row + of_cores),
+            peak: if kind.factors == QuantType::F16 { |c| c.f32 } else { |c| c.int8 },
+        }
+    }
+}
+
 /// The linear layers of `n` transformer layers.
 fn calls(kind: Kind, adapters: usize, n: usize, [width, kv, inner]: [usize; 3]) -> Vec<Call> {
     let shapes: [(usize, &[usize]); 4] =
@@ -164,12 +193,24 @@ fn measure(machine: &Machine, kind: Kind, rows: usize) {
     );
 }
 
+fn measure_alone(machine: &Machine, criterion: &mut Criterion, kind: Kind, rows: usize) {
+    let call = Call::new(kind, rows, 2048, &[8192, 8192]);
+    let (x, mut out) = (noise(rows * call.input), outputs(std::slice::from_ref(&call), rows));
+    let mut group = criterion.benchmark_group(kind.name);
+    machine.time(&mut group, &format!("{rows} rows alone"), call.work(kind, rows), || {
+        call.add(&machine.cpu, &x, rows, &mut out);
+    });
+    group.finish();
+}
+
 fn check(machine: &Machine, kind: Kind, rows: usize) {
     for call in calls(kind, rows, 1, [256, 64, 512]) {
         let (x, calls) = (noise(rows * call.input), std::slice::from_ref(&call));
         let (mut got, mut want) = (outputs(calls, rows), outputs(calls, rows));
         call.run(&machine.cpu, &x, rows, true, &mut got);
         call.run(&Reference, &x, rows, true, &mut want);
+        call.add(&machine.cpu, &x, rows, &mut got);
+        call.add(&Reference, &x, rows, &mut want);
         let largest = want.iter().flatten().fold(0f32, |m, v| m.max(v.abs()));
         for (a, b) in got.iter().flatten().zip(want.iter().flatten()) {
             // So that NaN fails too.
@@ -181,13 +222,18 @@ fn check(machine: &Machine, kind: Kind, rows: usize) {
 fn main() {
     let machine = Machine::new();
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let mut criterion = measure::criterion();
     for kind in KINDS {
         for rows in [1, 8, 32] {
             if machine.is_quick() {
                 check(&machine, kind, rows);
-            } else if format!("{}, {rows} rows", kind.name).contains(&filter) {
+                continue;
+            }
+            if format!("{}, {rows} rows", kind.name).contains(&filter) {
                 measure(&machine, kind, rows);
             }
+            measure_alone(&machine, &mut criterion, kind, rows);
         }
     }
+    criterion.final_summary();
 }

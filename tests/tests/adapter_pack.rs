@@ -10,7 +10,7 @@ use lory_models::{
         Site,
         pack::{
             AdapterMeta, BasisSite, NewAdapter, NewCore, NewMatrix, Pack, PackSpec, PackWriter, StorageTypes,
-            merge, segment_file_name, segment_files,
+            merge, open_segments, segment_file_name, segment_files,
         },
         publish,
         publish::{TEMPORARY, Unfinished, remove_abandoned, remove_own_unfinished},
@@ -733,4 +733,24 @@ fn ten_thousand_adapters_open_at_once() {
     let a = pack.adapter("adapter-05000").unwrap();
     println!("10,000 adapters, {size} bytes: open {opened:?}, first adapter {:?}", start.elapsed());
     assert_eq!(a.cores().len(), 2);
+}
+
+#[test]
+fn a_segment_that_is_merged_meanwhile_is_not_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = folder.path().join("my.gguf");
+    let [first, second] = [1, 2].map(|n| segment_file_name(&pack, n));
+    for path in [&first, &second] {
+        std::fs::write(path, "").unwrap();
+    }
+    let merging = |path: &std::path::Path| {
+        if path == first {
+            std::fs::remove_file(path)?;
+        }
+        std::fs::metadata(path).map(|_| path.to_owned())
+    };
+    assert_eq!(open_segments(&pack, |e| e, merging).unwrap(), std::slice::from_ref(&second));
+    let broken = |path: &std::path::Path| Err::<(), _>(std::io::Error::other(path.display().to_string()));
+    let error = open_segments(&pack, |e| e, broken).unwrap_err();
+    assert_eq!(error.to_string(), second.display().to_string());
 }

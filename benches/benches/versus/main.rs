@@ -3,7 +3,7 @@
 //! `cargo bench -p lory-benches --features ggml --bench versus -- -m model.gguf`. Pairs of samples are
 //! interleaved (A B, B A, …), so that a noisy machine hits both sides; a ratio is that of one pair. The ceilings are
 //! measured in the same run, before (the table uses these) and after.
-//! First it checks that both sides compute the same logits.
+//! First it checks that both sides compute the same logits, for one sequence and for every number of them that is timed.
 //!
 //! For AVX2 alone on both sides, llama.cpp built once more in a target directory of its own:
 //! `GGML_NATIVE=OFF LORY_ISA=avx2 cargo bench --target-dir target/avx2 -p lory-benches --features ggml --bench versus -- -m model.gguf`.

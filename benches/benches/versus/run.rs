@@ -14,7 +14,7 @@ use lory_runtime::{LoadedModel, OpenOptions, Repacking};
 use serde_json::{Value, json};
 
 use crate::adapters::{self, Adapted};
-use crate::check::Check;
+use crate::check::{Check, Extent};
 use crate::llama::{self, Llama};
 use crate::report::{self, Row};
 use crate::side::Lory;
@@ -196,14 +196,20 @@ impl Args {
             theirs.description(),
             cpu.threads()
         );
-        let check = Check::run(
-            &mut Lory::new(cpu, decoder, 1, 256)?,
-            &mut theirs.context(cpu.threads(), 1, 256)?,
-            vocab,
-            64,
-        )?;
-        println!("{}\n\n{}", check.text(), report::header());
-        check.verdict()?;
+        let mut checks = Vec::new();
+        for extent in extents(&tests) {
+            let (sequences, tokens) = (extent.sequences, extent.tokens());
+            let check = Check::run(
+                &mut Lory::new(cpu, decoder, sequences, tokens)?,
+                &mut theirs.context(cpu.threads(), sequences, tokens)?,
+                vocab,
+                extent,
+            )?;
+            println!("{}", check.text());
+            check.verdict()?;
+            checks.push(check.json());
+        }
+        println!("\n{}", report::header());
         let mut rows = Vec::new();
         let most = tests.iter().filter(|t| t.adapters()).map(Test::sequences).max();
         let adapted = most.map(|n| self.adapted(path, &loaded, n)).transpose()?;
@@ -235,7 +241,7 @@ impl Args {
             "model_filename": path.to_string_lossy(),
             "model_type": theirs.description(),
             "lory_repacked_bytes": cpu.repacked_bytes(),
-            "check": check.json(),
+            "checks": checks,
             "rows": rows,
         }))
     }
@@ -248,6 +254,14 @@ impl Args {
             None => Adapted::open(&adapters::tiny_pack(path, loaded, n)?, loaded, n),
         }
     }
+}
+
+/// One sequence, and every number of them that is timed side by side.
+fn extents(tests: &[Test]) -> Vec<Extent> {
+    let mut counts: Vec<usize> = tests.iter().map(Test::sequences).filter(|n| *n > 1).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    std::iter::once(Extent::ONE).chain(counts.into_iter().map(Extent::batch)).collect()
 }
 
 /// Says so when llama.cpp was built for less than this processor has.

@@ -63,7 +63,7 @@ fn seconds(times: &[Duration]) -> f64 {
 
 /// All cases on all models.
 pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], cases: &Cases) -> Outcome {
-    let mut table = Table::new(settings.format, &[]);
+    let mut table = Table::new(settings.formats, &[]);
     let longest = cases.prompt.iter().max().unwrap_or(&0) + cases.generate.iter().max().unwrap_or(&0);
     let (mut n, all) = (0, models.len() * runs.len() * cases.count());
     for path in models {

@@ -30,7 +30,7 @@ use crate::{
 
 use adapters::Distribution;
 use ranges::{Layers, Numbers, PromptAndGeneration};
-use table::Format;
+use table::{Format, Formats};
 
 /// Measure speed: prompts, generation, batches, and what adapters cost.
 ///
@@ -89,6 +89,9 @@ pub struct Bench {
     /// How results are printed.
     #[arg(short = 'o', long, value_name = "FORMAT", value_enum, default_value = "md")]
     output: Format,
+    /// Also print results on the standard error (short: -oe).
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    output_err: Option<Format>,
     /// Where to compute; `cuda` has not been verified on hardware yet.
     #[arg(long, value_name = "DEVICE", value_enum, default_value = "auto")]
     device: DeviceArg,
@@ -96,9 +99,15 @@ pub struct Bench {
     /// cuda; auto is all that there is room for, if --device cuda says so.
     #[arg(long, value_name = "N,…|auto|all", default_value = "auto", allow_negative_numbers = true)]
     gpu_layers: Vec<Layers>,
-    /// Read the files into memory instead of mapping them.
+    /// Read the files into memory instead of mapping them (also -mmp 0).
     #[arg(long)]
     no_mmap: bool,
+    /// Whether files are mapped (short: -mmp), as llama-bench asks for it.
+    #[arg(long, value_name = "0|1", hide = true, value_parser = clap::value_parser!(u8).range(0..=1))]
+    mmap: Option<u8>,
+    /// As llama-bench asks for it (short: -fa).
+    #[arg(long, value_name = "on|off|auto", hide = true, value_parser = flash_attention)]
+    flash_attn: Option<()>,
     /// Copy the weights into an order that is faster to read, for their size in memory again.
     #[arg(long, value_name = "WHEN", value_enum, default_value = "off")]
     repack: RepackArg,
@@ -145,7 +154,7 @@ struct Settings {
     repetitions: usize,
     delay: Duration,
     warm_up: bool,
-    format: Format,
+    formats: Formats,
     loading: Loading,
     repacking: Repacking,
     pack: Option<PathBuf>,
@@ -241,8 +250,8 @@ impl Bench {
             repetitions: self.repetitions as usize,
             delay: Duration::from_secs(self.delay.into()),
             warm_up: !self.no_warmup,
-            format: self.output,
-            loading: if self.no_mmap { Loading::Read } else { Loading::Map },
+            formats: Formats { output: self.output, errors: self.output_err },
+            loading: if self.no_mmap || self.mmap == Some(0) { Loading::Read } else { Loading::Map },
             repacking: self.repack.repacking(),
             pack: self.adapters.pack.clone(),
             distribution: self.adapters.adapter_dist,
@@ -296,6 +305,17 @@ impl Bench {
         let at =
             |depth| kinds.iter().map(move |(p, n)| single::Test { n_prompt: *p, n_gen: *n, n_depth: depth });
         all(&self.n_depth).into_iter().flat_map(at).collect()
+    }
+}
+
+/// Attention is computed in one way, in tiles with a running maximum, and cannot be had in another.
+fn flash_attention(wanted: &str) -> Result<(), String> {
+    match wanted {
+        "1" | "on" | "-1" | "auto" => Ok(()),
+        "0" | "off" => {
+            Err("attention is always computed in tiles here; there is no other way to compare".into())
+        }
+        _ => Err("expected on, off or auto".into()),
     }
 }
 

@@ -91,7 +91,7 @@ impl Test {
 /// All tests on all models; with a pack also its own tests.
 pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]) -> Outcome {
     let later = if settings.pack.is_some() { store::COLUMNS } else { &[] };
-    let mut table = Table::new(settings.format, later);
+    let mut table = Table::new(settings.formats, later);
     let longest = tests.iter().map(|t| t.n_depth + t.tokens()).max().unwrap_or(1);
     let (mut n, all) = (0, models.len() * runs.len() * tests.len());
     for path in models {

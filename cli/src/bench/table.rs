@@ -1,6 +1,6 @@
 //! Results in the formats of llama-bench: Markdown for people, the others for programs.
 
-use std::io::{Write, stdout};
+use std::io::{Write, stderr, stdout};
 
 use clap::ValueEnum;
 use serde_json::{Map, Value};
@@ -20,6 +20,15 @@ pub enum Format {
     Jsonl,
     /// A table definition and insertions.
     Sql,
+}
+
+/// Where results go, and as what.
+#[derive(Clone, Copy)]
+pub struct Formats {
+    /// On the standard output.
+    pub output: Format,
+    /// On the standard error as well.
+    pub errors: Option<Format>,
 }
 
 /// A cell of the Markdown table.
@@ -43,6 +52,12 @@ impl Cell {
 pub struct Table {
     /// What people see meanwhile.
     pub progress: Measured,
+    output: Sheet,
+    errors: Option<Sheet>,
+}
+
+/// Results in one format.
+struct Sheet {
     format: Format,
     /// Columns of CSV that the first row lacks.
     later: &'static [&'static str],
@@ -53,13 +68,44 @@ pub struct Table {
 
 impl Table {
     /// `later` are columns that rows after the first may have, too: CSV says all its columns at once.
-    pub fn new(format: Format, later: &'static [&'static str]) -> Table {
-        Table { progress: Measured::new(), format, later, columns: ("", Vec::new()), rows: 0 }
+    pub fn new(formats: Formats, later: &'static [&'static str]) -> Table {
+        Table {
+            progress: Measured::new(),
+            output: Sheet::new(formats.output, later),
+            errors: formats.errors.map(|format| Sheet::new(format, later)),
+        }
     }
 
     /// One result: all its fields, and what people see of them; `name` is the table that it stands in in SQL, where rows
     /// of one name have the same columns.
     pub fn row(&mut self, name: &'static str, fields: &Map<String, Value>, cells: &[Cell]) -> Outcome {
+        let output = self.output.row(name, fields, cells);
+        let errors = self.errors.as_mut().map(|sheet| sheet.row(name, fields, cells));
+        Ok(self.progress.print(|| print(&output, errors.as_deref()))?)
+    }
+
+    /// What stands after the last result.
+    pub fn finish(self) -> Outcome {
+        self.progress.clear();
+        Ok(print(self.output.end(), self.errors.as_ref().map(Sheet::end))?)
+    }
+}
+
+fn print(output: &str, errors: Option<&str>) -> std::io::Result<()> {
+    let mut out = stdout().lock();
+    out.write_all(output.as_bytes())?;
+    out.flush()?;
+    // Like any other message: who closed it does not want it.
+    let _ = errors.map(|text| stderr().lock().write_all(text.as_bytes()));
+    Ok(())
+}
+
+impl Sheet {
+    fn new(format: Format, later: &'static [&'static str]) -> Sheet {
+        Sheet { format, later, columns: ("", Vec::new()), rows: 0 }
+    }
+
+    fn row(&mut self, name: &'static str, fields: &Map<String, Value>, cells: &[Cell]) -> String {
         let text = match self.format {
             Format::Md => self.markdown(cells),
             Format::Csv => self.csv(fields),
@@ -68,20 +114,15 @@ impl Table {
             Format::Sql => self.sql(name, fields),
         };
         self.rows += 1;
-        Ok(self.progress.print(|| {
-            let mut out = stdout().lock();
-            out.write_all(text.as_bytes())?;
-            out.flush()
-        })?)
+        text
     }
 
-    /// What stands after the last result.
-    pub fn finish(self) -> Outcome {
-        self.progress.clear();
-        if self.format == Format::Json {
-            stdout().lock().write_all(if self.rows == 0 { b"[]\n" } else { b"\n]\n" })?;
+    fn end(&self) -> &'static str {
+        match (self.format, self.rows) {
+            (Format::Json, 0) => "[]\n",
+            (Format::Json, _) => "\n]\n",
+            _ => "",
         }
-        Ok(())
     }
 
     /// Whether these columns are not those of the row before.
@@ -193,7 +234,7 @@ mod tests {
 
     #[test]
     fn csv_and_sql_quote_what_could_end_a_value() {
-        let mut table = Table::new(Format::Csv, &["later"]);
+        let mut table = Sheet::new(Format::Csv, &["later"]);
         assert_eq!(
             table.csv(&fields("a \"b\", c")),
             "model,n,t,later\n\"a \"\"b\"\", c\",\"3\",\"1.5\",\"\"\n"
@@ -201,14 +242,14 @@ mod tests {
         table.rows = 1;
         let Value::Object(other) = json!({ "model": "x", "later": 2 }) else { panic!() };
         assert_eq!(table.csv(&other), "\"x\",\"\",\"\",\"2\"\n");
-        let sql = Table::new(Format::Sql, &[]).sql("lory_bench", &fields("it's"));
+        let sql = Sheet::new(Format::Sql, &[]).sql("lory_bench", &fields("it's"));
         assert!(sql.contains("  model TEXT,\n  n INTEGER,\n  t REAL\n"), "{sql}");
         assert!(sql.ends_with("INSERT INTO lory_bench (model, n, t) VALUES ('it''s', 3, 1.5);\n"), "{sql}");
     }
 
     #[test]
     fn markdown_repeats_its_header_only_for_other_columns() {
-        let mut table = Table::new(Format::Md, &[]);
+        let mut table = Sheet::new(Format::Md, &[]);
         let cells = |test: &str| [Cell::new("test", test, 6), Cell::new("t/s", "1.00", 8)];
         assert_eq!(
             table.markdown(&cells("pp1")),

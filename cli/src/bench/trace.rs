@@ -87,7 +87,7 @@ pub fn run(
     if !(flags.rate.is_finite() && flags.rate > 0.0) {
         return Err(Failure::usage(format!("--rate {}: expected requests a second", flags.rate)));
     }
-    let mut table = Table::new(settings.format, &[]);
+    let mut table = Table::new(settings.formats, &[]);
     for path in models {
         let opened = Opened::open(path, settings, work.prompt + work.generate)?;
         let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;

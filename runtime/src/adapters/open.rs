@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use lory_models::adapter::{
     Adapter, gguf_lora as format,
-    pack::{Pack, segment_files},
+    pack::{Pack, open_segments},
     peft::{PeftAdapter, PeftFolder, PermutedHeads},
 };
 use lory_models::gguf::Gguf;
@@ -50,19 +50,9 @@ pub fn open_pack(path: &Path, loading: Loading) -> Result<Pack> {
 
 /// [`open_pack`] with the files, for [`File::check_unchanged`].
 pub(super) fn pack(path: &Path, loading: Loading) -> Result<(Pack, Vec<Arc<File>>)> {
-    let mut failed = None;
-    loop {
-        // Segments first: a merge replaces the pack before it deletes what it took in. If one is
-        // gone before it could be opened, the pack has taken it in, and the list is short of it
-        // the next time. A list that stays as it is was not merged: its segment cannot be opened.
-        let listed = segment_files(path).map_err(|e| Error::io(&path.to_string_lossy(), e))?;
-        let opened: Result<Vec<OpenGguf>> = listed.iter().map(|p| mapping::open_gguf(p, loading)).collect();
-        match opened {
-            Ok(segments) => return parse_pack(mapping::open_gguf(path, loading)?, segments),
-            Err(e) if failed.as_ref() == Some(&listed) => return Err(e),
-            Err(_) => failed = Some(listed),
-        }
-    }
+    let unlisted = |e| Error::io(&path.to_string_lossy(), e);
+    let segments = open_segments(path, unlisted, |segment| mapping::open_gguf(segment, loading))?;
+    parse_pack(mapping::open_gguf(path, loading)?, segments)
 }
 
 pub(super) fn parse_pack(main: OpenGguf, segments: Vec<OpenGguf>) -> Result<(Pack, Vec<Arc<File>>)> {

@@ -39,7 +39,7 @@ pub use index::check_name;
 pub use layout::{ULayout, row_type};
 pub use merge::merge;
 pub use record::{AdapterMeta, SiteInfo};
-pub use segment::{segment_file_name, segment_files, segment_number};
+pub use segment::{open_segments, segment_file_name, segment_files, segment_number};
 pub use synth::{SynthSpec, synth_pack};
 pub use writer::{BasisSite, PackSpec, PackWriter};
 

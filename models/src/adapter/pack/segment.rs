@@ -22,11 +22,7 @@ pub fn segment_number(pack: &Path, candidate: &Path) -> Option<u32> {
     (segment_file_name(pack, number).file_name() == candidate.file_name()).then_some(number)
 }
 
-/// The segments beside `pack`, in ascending order.
-///
-/// Open them **before** the pack itself, and start again if one is gone: a merge replaces the pack
-/// first and deletes the segments it took in afterwards, so segments that were opened first and a
-/// pack that was opened last always fit together.
+/// The segments beside `pack`, in ascending order. [`open_segments`] opens them.
 pub fn segment_files(pack: &Path) -> io::Result<Vec<PathBuf>> {
     let folder = folder_of(pack);
     let mut found = Vec::new();
@@ -38,6 +34,28 @@ pub fn segment_files(pack: &Path) -> io::Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Opens the segments beside `pack`, in ascending order, also while another program merges them into it. The pack itself is to
+/// be opened **afterwards**: a merge replaces it first and deletes the segments that it took in then, so that segments opened first and a
+/// pack opened last always fit together.
+///
+/// # Errors
+/// That of reading the folder, which `unlisted` makes one of the caller's; that of `open`, if the segments are still the
+/// same: one that is gone was taken in, and the next list is short of it.
+pub fn open_segments<T, E>(
+    pack: &Path,
+    unlisted: impl Fn(io::Error) -> E,
+    open: impl Fn(&Path) -> Result<T, E>,
+) -> Result<Vec<T>, E> {
+    let mut failed = None;
+    loop {
+        let listed = segment_files(pack).map_err(&unlisted)?;
+        match listed.iter().map(|path| open(path)).collect() {
+            Err(_) if failed.as_ref() != Some(&listed) => failed = Some(listed),
+            opened => return opened,
+        }
+    }
 }
 
 #[cfg(test)]

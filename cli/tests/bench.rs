@@ -138,7 +138,11 @@ fn on_a_terminal_a_line_says_what_is_measured() {
     let run = |test: &str| {
         let (program, model) = (env!("CARGO_BIN_EXE_lory"), files.at("model.gguf"));
         let bench = format!("stty cols 100; exec '{program}' bench -m '{model}' -t 1 -r 2 {test}");
-        let ran = Command::new("script").args(["-qec", &bench, "/dev/null"]).env("TERM", "xterm").output();
+        let ran = Command::new("script")
+            .args(["-qec", &bench, "/dev/null"])
+            .env("SHELL", "/bin/sh")
+            .env("TERM", "xterm")
+            .output();
         ran.ok().map(|ran| String::from_utf8_lossy(&ran.stdout).into_owned())
     };
     for (test, told) in [

@@ -244,7 +244,11 @@ impl Terminal {
             model(),
         );
         let mut script = std::process::Command::new("script");
-        script.args(["-qec", &chat, "/dev/null"]).env("TERM", "xterm").env("XDG_STATE_HOME", dir);
+        script
+            .args(["-qec", &chat, "/dev/null"])
+            .env("SHELL", "/bin/sh")
+            .env("TERM", "xterm")
+            .env("XDG_STATE_HOME", dir);
         script.env_remove("NO_COLOR").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         program::heed_hangups(&mut script);
         let Ok(mut script) = script.spawn() else {

@@ -308,7 +308,11 @@ fn on_a_terminal_skills_are_introduced_and_completed() {
     let dir = tempfile::tempdir().unwrap();
     let line = format!("stty cols 120 rows 50; exec '{}' chat", env!("CARGO_BIN_EXE_lory"));
     let mut script = std::process::Command::new("script");
-    script.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").env("XDG_STATE_HOME", dir.path());
+    script
+        .args(["-qec", &line, "/dev/null"])
+        .env("SHELL", "/bin/sh")
+        .env("TERM", "xterm")
+        .env("XDG_STATE_HOME", dir.path());
     script.env_remove("NO_COLOR").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let Ok(mut child) = script.spawn() else {
         eprintln!("skipped: `script` (util-linux) is not there");

@@ -2,7 +2,10 @@
 
 use std::cmp::Ordering;
 
-use super::SamplerError;
+use super::{
+    SamplerError,
+    exp::{LANES, exp},
+};
 
 /// A token that may be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,12 +122,20 @@ impl Candidates {
     /// Fills `p`. Sums in f64: 128k terms of f32 would lose the third digit.
     pub fn softmax(&mut self) {
         let max = self.best().logit;
-        let mut sum = 0.0f64;
-        for c in &mut self.items {
-            c.p = libm::expf(c.logit - max);
-            sum += f64::from(c.p);
+        let mut sums = [0.0f64; LANES];
+        for items in self.items.chunks_mut(LANES) {
+            let mut p = [0.0; LANES];
+            for (p, c) in p.iter_mut().zip(&*items) {
+                *p = c.logit - max;
+            }
+            // Those behind the last candidate are counted by nobody.
+            p.iter_mut().for_each(|p| *p = exp(*p));
+            for ((c, p), sum) in items.iter_mut().zip(p).zip(&mut sums) {
+                c.p = p;
+                *sum += f64::from(p);
+            }
         }
-        let norm = (1.0 / sum) as f32;
+        let norm = (1.0 / sums.iter().sum::<f64>()) as f32;
         for c in &mut self.items {
             c.p *= norm;
         }

@@ -1,6 +1,6 @@
 //! Log-probabilities of the model itself, before penalties, truncation and temperature.
 
-use super::candidates::Candidates;
+use super::{candidates::Candidates, exp::sum_of_exp};
 
 /// What must be computed before the sampler changes the logits.
 #[derive(Debug, Clone, Default)]
@@ -14,8 +14,7 @@ impl Distribution {
     /// Reads the normalisation and the `n` likeliest tokens off unchanged logits.
     pub fn read(&mut self, logits: &[f32], n: usize) {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits.iter().map(|&l| f64::from(libm::expf(l - max))).sum();
-        self.log_sum = f64::from(max) + libm::log(sum);
+        self.log_sum = f64::from(max) + libm::log(sum_of_exp(logits, max));
         self.top.clear();
         if n > 0 && self.scratch.fill(logits, n).is_ok() {
             self.scratch.sort(n);

@@ -7,6 +7,7 @@
 
 mod candidates;
 mod dry;
+mod exp;
 mod history;
 mod logprobs;
 mod options;
@@ -227,8 +228,9 @@ impl Sampler {
         }
         c.softmax();
         let best = c.best();
-        let mu = self.mu;
-        c.retain(|i| i.id == best.id || -libm::log2f(i.p) <= mu);
+        // Whose surprise, −log₂ p, is at most mu.
+        let least = libm::exp2f(-self.mu);
+        c.retain(|i| i.id == best.id || i.p >= least);
         c.softmax();
         let i = pick(c, self.rng.uniform());
         let surprise = -libm::log2f(c.items[i].p);

@@ -21,6 +21,12 @@ fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
 
+/// An integer that orders logits as [`f32::total_cmp`] does.
+fn rank(logit: f32) -> i32 {
+    let bits = logit.to_bits() as i32;
+    bits ^ ((bits >> 31) as u32 >> 1) as i32
+}
+
 /// Moves the `to` first elements of the order to the front and sorts them, where the first `from`
 /// are so already.
 fn sort_prefix<T>(items: &mut [T], from: usize, to: usize, cmp: impl Fn(&T, &T) -> Ordering) {
@@ -116,7 +122,10 @@ impl Candidates {
         if self.sorted > 0 {
             return self.items[0];
         }
-        self.items.iter().copied().min_by(likelier).expect("candidates are never empty after fill")
+        // In two passes, neither with a branch that the numbers decide.
+        let most = self.items.iter().map(|c| rank(c.logit)).fold(i32::MIN, i32::max);
+        let best = self.items.iter().filter(|c| rank(c.logit) == most).min_by_key(|c| c.id);
+        *best.expect("candidates are never empty after fill")
     }
 
     /// Fills `p`. Sums in f64: 128k terms of f32 would lose the third digit.
@@ -188,6 +197,24 @@ mod tests {
         assert_eq!(c.items[..2].iter().map(|c| c.id).collect::<Vec<_>>(), [2, 3]);
         c.sort(5);
         assert_eq!(c.items.iter().map(|c| c.id).collect::<Vec<_>>(), [2, 3, 4, 0, 1]);
+    }
+
+    #[test]
+    fn the_best_is_the_first_of_the_order() {
+        let mut rng = Rng::new(5);
+        for logits in [vec![-0.0, 0.0, 0.0], vec![-3.0, -1.5, -1.5, -2.0], vec![f32::MIN, f32::MIN, f32::MIN]]
+        {
+            let mut c = Candidates::default();
+            c.fill(&logits, 0).unwrap();
+            for _ in 0..10 {
+                // In any order.
+                let (a, b) = (rng.uniform(), rng.uniform());
+                let at = |x: f64| (x * logits.len() as f64) as usize;
+                c.items.swap(at(a), at(b));
+                c.forget_order();
+                assert_eq!(Some(c.best()), c.items.iter().copied().min_by(likelier), "{logits:?}");
+            }
+        }
     }
 
     #[test]

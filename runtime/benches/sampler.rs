@@ -1,6 +1,6 @@
 //! Drawing a token from the logits of 128,256, in each way that there is, beside what reading them once takes.
 //!
-//! `cargo bench -p lory-benches --bench sampler [-- FILTER]`, a filter is `flat` or `top-p`. Flat logits are those of random weights: nearly all
+//! `cargo bench -p lory-runtime --bench sampler [-- FILTER]`, a filter is `flat` or `top-p`. Flat logits are those of random weights: nearly all
 //! tokens are worth a thought. Peaked ones are as likely as words are by Zipf's law. One thread, as in the engine.
 
 use std::hint::black_box;
@@ -8,23 +8,26 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput};
 use lory_kernels::{ceilings::Ceilings, cpu::ThreadPool};
-use lory_runtime::sampler::{DryBreakers, Sampler, SamplerOptions};
+use lory_runtime::{
+    random_tokens,
+    sampler::{DryBreakers, Sampler, SamplerOptions},
+};
 
 /// Llama 3's.
 const VOCABULARY: usize = 128_256;
 
 /// Numbers in 0..1, the same every time.
-fn noise(n: usize) -> impl Iterator<Item = f32> {
-    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32)
+fn noise() -> impl Iterator<Item = f32> {
+    random_tokens(1, VOCABULARY, 1 << 24).into_iter().map(|x| x as f32 / (1 << 24) as f32)
 }
 
 fn flat() -> Vec<f32> {
-    noise(VOCABULARY).map(|x| 4.0 * x - 2.0).collect()
+    noise().map(|x| 4.0 * x - 2.0).collect()
 }
 
 fn peaked() -> Vec<f32> {
     // The logarithm of 1/rank, with ranks dealt to tokens by the noise.
-    noise(VOCABULARY).map(|x| -1.1 * (1.0 + x * VOCABULARY as f32).ln()).collect()
+    noise().map(|x| -1.1 * (1.0 + x * VOCABULARY as f32).ln()).collect()
 }
 
 fn ways() -> Vec<(&'static str, SamplerOptions)> {
@@ -43,12 +46,9 @@ fn ways() -> Vec<(&'static str, SamplerOptions)> {
 }
 
 fn main() {
-    let measured = std::env::args().any(|a| a == "--bench") && !std::env::args().any(|a| a == "--test");
-    if measured {
-        let read = Ceilings::measure(&ThreadPool::new(1), Duration::from_millis(300)).read;
-        let once = (4 * VOCABULARY) as f64 / read / 1e3;
-        println!("reading {VOCABULARY} logits once from memory: {once:.0} us at {read:.1} GB/s, one thread");
-    }
+    let read = Ceilings::measure(&ThreadPool::new(1), Duration::from_millis(300)).read;
+    let once = (4 * VOCABULARY) as f64 / read / 1e3;
+    println!("reading {VOCABULARY} logits once from memory: {once:.0} us at {read:.1} GB/s, one thread");
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))

@@ -446,4 +446,13 @@ pub trait Backend: Send + Sync {
     fn flush(&self) -> Result<(), BackendError> {
         Ok(())
     }
+
+    /// Runs `task(0)`, …, `task(tasks - 1)`, each once and in any order, on the threads of the host that this backend has, and returns when all
+    /// are done: for what the host makes of results, such as tokens of logits. A task must not call the backend. Here, one after the other.
+    ///
+    /// # Panics
+    /// With a panic of a task; other tasks may then not have been run.
+    fn on_host(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(task);
+    }
 }

@@ -5,13 +5,16 @@ use crate::backend::{
     LoraWeight, MatmulJob, Rope,
 };
 use crate::cpu::{Cpu, CpuKv, Isa};
-#[cfg(feature = "cuda")]
-use crate::cuda::{Cuda, CudaBuffer, CudaKv};
 use crate::{QMatrix, QuantType};
 #[cfg(feature = "cuda")]
 use crate::{
     Split,
     split::{SplitBuffer, SplitKv},
+};
+#[cfg(feature = "cuda")]
+use crate::{
+    cpu::physical_cores,
+    cuda::{Cuda, CudaBuffer, CudaKv},
 };
 
 /// Which device to run on.
@@ -63,7 +66,7 @@ pub enum DeviceKv {
 }
 
 impl Device {
-    /// The chosen device; `threads` and `isa` are for the processor.
+    /// The chosen device; `isa` is for the processor, `threads` also for what the host of a device does ([`Backend::on_host`]).
     ///
     /// # Errors
     /// If it is not there, in one line that says what is missing.
@@ -71,7 +74,10 @@ impl Device {
         match choice {
             DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu(Box::new(Cpu::new(threads, isa)))),
             #[cfg(feature = "cuda")]
-            DeviceChoice::Cuda(number) => Ok(Device::Cuda(Box::new(Cuda::open(number)?))),
+            DeviceChoice::Cuda(number) => {
+                let threads = threads.unwrap_or_else(physical_cores);
+                Ok(Device::Cuda(Box::new(Cuda::open(number)?.with_host_threads(threads))))
+            }
             #[cfg(not(feature = "cuda"))]
             DeviceChoice::Cuda(_) => Err(BackendError::Device {
                 device: "cuda".into(),
@@ -397,5 +403,9 @@ impl Backend for Device {
 
     fn flush(&self) -> Result<(), BackendError> {
         on!(self, |b| b.flush())
+    }
+
+    fn on_host(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        on!(self, |b| b.on_host(tasks, task))
     }
 }

@@ -516,4 +516,8 @@ impl<H: Backend<Buffer = Vec<f32>>, D: Backend> Backend for Split<H, D> {
         self.host.flush()?;
         self.device.flush()
     }
+
+    fn on_host(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.host.on_host(tasks, task);
+    }
 }

@@ -1,15 +1,21 @@
-//! Drawing a token from the logits of 128,256, in each way that there is, beside what reading them once takes.
+//! Drawing a token from the logits of 128,256, in each way that there is, beside what reading them once takes; and a step of an engine in which 32
+//! sequences do so, of a model that is little else than its vocabulary.
 //!
-//! `cargo bench -p lory-runtime --bench sampler [-- FILTER]`, a filter is `flat` or `top-p`. Flat logits are those of random weights: nearly all
-//! tokens are worth a thought. Peaked ones are as likely as words are by Zipf's law. One thread, as in the engine.
+//! `cargo bench -p lory-runtime --bench sampler [-- FILTER]`, a filter is `flat`, `top-p` or `32 sequences`. Flat logits are those of random weights:
+//! nearly all tokens are worth a thought. Peaked ones are as likely as words are by Zipf's law. One thread; steps with one, and with those of LORY_THREADS or
+//! of all cores.
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput};
-use lory_kernels::{ceilings::Ceilings, cpu::ThreadPool};
+use lory_kernels::{
+    ceilings::Ceilings,
+    cpu::{ThreadPool, physical_cores},
+};
+use lory_models::synth::{self, FileType};
 use lory_runtime::{
-    random_tokens,
+    Engine, EngineOptions, Event, Request, SessionOptions, random_tokens,
     sampler::{DryBreakers, Sampler, SamplerOptions},
 };
 
@@ -45,6 +51,68 @@ fn ways() -> Vec<(&'static str, SamplerOptions)> {
     ]
 }
 
+/// Sequences of the engine.
+const SEQUENCES: usize = 32;
+
+/// A model with one narrow layer.
+fn engine(folder: &std::path::Path, threads: usize) -> Engine {
+    let path = folder.join("narrow.gguf");
+    if !path.exists() {
+        let mut shape = synth::shape("llama-1b").expect("a shape").clone();
+        (shape.layers, shape.d_model, shape.d_ff) = (1, 128, 128);
+        (shape.heads, shape.kv_heads, shape.head_dim) = (2, 2, 64);
+        assert_eq!(shape.vocab, VOCABULARY);
+        let ty = FileType::from_name("Q8_0").expect("a type");
+        let bytes = synth::model(&shape, ty, 1, Vec::new(), |_| ()).expect("a model in memory");
+        std::fs::write(&path, bytes).expect("room for 20 MB");
+    }
+    let options = EngineOptions { threads: Some(threads), n_ctx: Some(512), ..EngineOptions::default() };
+    Engine::open(&path, &options).expect("a model")
+}
+
+/// How long `steps` steps of all sequences take.
+fn decode(engine: &Engine, options: &SamplerOptions, steps: usize) -> Duration {
+    let mut sessions: Vec<_> =
+        (0..SEQUENCES).map(|_| engine.session(&SessionOptions::default()).expect("a session")).collect();
+    let mut answers: Vec<_> = (0..)
+        .zip(&mut sessions)
+        .map(|(i, session)| {
+            let sampler = SamplerOptions { seed: Some(i.into()), ..options.clone() };
+            let tokens = vec![1 + i];
+            let max_new_tokens = steps + 1;
+            let request = Request { tokens, max_new_tokens, sampler, ignore_eos: true, ..Request::default() };
+            session.generate(request).expect("an answer")
+        })
+        .collect();
+    let mut turn = || {
+        for answer in &mut answers {
+            while !matches!(answer.next().expect("a token").expect("no error"), Event::Token { .. }) {}
+        }
+    };
+    turn();
+    let start = Instant::now();
+    (0..steps).for_each(|_| turn());
+    start.elapsed()
+}
+
+fn steps(criterion: &mut Criterion) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let all = std::env::var("LORY_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or_else(physical_cores);
+    let mut group = criterion.benchmark_group(format!("{SEQUENCES} sequences"));
+    for threads in std::collections::BTreeSet::from([1, all]) {
+        let engine = engine(folder.path(), threads);
+        for (name, options) in ways() {
+            // A context is 512 tokens long.
+            let steps = |n: u64| {
+                let stretches = (0..n).step_by(256).map(|done| (n - done).min(256) as usize);
+                stretches.map(|steps| decode(&engine, &options, steps)).sum()
+            };
+            group.bench_function(format!("{threads} threads, {name}"), |b| b.iter_custom(steps));
+        }
+    }
+    group.finish();
+}
+
 fn main() {
     let read = Ceilings::measure(&ThreadPool::new(1), Duration::from_millis(300)).read;
     let once = (4 * VOCABULARY) as f64 / read / 1e3;
@@ -70,5 +138,6 @@ fn main() {
         }
         group.finish();
     }
+    steps(&mut criterion);
     criterion.final_summary();
 }

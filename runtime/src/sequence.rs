@@ -286,18 +286,19 @@ impl Sequence {
     /// Whether the logits after the token at `position` are needed.
     pub(crate) fn wants_logits(&self, position: usize) -> bool {
         let last = position + 1 == self.tokens.len();
-        self.active.as_ref().is_some_and(|a| {
-            (last && a.max_new_tokens > 0)
-                || a.wants_prompt_logits(position)
-                || a.wants_logprob_after(position)
-        })
+        self.reports(position) || self.active.as_ref().is_some_and(|a| last && a.max_new_tokens > 0)
+    }
+
+    /// Whether the logits after the token at `position` are reported on ([`Sequence::report`]).
+    pub(crate) fn reports(&self, position: usize) -> bool {
+        let reported = |a: &Active| a.wants_prompt_logits(position) || a.wants_logprob_after(position);
+        self.active.as_ref().is_some_and(reported)
     }
 
     /// How many of the likeliest of `vocab` tokens are all that is needed of the logits after the token at `position`; `None` if
     /// that is all of them.
     pub(crate) fn wants_top_k(&self, position: usize, vocab: usize) -> Option<usize> {
-        let reported = |a: &&Active| a.wants_prompt_logits(position) || a.wants_logprob_after(position);
-        self.active.as_ref().filter(|a| !reported(a))?.sampler.top_k(vocab)
+        self.active.as_ref().filter(|_| !self.reports(position))?.sampler.top_k(vocab)
     }
 
     /// Whether the final state of the token at `position` is needed.
@@ -350,57 +351,61 @@ impl Sequence {
         active.stream.set_stats(active.stats);
     }
 
-    /// Handles what came out after the token at `position`: hands out what was asked for, and
-    /// chooses the next token if it was the last one.
+    /// What the request wants to know of the logits after a token of its prompt.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub(crate) fn report(&self, position: usize, logits: &[f32]) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        let Some(active) = &self.active else { return Ok(events) };
+        if active.wants_prompt_logits(position) {
+            let values = memory::copied(logits, "the logits of a prompt token")?;
+            events.push(Event::Logits { position, values });
+        }
+        if active.wants_logprob_after(position)
+            && let (Some(id), Some(n)) = (self.tokens.get(position + 1), active.outputs.logprobs)
+        {
+            let (logprob, top) = token_logprob(logits, *id, n);
+            events.push(Event::Prompt { position: position + 1, id: *id, logprob, top });
+        }
+        Ok(events)
+    }
+
+    /// Hands out what came of the token at `position`, and chooses the next token if it was the last one. Returns when, if it did.
     pub(crate) fn take_outputs(
         &mut self,
         position: usize,
         hidden: Option<Vec<f32>>,
+        report: Result<Vec<Event>>,
         logits: Option<Logits<'_>>,
         tokenizer: &Tokenizer,
-        metrics: &mut Metrics,
-    ) {
-        let Some(active) = &mut self.active else { return };
+    ) -> Option<Instant> {
+        let active = self.active.as_mut()?;
         if let Some(values) = hidden.filter(|_| active.wants_hidden(position)) {
             active.stream.push(Event::Hidden { position, values });
         }
-        let Some(logits) = logits else {
-            active.report_from = active.report_from.max(position + 1);
-            return;
-        };
-        if let Logits::Whole(logits) = &logits {
-            if active.wants_prompt_logits(position) {
-                match memory::copied(logits, "the logits of a prompt token") {
-                    Ok(values) => active.stream.push(Event::Logits { position, values }),
-                    Err(e) => {
-                        active.end = Some(Err(e));
-                        return;
-                    }
-                }
-            }
-            if active.wants_logprob_after(position)
-                && let (Some(id), Some(n)) = (self.tokens.get(position + 1), active.outputs.logprobs)
-            {
-                let (logprob, top) = token_logprob(logits, *id, n);
-                active.stream.push(Event::Prompt { position: position + 1, id: *id, logprob, top });
+        match report {
+            Ok(events) => events.into_iter().for_each(|event| active.stream.push(event)),
+            Err(e) => {
+                active.end = Some(Err(e));
+                return None;
             }
         }
         active.report_from = active.report_from.max(position + 1);
-        if position + 1 == self.tokens.len() && active.max_new_tokens > 0 {
-            self.choose(logits, tokenizer, metrics);
-        }
+        let wants_token = position + 1 == self.tokens.len() && active.max_new_tokens > 0;
+        logits.filter(|_| wants_token).and_then(|logits| self.choose(logits, tokenizer))
     }
 
-    fn choose(&mut self, logits: Logits<'_>, tokenizer: &Tokenizer, metrics: &mut Metrics) {
-        let Some(active) = &mut self.active else { return };
+    fn choose(&mut self, logits: Logits<'_>, tokenizer: &Tokenizer) -> Option<Instant> {
+        let active = self.active.as_mut()?;
         if self.tokens.len() >= active.n_ctx {
             active.end = Some(Ok(FinishReason::ContextFull));
-            return;
+            return None;
         }
         // A grammar whose only text is empty.
         if active.sampler.is_complete() {
             active.end = Some(Ok(FinishReason::Stop));
-            return;
+            return None;
         }
         let room = memory::reserve(&mut self.tokens, 1, "a session's tokens");
         let sample = || match logits {
@@ -411,13 +416,12 @@ impl Sequence {
             Ok(choice) => choice,
             Err(e) => {
                 active.end = Some(Err(e));
-                return;
+                return None;
             }
         };
-        let id = choice.token;
+        let (id, now) = (choice.token, Instant::now());
         active.sampler.accept(id);
         active.stats.generated_tokens += 1;
-        active.count_token(metrics);
         self.tokens.push(id);
         let eog = tokenizer.is_eog(id) && !active.ignore_eos;
         let piece = if eog { String::new() } else { active.detokenizer.push(id) };
@@ -431,20 +435,22 @@ impl Sequence {
             (_, _, true) => Some(Ok(FinishReason::Length)),
             _ => None,
         };
+        Some(now)
+    }
+
+    /// Counts a token that was chosen then.
+    pub(crate) fn count_token(&mut self, at: Instant, metrics: &mut Metrics) {
+        metrics.generated_tokens += 1;
+        let Some(active) = &mut self.active else { return };
+        if active.clock.first_token.is_none() {
+            active.clock.first_token = Some(at);
+            metrics.ttft.record(at - active.clock.submitted);
+        }
+        active.clock.last_token = Some(at);
     }
 }
 
 impl Active {
-    fn count_token(&mut self, metrics: &mut Metrics) {
-        let now = Instant::now();
-        metrics.generated_tokens += 1;
-        if self.clock.first_token.is_none() {
-            self.clock.first_token = Some(now);
-            metrics.ttft.record(now - self.clock.submitted);
-        }
-        self.clock.last_token = Some(now);
-    }
-
     /// Where the request begins and ends in a sequence of `prompt_end` tokens, of which `cached`
     /// need not be run.
     pub(crate) fn place(&mut self, prompt_start: usize, prompt_end: usize) {

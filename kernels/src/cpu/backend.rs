@@ -338,4 +338,8 @@ impl Backend for Cpu {
         attention(self.isa, &self.pool, kv, layer, q, rows, params, out);
         Ok(())
     }
+
+    fn on_host(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(tasks, task);
+    }
 }

@@ -1,6 +1,6 @@
 //! [`Cuda`], and the operations that are one launch each.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::attention::PARTIAL;
 use super::constants::Constants;
@@ -17,6 +17,7 @@ use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LoraJob,
     LoraWeight, MatmulJob, Rope, RopeStyle,
 };
+use crate::cpu::ThreadPool;
 use crate::{QMatrix, QuantType};
 
 /// Rotations whose angles are kept: a model has one, or two where layers differ (Gemma).
@@ -27,6 +28,9 @@ pub struct Cuda {
     device: Arc<Device>,
     weights: Arc<Weights>,
     state: Mutex<State>,
+    host_threads: usize,
+    /// Started when there is something to do for more than one.
+    host: OnceLock<ThreadPool>,
 }
 
 /// What operations share, one at a time.
@@ -68,7 +72,12 @@ impl Cuda {
             angles: Vec::new(),
             device: device.clone(),
         };
-        Ok(Cuda { device, weights, state: Mutex::new(state) })
+        Ok(Cuda { device, weights, state: Mutex::new(state), host_threads: 1, host: OnceLock::new() })
+    }
+
+    /// With so many threads of the host for [`Backend::on_host`], the caller among them; without this, the caller alone.
+    pub fn with_host_threads(self, threads: usize) -> Cuda {
+        Cuda { host_threads: threads.clamp(1, 1024), host: OnceLock::new(), ..self }
     }
 
     /// (free, total) bytes of the device's memory.
@@ -390,6 +399,13 @@ impl Backend for Cuda {
     fn flush(&self) -> Result<(), BackendError> {
         self.device.enter()?;
         self.device.send()
+    }
+
+    fn on_host(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if tasks <= 1 {
+            return (0..tasks).for_each(task);
+        }
+        self.host.get_or_init(|| ThreadPool::new(self.host_threads)).run(tasks, task);
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::gguf::Writer;
 
 /// The dimensions of a published model; sources are the models' own configuration files.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Shape {
     /// The name to ask for.
     pub name: &'static str,

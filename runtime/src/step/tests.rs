@@ -25,7 +25,7 @@ use lory_models::{
 };
 
 use crate::{
-    Event, KvPolicy, LoadedModel, OpenOptions, Request, SamplerOptions,
+    Event, Hidden, KvPolicy, LoadedModel, OpenOptions, Request, SamplerOptions,
     adapters::Bound,
     mapping::{self, File},
     scheduler::{Model, Scheduler, SequenceId},
@@ -47,6 +47,8 @@ struct Failing {
     most_candidates: usize,
     /// Values that were read from it.
     downloaded: AtomicUsize,
+    /// How often its threads had something to do with results.
+    turns: AtomicUsize,
 }
 
 impl Failing {
@@ -59,6 +61,7 @@ impl Failing {
             panics: false,
             most_candidates: usize::MAX,
             downloaded: AtomicUsize::new(0),
+            turns: AtomicUsize::new(0),
         }
     }
 
@@ -198,6 +201,10 @@ impl Backend for Failing {
         self.count()?;
         self.cpu.flush()
     }
+    fn on_host(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.turns.fetch_add(usize::from(tasks > 1), Ordering::Relaxed);
+        self.cpu.on_host(tasks, task);
+    }
 }
 
 pub(crate) fn loaded() -> LoadedModel {
@@ -261,9 +268,13 @@ impl<'a> World<'a> {
             ignore_eos: true,
             ..Request::default()
         };
+        self.submit(id, &request)
+    }
+
+    fn submit(&mut self, id: SequenceId, request: &Request) -> Arc<Stream> {
         let stream = Arc::new(Stream::new(256));
-        let active = Active::new(&request, 64, self.model, stream.clone()).unwrap();
-        self.scheduler.submit(id, tokens, active, &self.model.tokenizer).unwrap();
+        let active = Active::new(request, 64, self.model, stream.clone()).unwrap();
+        self.scheduler.submit(id, &request.tokens, active, &self.model.tokenizer).unwrap();
         stream
     }
 
@@ -415,4 +426,53 @@ fn rows_are_read_where_candidates_are_not_enough() {
     let (got, rows) = run(100, &requests);
     assert_eq!(got, want);
     assert_eq!(rows, 5 * requests.iter().filter(|(_, whole)| *whole).count());
+}
+
+/// Rows of every kind in one step, each looked at by some thread: whoever asked gets what it would get alone.
+#[test]
+fn what_is_handed_out_together_is_what_each_gets_alone() {
+    let model = loaded();
+    let request = |i: u32, top_k, reported: bool, hidden| Request {
+        tokens: (1 + i..8 + i).collect(),
+        max_new_tokens: 4,
+        ignore_eos: true,
+        prompt_logits: reported && i != 3,
+        prompt_logprobs: reported.then_some(2),
+        hidden,
+        sampler: SamplerOptions { top_k, seed: Some(i.into()), temp: 2.0, ..SamplerOptions::default() },
+        ..Request::default()
+    };
+    let requests = [
+        request(0, 40, false, Hidden::None),
+        // More than this device selects.
+        request(1, 200, false, Hidden::Last),
+        request(2, 40, true, Hidden::All),
+        request(3, 0, true, Hidden::None),
+        request(4, 5, false, Hidden::All),
+    ];
+    let run = |requests: &[Request], threads| {
+        let cpu = Cpu::new(Some(threads), Isa::detect());
+        let backend = Failing { most_candidates: 100, cpu, ..Failing::new(usize::MAX, false) };
+        let mut world = World::new(&model, backend);
+        let ids: Vec<_> = requests.iter().map(|_| world.add(&[])).collect();
+        let streams: Vec<_> = ids.iter().zip(requests).map(|(id, r)| world.submit(*id, r)).collect();
+        world.run();
+        let events = |stream: &Arc<Stream>| {
+            let next = || match stream.poll() {
+                std::task::Poll::Ready(event) => event.map(Result::unwrap),
+                std::task::Poll::Pending => panic!("it never ends"),
+            };
+            std::iter::from_fn(next).map(|event| format!("{event:?}")).collect::<Vec<_>>()
+        };
+        (streams.iter().map(events).collect::<Vec<_>>(), world.backend.turns.load(Ordering::Relaxed))
+    };
+    let alone: Vec<_> = requests.iter().flat_map(|request| run(std::slice::from_ref(request), 1).0).collect();
+    // Tokens; log-probabilities of six; logits of seven; states of seven, or of one. Not what was held back of a text.
+    let counted = |events: &Vec<String>| events.iter().filter(|event| !event.starts_with("Text")).count();
+    assert_eq!(alone.iter().map(counted).collect::<Vec<_>>(), [4, 4 + 1, 4 + 6 + 7 + 7, 4 + 6, 4 + 7]);
+    for threads in [1, 3] {
+        let (together, turns) = run(&requests, threads);
+        assert_eq!(together, alone, "{threads} threads");
+        assert!(turns > 4, "{turns} turns of the threads");
+    }
 }

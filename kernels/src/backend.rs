@@ -301,6 +301,11 @@ pub trait Backend: Send + Sync {
     fn upload(&self, src: &[f32], dst: &mut Self::Buffer) -> Result<(), BackendError>;
     /// Copies from `offset` of a buffer.
     fn download(&self, src: &Self::Buffer, offset: usize, dst: &mut [f32]) -> Result<(), BackendError>;
+    /// A buffer's floats, to look at and to change without a copy, where they lie in the memory of the host; `None` elsewhere.
+    fn in_place<'a>(&self, buffer: &'a mut Self::Buffer) -> Option<&'a mut [f32]> {
+        let _ = buffer;
+        None
+    }
     /// `dst[i] = src[rows[i]]` for lines of `width`.
     fn gather(
         &self,

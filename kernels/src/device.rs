@@ -201,6 +201,10 @@ impl Backend for Device {
         on!(self, |b, src: DeviceBuffer| b.download(src, offset, dst))
     }
 
+    fn in_place<'a>(&self, buffer: &'a mut DeviceBuffer) -> Option<&'a mut [f32]> {
+        on!(self, |b, buffer: DeviceBuffer| b.in_place(buffer))
+    }
+
     fn gather(
         &self,
         src: &DeviceBuffer,

@@ -225,8 +225,8 @@ impl Decoder {
         self.read_logits(backend, scratch, 0, out)
     }
 
-    /// As [`Decoder::logits`], but leaves them in `scratch`, in lines from 0 on, for [`Decoder::read_logits`] and
-    /// [`Decoder::top_k`].
+    /// As [`Decoder::logits`], but leaves them in `scratch`, in lines from 0 on, for [`Decoder::read_logits`],
+    /// [`Decoder::logits_in_place`] and [`Decoder::top_k`].
     pub fn compute_logits<B: Backend>(
         &self,
         backend: &B,
@@ -269,6 +269,16 @@ impl Decoder {
         self.check_logits(scratch, first * vocab + out.len())?;
         backend.download(&scratch.logits, first * vocab, out)?;
         Ok(())
+    }
+
+    /// The lines of the logits last computed, and of others behind them, where they need not be read ([`Backend::in_place`]).
+    pub fn logits_in_place<'a, B: Backend>(
+        &self,
+        backend: &B,
+        scratch: &'a mut Scratch<B>,
+    ) -> Option<&'a mut [f32]> {
+        let values = scratch.max_logits * self.vocab_size();
+        backend.in_place(&mut scratch.logits)?.get_mut(..values)
     }
 
     /// The `k` likeliest of the first `real` tokens in some lines of the logits last computed; `None` where it is

@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod deliver;
+mod hand_out;
 
 use deliver::{Output, Wanted};
 

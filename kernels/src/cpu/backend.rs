@@ -142,6 +142,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn in_place<'a>(&self, buffer: &'a mut Vec<f32>) -> Option<&'a mut [f32]> {
+        Some(buffer)
+    }
+
     fn gather(
         &self,
         src: &Vec<f32>,

@@ -1,23 +1,16 @@
-//! What a forward pass gave, on its way to the sequences: final states, logits, or the few tokens that can be drawn.
+//! What a forward pass gave, on its way to the host: logits, or the few tokens that can be drawn.
 //!
 //! A device selects those tokens where its logits lie, so that of a row of the vocabulary's size a few hundred bytes travel. Rows
 //! that are looked at as a whole, and all on the processor, are read as they are.
 
-use std::{
-    collections::HashMap,
-    ops::Range,
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use std::ops::Range;
 
 use lory_kernels::backend::{Backend, Likeliest};
-use lory_models::{adapter::BatchAdapters, tokenizer::Tokenizer};
+use lory_models::adapter::BatchAdapters;
 
 use crate::{
-    Event, Result, lock, memory,
-    sampler::Logits,
+    Result, memory,
     scheduler::{Model, Scheduler, SequenceId},
-    sequence::Sequence,
 };
 
 /// A row whose final state is wanted.
@@ -67,7 +60,7 @@ impl<B: Backend> Scheduler<B> {
     }
 
     /// The likeliest tokens of the outputs for which they were found; the logits of the others, if they are wanted, one row after
-    /// the other in `self.logits`.
+    /// the other in `self.logits`, unless those of all are where they can be looked at.
     fn compute_logits(
         &mut self,
         model: &Model<'_, B>,
@@ -80,6 +73,9 @@ impl<B: Backend> Scheduler<B> {
         }
         model.decoder.compute_logits(model.backend, &mut self.scratch, adapters, range)?;
         let likeliest = self.select_likeliest(model, outputs)?;
+        if model.decoder.logits_in_place(model.backend, &mut self.scratch).is_some() {
+            return Ok(likeliest);
+        }
         let whole: Vec<usize> = (0..).zip(&likeliest).filter(|(_, l)| l.is_none()).map(|(i, _)| i).collect();
         let vocab = model.decoder.vocab_size();
         let len = whole.len() * vocab;
@@ -120,116 +116,5 @@ impl<B: Backend> Scheduler<B> {
             wanted.retain(|(_, k)| *k < most);
         }
         Ok(likeliest)
-    }
-
-    /// Gives every sequence what its rows asked for. Who looks at whole rows of logits does so at the same time as others, since that takes up to
-    /// milliseconds with a vocabulary of 128k tokens: first what is reported of each row, then what each sequence makes of its rows.
-    fn hand_out(
-        &mut self,
-        model: &Model<'_, B>,
-        outputs: &[Output],
-        range: Range<usize>,
-        likeliest: &[Option<Likeliest>],
-    ) {
-        let hidden = self.read_hidden(model, outputs, range);
-        let reports = self.report(model, outputs, likeliest);
-        let mut whole = self.logits.chunks_exact_mut(model.decoder.vocab_size().max(1));
-        let mut given: HashMap<SequenceId, Vec<Given<'_>>> = HashMap::new();
-        for (((output, likeliest), hidden), report) in outputs.iter().zip(likeliest).zip(hidden).zip(reports)
-        {
-            let logits = match likeliest {
-                _ if output.logits == Wanted::Nothing => None,
-                Some(tokens) => Some(Logits::Likeliest(tokens)),
-                None => whole.next().map(|line| Logits::Whole(&mut line[..model.vocab()])),
-            };
-            let position = output.position;
-            given.entry(output.id).or_default().push(Given { position, hidden, report, logits });
-        }
-        let sequences = self.sequences.iter_mut();
-        let (long, short): (Vec<Turn<'_>>, Vec<_>) = sequences
-            .filter_map(|(id, sequence)| Some(Turn { given: given.remove(id)?, sequence, chosen: None }))
-            .partition(Turn::is_long);
-        let long: Vec<_> = long.into_iter().map(Mutex::new).collect();
-        model.backend.on_host(long.len(), &|i| lock(&long[i]).take(model.tokenizer));
-        let long = long.into_iter().map(|turn| turn.into_inner().unwrap_or_else(PoisonError::into_inner));
-        let short = short.into_iter().map(|mut turn| {
-            turn.take(model.tokenizer);
-            turn
-        });
-        for turn in long.chain(short) {
-            if let Some(at) = turn.chosen {
-                turn.sequence.count_token(at, &mut self.metrics);
-            }
-        }
-    }
-
-    /// The final states of the rows that want theirs. What cannot be read ends its request.
-    fn read_hidden(
-        &mut self,
-        model: &Model<'_, B>,
-        outputs: &[Output],
-        range: Range<usize>,
-    ) -> Vec<Option<Vec<f32>>> {
-        let mut read = |row, id| {
-            let values = model.decoder.hidden(model.backend, &self.scratch, row);
-            values.map_err(|e| self.fail(id, usize::MAX, e.into())).ok()
-        };
-        range.zip(outputs).map(|(row, o)| o.hidden.then(|| read(row, o.id)).flatten()).collect()
-    }
-
-    /// What is reported of each row.
-    fn report(
-        &self,
-        model: &Model<'_, B>,
-        outputs: &[Output],
-        likeliest: &[Option<Likeliest>],
-    ) -> Vec<Result<Vec<Event>>> {
-        let mut reports: Vec<Result<Vec<Event>>> = Vec::new();
-        reports.resize_with(outputs.len(), || Ok(Vec::new()));
-        let lines = self.logits.chunks_exact(model.decoder.vocab_size().max(1));
-        let read = outputs.iter().zip(likeliest).zip(&mut reports);
-        let read = read.filter(|((output, found), _)| output.logits != Wanted::Nothing && found.is_none());
-        let rows: Vec<_> = read
-            .zip(lines)
-            .filter_map(|(((output, _), report), line)| {
-                let sequence = self.sequences.get(&output.id).filter(|s| s.reports(output.position))?;
-                Some(Mutex::new((sequence, output.position, line, report)))
-            })
-            .collect();
-        model.backend.on_host(rows.len(), &|i| {
-            let (sequence, position, line, report) = &mut *lock(&rows[i]);
-            **report = sequence.report(*position, &line[..model.vocab()]);
-        });
-        drop(rows);
-        reports
-    }
-}
-
-/// What a row gave.
-struct Given<'a> {
-    position: usize,
-    hidden: Option<Vec<f32>>,
-    report: Result<Vec<Event>>,
-    logits: Option<Logits<'a>>,
-}
-
-/// A sequence and what its rows gave, in their order.
-struct Turn<'a> {
-    sequence: &'a mut Sequence,
-    given: Vec<Given<'a>>,
-    /// When it chose a token, if it has.
-    chosen: Option<Instant>,
-}
-
-impl Turn<'_> {
-    fn is_long(&self) -> bool {
-        self.given.iter().any(|given| matches!(given.logits, Some(Logits::Whole(_))))
-    }
-
-    fn take(&mut self, tokenizer: &Tokenizer) {
-        for Given { position, hidden, report, logits } in self.given.drain(..) {
-            let chosen = self.sequence.take_outputs(position, hidden, report, logits, tokenizer);
-            self.chosen = self.chosen.or(chosen);
-        }
     }
 }

@@ -47,6 +47,8 @@ struct Failing {
     most_candidates: usize,
     /// Values that were read from it.
     downloaded: AtomicUsize,
+    /// Whether results can be looked at where they are.
+    in_place: bool,
     /// How often its threads had something to do with results.
     turns: AtomicUsize,
 }
@@ -61,6 +63,7 @@ impl Failing {
             panics: false,
             most_candidates: usize::MAX,
             downloaded: AtomicUsize::new(0),
+            in_place: false,
             turns: AtomicUsize::new(0),
         }
     }
@@ -106,6 +109,9 @@ impl Backend for Failing {
         self.count()?;
         self.downloaded.fetch_add(dst.len(), Ordering::Relaxed);
         self.cpu.download(src, offset, dst)
+    }
+    fn in_place<'a>(&self, buffer: &'a mut Buffer) -> Option<&'a mut [f32]> {
+        self.cpu.in_place(buffer).filter(|_| self.in_place)
     }
     fn gather(&self, src: &Buffer, width: usize, rows: &[u32], dst: &mut Buffer) -> Outcome {
         self.count()?;
@@ -450,9 +456,9 @@ fn what_is_handed_out_together_is_what_each_gets_alone() {
         request(3, 0, true, Hidden::None),
         request(4, 5, false, Hidden::All),
     ];
-    let run = |requests: &[Request], threads| {
+    let run = |requests: &[Request], threads, in_place| {
         let cpu = Cpu::new(Some(threads), Isa::detect());
-        let backend = Failing { most_candidates: 100, cpu, ..Failing::new(usize::MAX, false) };
+        let backend = Failing { most_candidates: 100, cpu, in_place, ..Failing::new(usize::MAX, false) };
         let mut world = World::new(&model, backend);
         let ids: Vec<_> = requests.iter().map(|_| world.add(&[])).collect();
         let streams: Vec<_> = ids.iter().zip(requests).map(|(id, r)| world.submit(*id, r)).collect();
@@ -466,13 +472,14 @@ fn what_is_handed_out_together_is_what_each_gets_alone() {
         };
         (streams.iter().map(events).collect::<Vec<_>>(), world.backend.turns.load(Ordering::Relaxed))
     };
-    let alone: Vec<_> = requests.iter().flat_map(|request| run(std::slice::from_ref(request), 1).0).collect();
+    let alone: Vec<_> =
+        requests.iter().flat_map(|request| run(std::slice::from_ref(request), 1, false).0).collect();
     // Tokens; log-probabilities of six; logits of seven; states of seven, or of one. Not what was held back of a text.
     let counted = |events: &Vec<String>| events.iter().filter(|event| !event.starts_with("Text")).count();
     assert_eq!(alone.iter().map(counted).collect::<Vec<_>>(), [4, 4 + 1, 4 + 6 + 7 + 7, 4 + 6, 4 + 7]);
-    for threads in [1, 3] {
-        let (together, turns) = run(&requests, threads);
-        assert_eq!(together, alone, "{threads} threads");
+    for (threads, in_place) in [(1, false), (1, true), (3, false), (3, true)] {
+        let (together, turns) = run(&requests, threads, in_place);
+        assert_eq!(together, alone, "{threads} threads, in place: {in_place}");
         assert!(turns > 4, "{turns} turns of the threads");
     }
 }

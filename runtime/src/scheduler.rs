@@ -181,7 +181,7 @@ impl<B: Backend> Scheduler<B> {
     /// a mixture. Those that compute the same take the place of the old ones, and nothing else changes.
     pub(crate) fn switch(&mut self, id: SequenceId, adapters: Arc<Bound>, keep: bool) {
         let Some(s) = self.sequences.get_mut(&id) else { return };
-        if s.adapters.set.key() == adapters.set.key() {
+        if s.adapters.set == adapters.set {
             s.phases = s.phases_of(&adapters.set);
             s.adapters = adapters;
             return;

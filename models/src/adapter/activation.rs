@@ -77,6 +77,9 @@ impl Phases {
 
     /// The first position at which the two differ; `None` if they never do.
     pub fn differs_at(&self, other: &Phases) -> Option<usize> {
+        if let ([a], [b]) = (&self.runs[..], &other.runs[..]) {
+            return (a.key != b.key).then_some(0);
+        }
         let mut starts: Vec<usize> = self.runs.iter().chain(&other.runs).map(|run| run.start).collect();
         starts.sort_unstable();
         starts.into_iter().find(|start| self.at(*start).key != other.at(*start).key)

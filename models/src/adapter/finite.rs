@@ -80,13 +80,14 @@ fn may_be_bad(ty: QuantType, bytes: &[u8]) -> bool {
         QuantType::Q6_K => &[208],
         _ => return true,
     };
-    // The exponent stands in the upper byte. Without an early exit, blocks do not wait for each other.
-    let largest = |half: &usize| {
+    // The exponent stands in the upper byte; all of its bits, plus the least of them, is the bit above. Without an early exit, blocks do not wait
+    // for each other.
+    let carries = |half: &usize| {
         let uppers =
             bytes.chunks_exact(ty.block_bytes()).map(|block| block.get(half + 1).copied().unwrap_or(0));
-        uppers.fold(0, |largest, upper| (upper & 0x7c).max(largest))
+        uppers.fold(0, |carries, upper| carries | ((upper & 0x7c) + 0x04))
     };
-    halves.iter().any(|half| largest(half) == 0x7c)
+    halves.iter().any(|half| carries(half) & 0x80 != 0)
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_lanes(self, rows: [*const u8; 4]) -> __m512i {
-        // Broadcasts under a mask and not insertions: they leave the one shuffle unit to the transposition.
+        // The compiler knows the masks and makes two insertions into halves and one of a half of them (see NOTES, "By a model of the processor").
         // SAFETY: the caller promises 16 readable bytes behind every pointer, `self` the features.
         unsafe {
             let x = _mm512_castsi128_si512(_mm_loadu_si128(rows[0].cast()));

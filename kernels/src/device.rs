@@ -114,6 +114,17 @@ impl Device {
         }
     }
 
+    /// Bytes of weights that the processor has repacked ([`Cpu::with_repacking`]), also of a few layers.
+    pub fn repacked_bytes(&self) -> usize {
+        match self {
+            Device::Cpu(cpu) => cpu.repacked_bytes(),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => 0,
+            #[cfg(feature = "cuda")]
+            Device::Split(split) => split.host().repacked_bytes(),
+        }
+    }
+
     /// The same for layers `first..`, with the processor for those before and for what is not loaded. Of a processor, the processor.
     pub fn behind(self, host: Cpu, first: usize) -> Device {
         match self {

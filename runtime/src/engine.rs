@@ -249,8 +249,7 @@ impl Engine {
 
     /// Bytes of repacked weights; see [`EngineOptions::repacking`].
     pub fn repacked_bytes(&self) -> usize {
-        let Device::Cpu(cpu) = &*self.shared.backend else { return 0 };
-        cpu.repacked_bytes()
+        self.shared.backend.repacked_bytes()
     }
 
     /// A new, empty conversation.

@@ -11,10 +11,11 @@ use lory_kernels::backend::KvType;
 use lory_kernels::{Backend, Cuda, Device, DeviceChoice, QuantType};
 use lory_models::adapter::AdapterSet;
 use lory_models::adapter::pack::{Pack, SynthSpec, synth_pack};
+use lory_models::synth::{self, FileType};
 use lory_runtime::mapping::Loading;
 use lory_runtime::{
     Bare, BareOptions, DeviceOptions, Engine, EngineOptions, Error, Event, Generation, GpuLayers,
-    LoadedModel, OpenOptions, Request, SamplerOptions, Session, SessionOptions, open_pack,
+    LoadedModel, OpenOptions, Repacking, Request, SamplerOptions, Session, SessionOptions, open_pack,
 };
 
 fn repository() -> PathBuf {
@@ -115,6 +116,28 @@ fn models_and_an_engine() {
     assert!(open(DeviceChoice::Cuda(0)).unwrap().device().starts_with("cuda ("));
     let error = open(DeviceChoice::Cuda(9)).err().unwrap().to_string();
     assert!(error.contains("device 9"), "{error}");
+}
+
+/// What is repacked is counted wherever the processor has part of a model.
+#[test]
+fn repacked_weights_of_some_layers() {
+    if !cuda_is_there() {
+        return;
+    }
+    let (shape, ty) = (synth::shape("llama-tiny").unwrap(), FileType::from_name("Q4_0").unwrap());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    synth::model(shape, ty, 1, file.as_file(), |_| ()).unwrap();
+    let model = LoadedModel::open(file.path(), &OpenOptions::default()).unwrap();
+    let bytes = |gpu_layers| {
+        let choice = if gpu_layers == 0 { DeviceChoice::Cpu } else { DeviceChoice::Cuda(0) };
+        let gpu_layers = GpuLayers::Last(gpu_layers);
+        let (threads, repacking) = (Some(1), Repacking::On);
+        let options = DeviceOptions { choice, gpu_layers, threads, repacking, ..DeviceOptions::default() };
+        model.device(&options).unwrap().repacked_bytes()
+    };
+    let layers = model.decoder.weights().layers.len();
+    let (all, some, none) = (bytes(0), bytes(1), bytes(layers + 1));
+    assert!(0 < some && some < all && none == 0, "{all}, {some}, {none}");
 }
 
 /// Any number of layers on the device, and as many as there is room for.

@@ -15,6 +15,7 @@ use lory_models::{
     gguf::{Array, Value, Writer},
 };
 use lory_tests::gguf_bytes::{GgufBytes, array, string};
+use serde_json::{Value as Json, json};
 
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
@@ -56,6 +57,22 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
             ],
         ),
     );
+
+    let q = "layers.0.self_attn.q_proj";
+    let factors = [(&*format!("{q}.lora_A"), [2, 32].as_slice()), (&*format!("{q}.lora_B"), &[32, 2])];
+    add("peft/lora", peft(false, json!({ "target_modules": ["q_proj"] }), &factors));
+    add("peft/permuted", peft(true, json!({ "target_modules": "all-linear", "use_rslora": true }), &factors));
+    let magnitude = format!("{q}.lora_magnitude_vector");
+    let dora = [&factors[..], &[(&*magnitude, &[32])]].concat();
+    add("peft/dora", peft(false, json!({ "target_modules": ["q_proj"], "use_dora": true }), &dora));
+    let embeddings =
+        [("embed_tokens.lora_embedding_A", [2, 40].as_slice()), ("embed_tokens.lora_embedding_B", &[32, 2])];
+    let config = json!({ "target_modules": ["embed_tokens"], "alora_invocation_tokens": [3] });
+    add("peft/embeddings", peft(false, config, &embeddings));
+
+    for (i, source) in TEMPLATES.iter().enumerate() {
+        add(&format!("template/{i}"), [&[0xff], source.as_bytes()].concat());
+    }
 
     let tokens: &[(u8, &str)] =
         &[(3, "<s>"), (1, "he"), (1, "ll"), (1, "hell"), (1, "Ġw"), (4, "<user>"), (6, "<0x41>")];
@@ -153,6 +170,44 @@ fn pack(ty: QuantType) -> Vec<u8> {
     w.finish().unwrap().into_inner()
 }
 
+/// The PEFT target's input: a configuration of rank 2 with `more`, and tensors of small numbers.
+fn peft(permuted: bool, more: Json, tensors: &[(&str, &[usize])]) -> Vec<u8> {
+    let mut config = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none" });
+    let more = more.as_object().expect("an object").clone();
+    config.as_object_mut().expect("an object").extend(more);
+    let config = config.to_string();
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape) in tensors {
+        // A magnitude is no module, an embedding's factor neither.
+        let end = if name.ends_with("proj.lora_A") || name.ends_with("proj.lora_B") { ".weight" } else { "" };
+        let start = data.len();
+        data.extend(0.25f32.to_le_bytes().repeat(shape.iter().product()));
+        let info = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] });
+        header.insert(format!("base_model.model.model.{name}{end}"), info);
+    }
+    let header = Json::Object(header).to_string();
+    let length = config.len() as u16 | u16::from(permuted) << 15;
+    let header_length = (header.len() as u64).to_le_bytes();
+    [&length.to_le_bytes(), config.as_bytes(), &header_length, header.as_bytes(), &data].concat()
+}
+
+/// Chat templates with what real ones have: loops, slices, tests, macros, namespaces, tools, dates, blocks of the answer.
+const TEMPLATES: &[&str] = &[
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m['content'] | trim }}{{ eos_token }}{% endfor %}\
+     {% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "{%- set ns = namespace(n=0, last=none) -%}{%- for m in messages[::-1] if m.role != 'tool' -%}\
+     {%- set ns.n = ns.n + loop.index0 % 3 -%}{%- set ns.last = m.content -%}{%- endfor -%}\
+     {{ ns.n ~ (ns.last if ns.last is string else ns.last | tojson(indent=2)) }}",
+    "{%- macro part(c, deep=true) -%}{% if c is string %}{{ c.split('</think>')[-1].lstrip('\\n') }}{% elif c is iterable %}\
+     {% for p in c %}{{ part(p.text or '') }}{% endfor %}{% endif %}{%- endmacro -%}\
+     {% for m in messages %}{{ part(m.content) }}{% if m.tool_calls is defined %}\
+     {% for call in m.tool_calls %}{{ call.function.arguments | items | list | tojson }}{% endfor %}{% endif %}{% endfor %}",
+    "{% if tools %}{{ tools | map(attribute='name') | join(', ') | upper }}{% endif %}\
+     {% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}\
+     {% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}\
+     {% generation %}{{ m.content[:3] * 2 }}{% endgeneration %}{% endfor %}",
+];
+
 /// A model of one layer and four tokens; `more` are further tensors of the layer.
 fn model(arch: &str, more: &[(&str, usize)]) -> Vec<u8> {
     let mut w = Writer::new();
@@ -210,6 +265,8 @@ fn run(target: &str, data: &[u8]) {
         "model" => targets::model(data),
         "tokenizer" => targets::tokenizer(data),
         "pretokenizer" => targets::pretokenizer(data),
+        "peft" => targets::peft(data),
+        "template" => targets::template(data),
         other => panic!("no target {other}"),
     }
 }
@@ -232,8 +289,18 @@ fn seeds_reach_what_they_are_meant_for() {
         let bytes = std::sync::Arc::new(all[path].clone());
         Gguf::parse(vec![(path.into(), bytes)]).unwrap_or_else(|e| panic!("{e}"))
     };
-    for path in all.keys().filter(|p| !p.contains("tokenizer/")) {
+    let gguf = |path: &&String| ["gguf/", "adapter/", "model/"].iter().any(|start| path.starts_with(start));
+    for path in all.keys().filter(gguf) {
         open(path);
+    }
+    for (path, bytes) in all.iter().filter(|(p, _)| p.starts_with("peft/")) {
+        targets::peft_of(bytes).unwrap_or_else(|e| panic!("{path}: {e}"));
+    }
+    for source in TEMPLATES {
+        let template = lory_models::chat::ChatTemplate::new(source, "seed").unwrap_or_else(|e| panic!("{e}"));
+        let text =
+            template.render(&[lory_models::chat::Message::new("user", "a </think> b")], &Default::default());
+        assert!(!text.unwrap_or_else(|e| panic!("{source}: {e}")).is_empty());
     }
     for name in ["lora", "half", "embedding", "quantized"] {
         let base = adapter::synthetic_base(2, 32, 16, 64, 40);
@@ -255,7 +322,7 @@ fn seeds_reach_what_they_are_meant_for() {
 /// Inputs that once crashed a target: `findings/<target>/<what it was>`.
 #[test]
 fn findings_stay_fixed() {
-    for target in ["gguf", "adapter", "model", "tokenizer", "pretokenizer"] {
+    for target in ["gguf", "adapter", "model", "tokenizer", "pretokenizer", "peft", "template"] {
         let Ok(entries) = fs::read_dir(folder("findings").join(target)) else { continue };
         for entry in entries {
             let path = entry.unwrap().path();

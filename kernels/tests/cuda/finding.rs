@@ -1,5 +1,7 @@
 //! Finding a device: what is missing is said in one line. On the emulated driver only.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use lory_kernels::backend::{Backend, MatmulJob};
 use lory_kernels::cpu::Isa;
 use lory_kernels::{BackendError, Cuda, Device, DeviceChoice, QMatrix, QuantType};
@@ -46,7 +48,7 @@ fn the_chosen_device() {
         (DeviceChoice::Cpu, "cpu"),
         (DeviceChoice::Cuda(0), cuda.label().as_str()),
     ] {
-        let device = Device::open(choice, Some(1), Isa::detect()).unwrap();
+        let device = Device::open(choice, Some(3), Isa::detect()).unwrap();
         assert!(device.label().starts_with(label), "{choice:?}: {}", device.label());
         let bytes = quantized(QuantType::F32, &[1.0, 2.0, 3.0, 4.0]);
         let weight = QMatrix::new(QuantType::F32, 2, 2, &bytes).unwrap();
@@ -54,6 +56,13 @@ fn the_chosen_device() {
         device.matmul(&x, 1, &mut [MatmulJob { weight, out: &mut out }]).unwrap();
         device.add(&mut out, &x, 2).unwrap();
         assert_eq!(take(&device, &out, 2), [22.0, 53.0], "{label}");
+        let in_place = device.in_place(&mut out).map(|values| values[..2].to_vec());
+        assert_eq!(in_place, label.starts_with("cpu").then(|| vec![22.0, 53.0]), "{label}");
+        for tasks in [0, 1, 50] {
+            let ran: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            device.on_host(tasks, &|i| _ = ran[i].fetch_add(1, Ordering::Relaxed));
+            assert!(ran.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{label}: {tasks} tasks of the host");
+        }
     }
     let error = Device::open(DeviceChoice::Cuda(9), Some(1), Isa::detect()).err().unwrap();
     assert!(error.to_string().contains("device 9"), "{error}");

@@ -6,9 +6,16 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use lory_kernels::{Backend, backend::KvType, ops::Reference};
+use lory_kernels::{Backend, QuantType, backend::KvType, ops::Reference};
 use lory_models::{
-    adapter::{BaseInfo, gguf_lora, pack::Pack, synthetic_base},
+    Tensor,
+    adapter::{
+        BaseInfo, Site, gguf_lora,
+        pack::Pack,
+        peft::{PeftAdapter, PermutedHeads},
+        synthetic_base,
+    },
+    chat::{ChatTemplate, Message, RenderOptions},
     decoder::Decoder,
     gguf::{Array, Gguf, Metadata, Value, Writer},
     tokenizer::{DecodeOptions, Detokenizer, EncodeOptions, Tokenizer},
@@ -54,6 +61,66 @@ pub fn adapter(data: &[u8]) {
         std::hint::black_box((pack.info(name).is_ok(), pack.adapter(name).is_ok()));
     }
     std::hint::black_box(pack.verify().is_ok());
+}
+
+/// The two files of a PEFT folder ([`peft_of`]): what is accepted becomes an adapter of a small model, of finite numbers.
+pub fn peft(data: &[u8]) {
+    let Ok(adapter) = peft_of(data) else { return };
+    let weights = |site: Site| {
+        let shape = peft_base().shapes.get(site)?;
+        let (rows, cols) = match site {
+            // A line for each token.
+            Site::TOKEN_EMBD => (shape.in_features, shape.out_features),
+            _ => (shape.out_features, shape.in_features),
+        };
+        let ones = 1f32.to_le_bytes().repeat(rows * cols);
+        Some(Tensor::owned("ones", QuantType::F32, rows, cols, ones).expect("so many bytes"))
+    };
+    let Ok(adapter) = adapter.into_adapter(peft_base(), weights) else { return };
+    for (site, _) in adapter.cores() {
+        assert!(adapter.core(*site).is_some());
+    }
+}
+
+fn peft_base() -> &'static BaseInfo {
+    static BASE: OnceLock<BaseInfo> = OnceLock::new();
+    BASE.get_or_init(|| synthetic_base(2, 32, 16, 64, 40))
+}
+
+/// The PEFT target's input: the length of the configuration (2 bytes, little-endian; its highest bit says that the base keeps q and k for
+/// interleaved rotation), the configuration, the weights.
+pub fn peft_of(data: &[u8]) -> Result<PeftAdapter, String> {
+    let (length, rest) = data.split_first_chunk::<2>().ok_or("too short")?;
+    let length = u16::from_le_bytes(*length);
+    let permuted = (length >> 15 == 1).then_some(PermutedHeads { n_heads: 4, n_kv_heads: 2 });
+    let (config, weights) = rest.split_at_checked(usize::from(length & 0x7fff)).ok_or("too short")?;
+    let weights = Arc::new(weights.to_vec());
+    PeftAdapter::read("fuzz", config, weights, peft_base(), permuted).map_err(|e| e.to_string())
+}
+
+/// A chat template: the first byte chooses what it is given, the rest is its source. What is accepted gives a text or an error, and the same twice.
+pub fn template(data: &[u8]) {
+    let Some((&given, source)) = data.split_first() else { return };
+    let Ok(template) = ChatTemplate::new(&String::from_utf8_lossy(source), "fuzz") else { return };
+    let template = template.with_tokens((given & 1 != 0).then_some("<s>"), Some("</s>"));
+    let call =
+        serde_json::json!([{ "type": "function", "function": { "name": "add", "arguments": { "a": 1 } } }]);
+    let messages = [
+        Message::new("system", "Be \"brief\".\n"),
+        Message::new("user", "1 + 1? <s>"),
+        Message::new("assistant", "").with("tool_calls", call),
+        Message::new("tool", "2").with("name", "add"),
+        Message::new("user", serde_json::json!([{ "type": "text", "text": "日本" }])),
+    ];
+    let messages = &messages[..messages.len().min(usize::from(given >> 5))];
+    let options = RenderOptions {
+        add_generation_prompt: given & 2 != 0,
+        tools: (given & 4 != 0).then(|| serde_json::json!([{ "name": "add", "parameters": {} }])),
+        now: (given & 8 != 0).then_some(1_700_000_000),
+        ..RenderOptions::default()
+    };
+    let text = template.render(messages, &options).map_err(|e| e.to_string());
+    assert_eq!(text, template.render(messages, &options).map_err(|e| e.to_string()));
 }
 
 /// One GGUF file as a model: what is accepted runs.

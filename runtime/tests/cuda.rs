@@ -18,8 +18,10 @@ use lory_runtime::{
     LoadedModel, OpenOptions, Repacking, Request, SamplerOptions, Session, SessionOptions, open_pack,
 };
 
+/// Where it was built, unless `LORY_REPOSITORY` says that it is elsewhere.
 fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    std::env::var_os("LORY_REPOSITORY").map_or_else(built, PathBuf::from)
 }
 
 /// Whether CUDA devices can be opened: the real one, or the emulated driver, built and loaded here.

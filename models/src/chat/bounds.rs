@@ -26,7 +26,7 @@ use minijinja::{
     value::{Rest, Tuple, ValueKind, ValueOrKwargs},
 };
 
-use super::python;
+use super::{python, slice};
 
 /// Largest value that a template may build, in bytes as [`size`] counts them: texts far beyond any context.
 pub(super) const MAX_VALUE: usize = 8 << 20;
@@ -224,7 +224,12 @@ pub(super) fn install(env: &mut Environment<'_>, meter: &Meter) {
     let m = meter.clone();
     // The operands in the order in which a list is unpacked.
     env.add_function(SLICED, move |value: Value, start: Value, stop: Value, step: Value| {
-        Ok(vec![step, stop, start, m.pass(value)?])
+        let value = m.pass(value)?;
+        Ok(match slice::backwards(&value, &start, &stop, &step) {
+            // All of it.
+            Some(taken) => vec![Value::from(()), Value::from(()), Value::from(()), taken],
+            None => vec![step, stop, start, value],
+        })
     });
     let m = meter.clone();
     env.add_function(MULTIPLY, move |left: Value, right: Value| m.pass(product(&left, &right)?));

@@ -11,6 +11,7 @@ mod bounds;
 mod generation;
 mod json;
 mod python;
+mod slice;
 #[cfg(test)]
 mod tests;
 mod time;

@@ -39,6 +39,54 @@ fn small_templates_render_as_in_python() {
     }
 }
 
+/// Python's definition: the indices start, start + step, … that lie in the sequence and before stop.
+fn sliced(len: i64, start: Option<i64>, stop: Option<i64>, step: i64) -> String {
+    let place = |bound: i64| if bound < 0 { bound + len } else { bound };
+    let (first, end) = if step > 0 { (0, len) } else { (len - 1, -1) };
+    let start = start.map_or(first, |s| if step > 0 { place(s).max(0) } else { place(s).min(len - 1) });
+    let stop = stop.map_or(end, |s| place(s).max(-1));
+    let before_stop = |i: &i64| if step > 0 { *i < stop } else { *i > stop };
+    let all = (0..100).map(|n| start + n * step).take_while(before_stop).filter(|i| (0..len).contains(i));
+    all.map(|i| char::from(b'a' + i as u8)).collect()
+}
+
+#[test]
+fn slices_are_those_of_python() {
+    assert_eq!(sliced(4, Some(2), Some(0), -1), "cb");
+    assert_eq!(sliced(4, Some(-2), None, -2), "ca");
+    let bounds: Vec<Option<i64>> = (-6..=6).map(Some).chain([None]).collect();
+    let number = |bound: &Option<i64>| bound.map_or(String::new(), |bound| bound.to_string());
+    for len in [0, 1, 4] {
+        let (text, list) = (&"abcd"[..len as usize], &r#""a","b","c","d","#[..4 * len as usize]);
+        for step in [-7, -3, -2, -1, 1, 2, 3] {
+            let (mut source, mut want) = (String::new(), String::new());
+            for (start, stop) in bounds.iter().flat_map(|start| bounds.iter().map(move |stop| (start, stop)))
+            {
+                let at = format!("[{}:{}:{step}]", number(start), number(stop));
+                let tuple = if len == 0 { "()".into() } else { format!("({list})") };
+                source += &format!(
+                    "{{{{ '{text}'{at} }}}} {{{{ [{list}]{at}|join }}}} {{{{ {tuple}{at}|join }}}};"
+                );
+                let one = sliced(len, *start, *stop, step);
+                want += &format!("{one} {one} {one};");
+            }
+            let template = ChatTemplate::new(&source, "t.gguf").unwrap();
+            let text = template.render(&[], &RenderOptions::default()).unwrap();
+            let slices = text.split(';').zip(source.split(';')).zip(want.split(';'));
+            slices.for_each(|((got, slice), want)| assert_eq!(got, want, "{slice}"));
+            assert_eq!(text, want);
+        }
+    }
+    let kept =
+        "{{ (1, 2)[::-1] }}{{ [1, 2][::-1] }}{{ [][::-1] }}{{ messages[::-1]|length }}{{ range(4)[::-2] }}";
+    let text = ChatTemplate::new(kept, "t.gguf").unwrap().render(&[], &RenderOptions::default()).unwrap();
+    assert_eq!(text, "(2, 1)[2, 1][]0[3, 1]");
+    for (wrong, why) in [("'a'[::0]", "step"), ("3[::-1]", "sliced"), ("'a'['b'::-1]", "i64")] {
+        let text = refusal(&format!("{{{{ {wrong} }}}}"));
+        assert!(text.contains(why), "{wrong}: {text}");
+    }
+}
+
 #[test]
 fn what_the_template_raises_is_the_error() {
     let text = refusal("{{ raise_exception('roles must alternate') }}");

@@ -48,6 +48,7 @@ pub(crate) struct Scheduler<B: Backend> {
     next_id: u64,
     /// Counts requests and steps, so that "first come" and "least recently used" are defined.
     pub(crate) clock: u64,
+    /// Rows of logits that were read from a device.
     pub(crate) logits: Vec<f32>,
     pub(crate) metrics: Metrics,
 }

@@ -1,7 +1,7 @@
 //! What a forward pass gave, on its way to the host: logits, or the few tokens that can be drawn.
 //!
 //! A device selects those tokens where its logits lie, so that of a row of the vocabulary's size a few hundred bytes travel. Rows
-//! that are looked at as a whole, and all on the processor, are read as they are.
+//! that are looked at as a whole are read as they are; those of the processor lie where they can be looked at.
 
 use std::ops::Range;
 

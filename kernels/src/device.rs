@@ -9,12 +9,9 @@ use crate::{QMatrix, QuantType};
 #[cfg(feature = "cuda")]
 use crate::{
     Split,
-    split::{SplitBuffer, SplitKv},
-};
-#[cfg(feature = "cuda")]
-use crate::{
     cpu::physical_cores,
     cuda::{Cuda, CudaBuffer, CudaKv},
+    split::{SplitBuffer, SplitKv},
 };
 
 /// Which device to run on.

@@ -2,8 +2,8 @@
 //! sequences do so, of a model that is little else than its vocabulary.
 //!
 //! `cargo bench -p lory-runtime --bench sampler [-- FILTER]`, a filter is `flat`, `top-p` or `32 sequences`. Flat logits are those of random weights:
-//! nearly all tokens are worth a thought. Peaked ones are as likely as words are by Zipf's law. One thread; steps with one, and with those of LORY_THREADS or
-//! of all cores.
+//! nearly all tokens are worth a thought. Peaked ones are as likely as words are by Zipf's law. One thread; steps with one, and with those of
+//! all cores.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -97,9 +97,8 @@ fn decode(engine: &Engine, options: &SamplerOptions, steps: usize) -> Duration {
 
 fn steps(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a folder");
-    let all = std::env::var("LORY_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or_else(physical_cores);
     let mut group = criterion.benchmark_group(format!("{SEQUENCES} sequences"));
-    for threads in std::collections::BTreeSet::from([1, all]) {
+    for threads in std::collections::BTreeSet::from([1, physical_cores()]) {
         let engine = engine(folder.path(), threads);
         for (name, options) in ways() {
             // A context is 512 tokens long.

@@ -286,11 +286,11 @@ impl Sequence {
     /// Whether the logits after the token at `position` are needed.
     pub(crate) fn wants_logits(&self, position: usize) -> bool {
         let last = position + 1 == self.tokens.len();
-        self.reports(position) || self.active.as_ref().is_some_and(|a| last && a.max_new_tokens > 0)
+        self.wants_report(position) || self.active.as_ref().is_some_and(|a| last && a.max_new_tokens > 0)
     }
 
     /// Whether the logits after the token at `position` are reported on ([`Sequence::report`]).
-    pub(crate) fn reports(&self, position: usize) -> bool {
+    pub(crate) fn wants_report(&self, position: usize) -> bool {
         let reported = |a: &Active| a.wants_prompt_logits(position) || a.wants_logprob_after(position);
         self.active.as_ref().is_some_and(reported)
     }
@@ -298,7 +298,7 @@ impl Sequence {
     /// How many of the likeliest of `vocab` tokens are all that is needed of the logits after the token at `position`; `None` if
     /// that is all of them.
     pub(crate) fn wants_top_k(&self, position: usize, vocab: usize) -> Option<usize> {
-        self.active.as_ref().filter(|_| !self.reports(position))?.sampler.top_k(vocab)
+        self.active.as_ref().filter(|_| !self.wants_report(position))?.sampler.top_k(vocab)
     }
 
     /// Whether the final state of the token at `position` is needed.

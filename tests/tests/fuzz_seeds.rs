@@ -10,7 +10,6 @@ use lory_models::{
     adapter::{
         Projection, Site,
         pack::{AdapterMeta, BasisSite, NewAdapter, NewCore, NewMatrix, PackSpec, PackWriter, StorageTypes},
-        synthetic_base,
     },
     gguf::{Array, Value, Writer},
 };
@@ -59,7 +58,8 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
     );
 
     let q = "layers.0.self_attn.q_proj";
-    let factors = [(&*format!("{q}.lora_A"), [2, 32].as_slice()), (&*format!("{q}.lora_B"), &[32, 2])];
+    let factors =
+        [(&*format!("{q}.lora_A.weight"), [2, 32].as_slice()), (&*format!("{q}.lora_B.weight"), &[32, 2])];
     add("peft/lora", peft(false, json!({ "target_modules": ["q_proj"] }), &factors));
     add("peft/permuted", peft(true, json!({ "target_modules": "all-linear", "use_rslora": true }), &factors));
     let magnitude = format!("{q}.lora_magnitude_vector");
@@ -151,7 +151,7 @@ fn lora(target: &str, inputs: usize, outputs: usize, alpha: f32, ty: QuantType) 
 /// One cluster with factors at one site, an adapter that uses them and one with its own.
 fn pack(ty: QuantType) -> Vec<u8> {
     const Q: Site = Site::layer(0, Projection::AttnQ);
-    let spec = PackSpec::of(&synthetic_base(2, 32, 16, 64, 40));
+    let spec = PackSpec::of(targets::base());
     let layout = [BasisSite { cluster: 0, site: Q, rank: 2, u_type: ty, v_type: ty, shared_v: false }];
     let mut w = PackWriter::new(std::io::Cursor::new(Vec::new()), spec, &layout).unwrap();
     w.factors(&[0.5; 64], &[0.25; 64]).unwrap();
@@ -178,12 +178,10 @@ fn peft(permuted: bool, more: Json, tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let config = config.to_string();
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, shape) in tensors {
-        // A magnitude is no module, an embedding's factor neither.
-        let end = if name.ends_with("proj.lora_A") || name.ends_with("proj.lora_B") { ".weight" } else { "" };
         let start = data.len();
         data.extend(0.25f32.to_le_bytes().repeat(shape.iter().product()));
         let info = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] });
-        header.insert(format!("base_model.model.model.{name}{end}"), info);
+        header.insert(format!("base_model.model.model.{name}"), info);
     }
     let header = Json::Object(header).to_string();
     let length = config.len() as u16 | u16::from(permuted) << 15;
@@ -303,9 +301,8 @@ fn seeds_reach_what_they_are_meant_for() {
         assert!(!text.unwrap_or_else(|e| panic!("{source}: {e}")).is_empty());
     }
     for name in ["lora", "half", "embedding", "quantized"] {
-        let base = adapter::synthetic_base(2, 32, 16, 64, 40);
         let path = format!("adapter/{name}");
-        adapter::gguf_lora::load(name, &open(&path), &base).unwrap_or_else(|e| panic!("{e}"));
+        adapter::gguf_lora::load(name, &open(&path), targets::base()).unwrap_or_else(|e| panic!("{e}"));
     }
     adapter::BaseInfo::from_gguf(&open("adapter/base")).unwrap();
     for path in ["adapter/pack", "adapter/pack-half"] {

@@ -113,6 +113,25 @@ mod tests {
         Arc::new(builder.build(&base.shapes).unwrap())
     }
 
+    /// Sets of one, of none, and of more are compared in different ways.
+    #[test]
+    fn sets_are_equal_where_their_keys_are() {
+        let (a, b) = (adapter("a", 1.0, &[]), adapter("b", 2.0, &[]));
+        let set = |entries: &[(&Arc<Adapter>, f32)]| {
+            AdapterSet::new(entries.iter().map(|(a, scale)| ((*a).clone(), *scale)).collect()).unwrap()
+        };
+        let one = |scale| [(&a, scale)];
+        let (off, on) = ([(&a, 0.0), (&b, 1.0)], [(&b, 1.0), (&a, 0.5)]);
+        let sets =
+            [set(&[]), set(&one(0.0)), set(&one(-0.0)), set(&one(1.0)), set(&one(0.5)), set(&off), set(&on)];
+        for x in sets.iter().chain([&set(&[(&b, 1.0)]), &set(&[(&a, 0.5), (&b, 1.0)])]) {
+            for y in &sets {
+                assert_eq!(x == y, x.key() == y.key(), "{:?} {:?}", x.key(), y.key());
+            }
+        }
+        assert!(sets[0] == sets[1] && sets[3] != sets[4] && sets[5] != sets[6]);
+    }
+
     #[test]
     fn the_last_occurrence_counts() {
         assert_eq!(last_occurrence(&[1, 2, 3, 1, 2, 4], &[1, 2]), Some(3));

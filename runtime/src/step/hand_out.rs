@@ -102,7 +102,7 @@ impl<B: Backend> Scheduler<B> {
 fn report<B: Backend>(backend: &B, sequences: &BTreeMap<SequenceId, Sequence>, rows: &mut [Row<'_>]) {
     let reported = rows.iter_mut().filter_map(|row| {
         let sequence = sequences.get(&row.output.id)?;
-        sequence.reports(row.output.position).then(|| Mutex::new((sequence, row)))
+        sequence.wants_report(row.output.position).then(|| Mutex::new((sequence, row)))
     });
     let reported: Vec<_> = reported.collect();
     backend.on_host(reported.len(), &|i| {

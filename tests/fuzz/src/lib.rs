@@ -45,10 +45,8 @@ pub fn gguf(data: &[u8]) {
 /// One GGUF file as a LoRA adapter of a small model, as a pack of adapters (whose hashes are not
 /// looked at while fuzzing), and as a base model's description.
 pub fn adapter(data: &[u8]) {
-    static BASE: OnceLock<BaseInfo> = OnceLock::new();
     let Ok(file) = parse(data) else { return };
-    let base = BASE.get_or_init(|| synthetic_base(2, 32, 16, 64, 40));
-    if let Ok(adapter) = gguf_lora::load("fuzz", &file, base) {
+    if let Ok(adapter) = gguf_lora::load("fuzz", &file, base()) {
         for (site, _) in adapter.cores() {
             assert!(adapter.core(*site).is_some());
         }
@@ -67,7 +65,7 @@ pub fn adapter(data: &[u8]) {
 pub fn peft(data: &[u8]) {
     let Ok(adapter) = peft_of(data) else { return };
     let weights = |site: Site| {
-        let shape = peft_base().shapes.get(site)?;
+        let shape = base().shapes.get(site)?;
         let (rows, cols) = match site {
             // A line for each token.
             Site::TOKEN_EMBD => (shape.in_features, shape.out_features),
@@ -76,13 +74,14 @@ pub fn peft(data: &[u8]) {
         let ones = 1f32.to_le_bytes().repeat(rows * cols);
         Some(Tensor::owned("ones", QuantType::F32, rows, cols, ones).expect("so many bytes"))
     };
-    let Ok(adapter) = adapter.into_adapter(peft_base(), weights) else { return };
+    let Ok(adapter) = adapter.into_adapter(base(), weights) else { return };
     for (site, _) in adapter.cores() {
         assert!(adapter.core(*site).is_some());
     }
 }
 
-fn peft_base() -> &'static BaseInfo {
+/// The small model that adapters are for.
+pub fn base() -> &'static BaseInfo {
     static BASE: OnceLock<BaseInfo> = OnceLock::new();
     BASE.get_or_init(|| synthetic_base(2, 32, 16, 64, 40))
 }
@@ -95,7 +94,7 @@ pub fn peft_of(data: &[u8]) -> Result<PeftAdapter, String> {
     let permuted = (length >> 15 == 1).then_some(PermutedHeads { n_heads: 4, n_kv_heads: 2 });
     let (config, weights) = rest.split_at_checked(usize::from(length & 0x7fff)).ok_or("too short")?;
     let weights = Arc::new(weights.to_vec());
-    PeftAdapter::read("fuzz", config, weights, peft_base(), permuted).map_err(|e| e.to_string())
+    PeftAdapter::read("fuzz", config, weights, base(), permuted).map_err(|e| e.to_string())
 }
 
 /// A chat template: the first byte chooses what it is given, the rest is its source. What is accepted gives a text or an error, and the same twice.

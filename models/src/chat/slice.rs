@@ -1,7 +1,7 @@
 //! Slices that go backwards, as Python has them: `messages[::-1]`.
 //!
-//! The engine's own (minijinja 3.0.5) panics where there is nothing (`[][::-1]`) or the end lies behind the start (`'ab'[0:2:-1]`), and takes an
-//! end of 0 for none.
+//! The engine's own (minijinja 3.0.5) panics where there is nothing (`[][::-1]`), with overflow checks also where the end lies behind the start
+//! (`'ab'[0:2:-1]`), and takes an end of 0 for none (`'abc'[2:0:-1]`).
 
 use std::iter::successors;
 

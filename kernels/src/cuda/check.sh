@@ -63,6 +63,7 @@ case ${1-} in
 --with) programs=${2:?a folder} ;;
 '')
     programs=$(mktemp -d)
+    trap 'rm -rf "$programs"' EXIT
     build "$programs"
     ;;
 *)
@@ -77,7 +78,7 @@ step "every operation against the reference" "$programs/kernels" --test-threads 
 step "whole models" "$programs/models"
 
 room=$(mktemp -d -p "${LORY_CHECK_ROOM:-${TMPDIR:-/tmp}}")
-trap 'rm -rf "$room"' EXIT
+trap 'rm -rf "$room"; [ -n "${1-}" ] || rm -rf "$programs"' EXIT
 for shape in ${LORY_CHECK_SHAPES:-llama-1b llama-8b}; do
     adapters=yes
     for type in ${LORY_CHECK_TYPES:-Q4_K_M Q8_0 BF16}; do

@@ -46,6 +46,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     type I = I;
     const PAIRS: bool = !VNNI;
     const FEW_REGISTERS: bool = true;
+    const NEIGHBOURS: bool = false;
     const DIRECT_ROWS: usize = 4;
 
     #[inline(always)]
@@ -188,6 +189,10 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         self.halves().0.prefetch(address);
+    }
+    #[inline(always)]
+    fn prefetch_early(self, address: *const u8) {
+        self.halves().0.prefetch_early(address);
     }
 }
 

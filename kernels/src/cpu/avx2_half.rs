@@ -40,6 +40,7 @@ impl<const HIGH: usize, const VNNI: bool> Lanes for Half<HIGH, VNNI> {
     type I = __m256i;
     const PAIRS: bool = !VNNI;
     const FEW_REGISTERS: bool = true;
+    const NEIGHBOURS: bool = false;
     const DIRECT_ROWS: usize = 4;
 
     #[inline(always)]
@@ -210,5 +211,9 @@ impl<const HIGH: usize, const VNNI: bool> Lanes for Half<HIGH, VNNI> {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+    #[inline(always)]
+    fn prefetch_early(self, address: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T2>(address.cast()))
     }
 }

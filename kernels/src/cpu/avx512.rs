@@ -34,6 +34,7 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     type I = __m512i;
     const PAIRS: bool = !VNNI;
     const FEW_REGISTERS: bool = false;
+    const NEIGHBOURS: bool = true;
     const DIRECT_ROWS: usize = 8;
 
     #[inline(always)]
@@ -202,6 +203,10 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+    #[inline(always)]
+    fn prefetch_early(self, address: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T2>(address.cast()))
     }
 }
 

@@ -20,6 +20,9 @@ use super::source::{LINE, Source};
 /// How many blocks ahead large blocks are fetched.
 const BLOCKS_AHEAD: usize = 2;
 
+/// How far behind the next panel lines are fetched early where rows are neighbours.
+const EARLY: usize = 48 << 10;
+
 /// The way through the weights.
 #[derive(Clone, Copy)]
 pub(crate) struct Walk {
@@ -91,6 +94,7 @@ impl<B: PanelBlock, R: Source, const M: usize, const MIN: bool, const MOST: u8>
         for p in 0..walk.panels {
             let (l, h) = s.halves();
             let mut from = panel;
+            let mut ahead = Ahead::of(&panel, walk);
             let mut low = Dot::<S::Low, M, MIN, MOST>::new(l, x);
             if B::LEN > 32 && S::FEW_REGISTERS {
                 // The same instructions for both halves: twice as many would be more than the processor keeps decoded.
@@ -100,7 +104,7 @@ impl<B: PanelBlock, R: Source, const M: usize, const MIN: bool, const MOST: u8>
                     for (from, acc) in from.iter_mut().zip(&mut acc) {
                         (low.x, low.acc) = (x, *acc);
                         // SAFETY: the caller's rows have so many blocks.
-                        unsafe { unpack::<B, _, _>(l, from, &mut low) };
+                        unsafe { unpack::<B, _, _>(l, from, &mut ahead, &mut low) };
                         *acc = low.acc;
                         from.advance(size_of::<B>());
                     }
@@ -122,9 +126,9 @@ impl<B: PanelBlock, R: Source, const M: usize, const MIN: bool, const MOST: u8>
                     }
                     // SAFETY: as above.
                     unsafe {
-                        unpack::<B, _, _>(l, &from, &mut low);
+                        unpack::<B, _, _>(l, &from, &mut ahead, &mut low);
                         if S::FEW_REGISTERS {
-                            unpack::<B, _, _>(h, &from, &mut high);
+                            unpack::<B, _, _>(h, &from, &mut ahead, &mut high);
                         }
                     }
                     from.advance(size_of::<B>());
@@ -163,16 +167,24 @@ struct Operands {
     offsets: *const i32,
 }
 
-/// Takes a block apart; meanwhile these rows are fetched, if blocks are large. Small ones the processor follows by itself, since it
+/// Takes a block apart. Meanwhile what comes next is fetched: panels of neighbours in the order of memory; of rows that are apart, these
+/// rows' large blocks. Small ones the processor follows by itself, since it
 /// meets every line several times; of large ones it meets the lines in no order that it would recognize.
 ///
 /// # Safety
 /// There is a block.
 #[inline(always)]
-unsafe fn unpack<B: PanelBlock, L: Lanes, R: Source>(s: L, from: &R, sink: &mut impl Sink<L>) {
+unsafe fn unpack<B: PanelBlock, L: Lanes, R: Source>(
+    s: L,
+    from: &R,
+    ahead: &mut Ahead,
+    sink: &mut impl Sink<L>,
+) {
     // SAFETY: the caller's promise.
     unsafe {
-        if B::LEN > 32 {
+        if L::NEIGHBOURS {
+            B::unpack(s, from, &mut InOrder::<B, _> { sink, ahead, block: PhantomData });
+        } else if B::LEN > 32 {
             let rows = if L::FEW_REGISTERS { ROWS / 2 } else { ROWS };
             B::unpack(s, from, &mut Fetching::<B, _, _> { sink, from, rows, step: 0, block: PhantomData });
         } else {
@@ -321,6 +333,66 @@ impl<B: PanelBlock, S: Lanes, D: Sink<S>, R: Source> Sink<S> for Fetching<'_, B,
     #[inline(always)]
     fn advance<const STEPS: usize>(&mut self, groups: usize) {
         self.step += groups * STEPS;
+        self.sink.advance::<STEPS>(groups);
+    }
+}
+
+/// What is fetched of panels of neighbours, in the order of memory: the next panel for use, and again what was asked for long before, since
+/// the processor forgets fetches that it has no room for.
+struct Ahead {
+    next: *const u8,
+    early: *const u8,
+}
+
+impl Ahead {
+    /// Beside a panel.
+    #[inline(always)]
+    fn of(panel: &impl Source, walk: Walk) -> Ahead {
+        let mut next = *panel;
+        next.advance(walk.bytes);
+        let next = next.first();
+        Ahead { next, early: next.wrapping_add(EARLY) }
+    }
+}
+
+/// Passes codes on, and fetches as many bytes ahead with every step as the sixteen rows have there.
+struct InOrder<'a, B, D> {
+    sink: &'a mut D,
+    ahead: &'a mut Ahead,
+    block: PhantomData<B>,
+}
+
+impl<B: PanelBlock, D> InOrder<'_, B, D> {
+    /// Bytes of so many steps.
+    #[inline(always)]
+    const fn bytes(steps: usize) -> usize {
+        ROWS * size_of::<B>() * steps / (B::LEN / 4)
+    }
+}
+
+impl<B: PanelBlock, S: Lanes, D: Sink<S>> Sink<S> for InOrder<'_, B, D> {
+    #[inline(always)]
+    fn step<const STEPS: usize>(&mut self, s: S, group: usize, step: usize, codes: S::I) {
+        let n = group * STEPS + step;
+        let mut at = Self::bytes(n).next_multiple_of(LINE);
+        while at < Self::bytes(n + 1) {
+            s.prefetch(self.ahead.next.wrapping_add(at));
+            s.prefetch_early(self.ahead.early.wrapping_add(at));
+            at += LINE;
+        }
+        self.sink.step::<STEPS>(s, group, step, codes);
+    }
+
+    #[inline(always)]
+    fn end<const STEPS: usize>(&mut self, s: S, group: usize, scales: S::F, mins: S::F) {
+        self.sink.end::<STEPS>(s, group, scales, mins);
+    }
+
+    #[inline(always)]
+    fn advance<const STEPS: usize>(&mut self, groups: usize) {
+        let bytes = Self::bytes(groups * STEPS);
+        self.ahead.next = self.ahead.next.wrapping_add(bytes);
+        self.ahead.early = self.ahead.early.wrapping_add(bytes);
         self.sink.advance::<STEPS>(groups);
     }
 }

@@ -184,9 +184,9 @@ fn is_near(weight: QMatrix<'_>) -> bool {
 ///
 /// Sixteen rows are sixteen places to read from. Neighbours, two or three in a page of memory, are read at half of the speed that memory has, since
 /// the processor does not see that each goes on. If panel `p` of `n` has rows `p`, `n + p`, `2 n + p` …, each place is a page of its own
-/// and goes on for `n` rows.
-fn spread(panels: usize, weight: QMatrix<'_>) -> (usize, usize) {
-    if is_near(weight) {
+/// and goes on for `n` rows. A level may have neighbours all the same ([`Lanes::NEIGHBOURS`](super::lanes::Lanes::NEIGHBOURS)).
+fn spread(isa: Isa, panels: usize, weight: QMatrix<'_>) -> (usize, usize) {
+    if isa.neighbours() || is_near(weight) {
         return (panels, 1);
     }
     // Not where all rows would meet in one or two sets of a cache.
@@ -332,7 +332,7 @@ impl Strip<'_> {
         let mut done = 0;
         while done < panels {
             let first = self.weight.row(self.rows.start + done * ROWS).as_ptr();
-            let (these, apart) = spread(panels - done, self.weight);
+            let (these, apart) = spread(isa, panels - done, self.weight);
             // From a panel on to the next: its sixteen rows, or one that all rows move by.
             let bytes = if apart == 1 { stride * ROWS } else { stride };
             let walk = Walk { panels: these, bytes, acc_stride };

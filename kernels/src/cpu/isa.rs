@@ -189,6 +189,11 @@ impl Isa {
         self.shapes().has_pairs
     }
 
+    /// See [`Lanes::NEIGHBOURS`](super::lanes::Lanes::NEIGHBOURS).
+    pub(crate) fn neighbours(self) -> bool {
+        self.shapes().neighbours
+    }
+
     /// Which level it proves.
     pub fn level(self) -> Level {
         self.0
@@ -203,6 +208,7 @@ struct Shapes {
     direct_tiles: usize,
     direct_rows_near: usize,
     has_pairs: bool,
+    neighbours: bool,
 }
 
 impl Shapes {
@@ -214,6 +220,7 @@ impl Shapes {
             direct_tiles: S::DIRECT_TILES,
             direct_rows_near: S::DIRECT_ROWS_NEAR,
             has_pairs: S::PAIRS,
+            neighbours: S::NEIGHBOURS,
         }
     }
 }

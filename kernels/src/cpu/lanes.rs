@@ -60,6 +60,9 @@ pub(crate) trait Lanes: Copy {
     /// Whether the registers hold so few vectors that weights which are multiplied as they are unpacked are taken in halves of eight rows, and products
     /// are added as soon as there are codes, not once a group's are there.
     const FEW_REGISTERS: bool;
+    /// Whether the rows of a panel are neighbours, and memory is fetched ahead in its own order. Else they are far apart, and the processor
+    /// follows each of them.
+    const NEIGHBOURS: bool;
     /// Activation rows of a tile for which weights are not unpacked into panels, at most.
     const DIRECT_ROWS: usize;
 
@@ -143,6 +146,8 @@ pub(crate) trait Lanes: Copy {
         pairs
     }
 
-    /// Fetches a line of cache ahead of its use.
+    /// Fetches a line of cache ahead of its use, into the second level.
     fn prefetch(self, address: *const u8);
+    /// The same long before its use, into the third level or the second.
+    fn prefetch_early(self, address: *const u8);
 }

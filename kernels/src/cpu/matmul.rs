@@ -67,6 +67,7 @@ pub(super) struct Plan<'a> {
     blocks: usize,
     blocks_per_task: usize,
     per_block: usize,
+    threads: usize,
 }
 
 impl<'a> Plan<'a> {
@@ -111,6 +112,7 @@ impl<'a> Plan<'a> {
             blocks,
             blocks_per_task,
             per_block,
+            threads: pool.threads(),
         }
     }
 
@@ -126,8 +128,10 @@ impl<'a> Plan<'a> {
 
     /// The strips of a task.
     pub fn strips_of(&self, task: usize) -> Range<usize> {
-        // Neighbours in number share blocks of activations and read on in the weights.
-        let first = task % self.strips.div_ceil(self.per_task) * self.per_task;
+        let tasks = self.strips.div_ceil(self.per_task);
+        // Neighbours in number share blocks of activations.
+        let task = if self.has_one_block() { dealt(task, tasks, self.threads) } else { task % tasks };
+        let first = task * self.per_task;
         first..(first + self.per_task).min(self.strips)
     }
 
@@ -188,6 +192,13 @@ impl<'a> Plan<'a> {
     pub fn at_once(&self, isa: Isa) -> usize {
         self.x.most_rows(isa, self.weight, self.units)
     }
+}
+
+/// Which of `tasks` neighbours has this number. Threads take numbers in turn, and each shall go on reading where its last task ended, since
+/// what lies there has been fetched meanwhile.
+fn dealt(number: usize, tasks: usize, threads: usize) -> usize {
+    let (thread, turn) = (number % threads, number / threads);
+    thread * (tasks / threads) + thread.min(tasks % threads) + turn
 }
 
 /// How many units of activations a task takes, `most` at most.
@@ -261,4 +272,23 @@ pub(crate) fn matmul(
         // SAFETY: outputs of distinct tasks are disjoint, and the length of `out` was checked above.
         unsafe { plans[i].run(isa, task - first, pool.threads()) }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_is_dealt_once_and_each_thread_reads_on() {
+        for threads in 1..9 {
+            for tasks in 1..40 {
+                let mut dealt: Vec<usize> = (0..tasks).map(|number| dealt(number, tasks, threads)).collect();
+                for (number, task) in dealt.iter().enumerate().skip(threads) {
+                    assert_eq!(*task, dealt[number - threads] + 1, "{number} of {tasks}, {threads} threads");
+                }
+                dealt.sort();
+                assert!(dealt.into_iter().eq(0..tasks), "{tasks} tasks, {threads} threads");
+            }
+        }
+    }
 }

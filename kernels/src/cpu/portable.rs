@@ -36,6 +36,7 @@ impl Lanes for Portable {
     type I = [u32; 16];
     const PAIRS: bool = false;
     const FEW_REGISTERS: bool = false;
+    const NEIGHBOURS: bool = false;
     const DIRECT_ROWS: usize = 2;
 
     #[inline(always)]
@@ -188,6 +189,8 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn prefetch(self, _address: *const u8) {}
+    #[inline(always)]
+    fn prefetch_early(self, _address: *const u8) {}
 }
 
 impl Simd for Portable {

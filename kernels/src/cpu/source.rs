@@ -26,6 +26,9 @@ pub(crate) trait Source: Copy {
     /// The last eight of these rows, which take the place of the first eight.
     fn upper(self) -> Self;
 
+    /// Where the first row's block begins; of what is woven, the block of all.
+    fn first(&self) -> *const u8;
+
     /// Goes on to the next block; blocks have so many bytes.
     fn advance(&mut self, bytes: usize);
 
@@ -63,6 +66,11 @@ impl Source for Rows {
     #[inline(always)]
     fn upper(self) -> Rows {
         Rows::upper(self)
+    }
+
+    #[inline(always)]
+    fn first(&self) -> *const u8 {
+        self.at(0, 0)
     }
 
     #[inline(always)]
@@ -117,6 +125,11 @@ impl Source for Woven {
     #[inline(always)]
     fn upper(self) -> Woven {
         Woven { upper: 1, ..self }
+    }
+
+    #[inline(always)]
+    fn first(&self) -> *const u8 {
+        self.at
     }
 
     #[inline(always)]

@@ -32,6 +32,8 @@ pub(crate) struct Walk {
     pub bytes: usize,
     /// Accumulators from one activation row's to the next one's.
     pub acc_stride: usize,
+    /// Where the weights end, beyond which nothing is fetched.
+    pub end: *const u8,
 }
 
 /// Some panels of sixteen weight rows × one tile of activations, or two, over all columns.
@@ -345,13 +347,15 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// Beside a panel.
+    /// Beside a panel. Where there is none to fetch, lines that are there are asked for again.
     #[inline(always)]
     fn of(panel: &impl Source, walk: Walk) -> Ahead {
         let mut next = *panel;
         next.advance(walk.bytes);
-        let next = next.first();
-        Ahead { next, early: next.wrapping_add(EARLY) }
+        let bytes = next.first().addr() - panel.first().addr();
+        let or = |at: *const u8, other| if at.addr() + bytes <= walk.end.addr() { at } else { other };
+        let next = or(next.first(), panel.first());
+        Ahead { next, early: or(next.wrapping_add(EARLY), next) }
     }
 }
 

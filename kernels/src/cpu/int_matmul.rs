@@ -323,7 +323,8 @@ impl Strip<'_> {
         let stride = self.weight.row_bytes();
         let acc_stride = self.rows.len().div_ceil(ROWS);
         if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
-            let walk = Walk { panels: acc_stride, bytes: stride, acc_stride };
+            let end = repacked.panel(self.weight.rows().div_ceil(ROWS)).first();
+            let walk = Walk { panels: acc_stride, bytes: stride, acc_stride, end };
             // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
             unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, acc) };
             return;
@@ -335,7 +336,7 @@ impl Strip<'_> {
             let (these, apart) = spread(isa, panels - done, self.weight);
             // From a panel on to the next: its sixteen rows, or one that all rows move by.
             let bytes = if apart == 1 { stride * ROWS } else { stride };
-            let walk = Walk { panels: these, bytes, acc_stride };
+            let walk = Walk { panels: these, bytes, acc_stride, end: self.weight.bytes().as_ptr_range().end };
             // SAFETY: these are whole panels of the weight's rows; the caller vouches for `acc`.
             unsafe {
                 (kernel.direct)(isa, self, Rows::new(first, stride * apart), walk, acc.add(done));
@@ -353,7 +354,7 @@ impl Strip<'_> {
             let copies: Vec<u8> =
                 (first..first + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
             let rows = Rows::new(copies.as_ptr(), stride);
-            let walk = Walk { panels: 1, bytes: 0, acc_stride };
+            let walk = Walk { panels: 1, bytes: 0, acc_stride, end: copies.as_ptr_range().end };
             // SAFETY: 16 rows of the weight's length; the caller vouches for `acc`.
             unsafe { (kernel.direct)(isa, self, rows, walk, acc.add(panels)) };
         }

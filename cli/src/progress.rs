@@ -1,7 +1,7 @@
 //! Bars on standard error for what takes long; nothing where that is no terminal.
 
 use std::{
-    io::{IsTerminal, stderr},
+    io::{IsTerminal, Write as _, stderr},
     sync::mpsc::{self, RecvTimeoutError},
     thread::{self, JoinHandle},
     time::Duration,
@@ -38,13 +38,15 @@ pub fn counter(things: &str) -> ProgressBar {
 /// What is being measured. No thread draws it, and it is drawn between samples: it costs them nothing.
 pub struct Measured {
     bar: ProgressBar,
+    /// Whether each sample is a line of its own, also where no terminal is.
+    lines: bool,
     task: String,
 }
 
 impl Measured {
-    /// Nothing yet.
-    pub fn new() -> Measured {
-        Measured { bar: styled(ProgressBar::new_spinner(), "{msg}"), task: String::new() }
+    /// Nothing yet; if `lines`, with a line on the standard error for each sample instead of one that changes.
+    pub fn new(lines: bool) -> Measured {
+        Measured { bar: styled(ProgressBar::new_spinner(), "{msg}"), lines, task: String::new() }
     }
 
     /// What the next samples are of.
@@ -54,7 +56,13 @@ impl Measured {
 
     /// Which of them comes next.
     pub fn step(&self, thing: &str, n: usize, of: usize) {
-        self.bar.set_message(format!("{}, {thing} {n}/{of}", self.task));
+        let said = format!("{}, {thing} {n}/{of}", self.task);
+        if self.lines {
+            // Like any other message: who closed it does not want it.
+            let _ = writeln!(stderr(), "{said}");
+        } else {
+            self.bar.set_message(said);
+        }
     }
 
     /// Prints a result, which must not land behind the line.

@@ -76,6 +76,25 @@ fn tests(rows: &[Value]) -> Vec<&str> {
 }
 
 #[test]
+fn progress_is_a_line_for_each_sample() {
+    let files = Files::new();
+    let said = |args: &[&str]| {
+        let ran = files.bench(args);
+        ran.success();
+        ran.stderr.lines().filter(|line| line.contains("sample")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let lines = said(&["-p", "4", "-n", "3", "--progress", "-o", "csv"]);
+    let want = [
+        "test 1/2 pp4, sample 1/2",
+        "test 1/2 pp4, sample 2/2",
+        "test 2/2 tg3, sample 1/2",
+        "test 2/2 tg3, sample 2/2",
+    ];
+    assert_eq!(lines, want);
+    assert_eq!(said(&["-p", "4", "-n", "0"]), [""; 0]);
+}
+
+#[test]
 fn tests_are_all_combinations_with_their_samples() {
     let rows = Files::new().rows(&["-p", "4,8", "-n", "3", "-pg", "4,2", "-d", "0-16+16", "-o", "json"]);
     let names = ["pp4", "pp8", "tg3", "pp4+tg2", "pp4 @ d16", "pp8 @ d16", "tg3 @ d16", "pp4+tg2 @ d16"];

@@ -86,6 +86,9 @@ pub struct Bench {
     /// No run before the samples that does not count.
     #[arg(long)]
     no_warmup: bool,
+    /// A line on the standard error before each sample, also where that is no terminal.
+    #[arg(long)]
+    progress: bool,
     /// How results are printed.
     #[arg(short = 'o', long, value_name = "FORMAT", value_enum, default_value = "md")]
     output: Format,
@@ -250,7 +253,7 @@ impl Bench {
             repetitions: self.repetitions as usize,
             delay: Duration::from_secs(self.delay.into()),
             warm_up: !self.no_warmup,
-            formats: Formats { output: self.output, errors: self.output_err },
+            formats: Formats { output: self.output, errors: self.output_err, progress: self.progress },
             loading: if self.no_mmap || self.mmap == Some(0) { Loading::Read } else { Loading::Map },
             repacking: self.repack.repacking(),
             pack: self.adapters.pack.clone(),

@@ -29,6 +29,8 @@ pub struct Formats {
     pub output: Format,
     /// On the standard error as well.
     pub errors: Option<Format>,
+    /// See [`Measured::new`].
+    pub progress: bool,
 }
 
 /// A cell of the Markdown table.
@@ -70,7 +72,7 @@ impl Table {
     /// `later` are columns that rows after the first may have, too: CSV says all its columns at once.
     pub fn new(formats: Formats, later: &'static [&'static str]) -> Table {
         Table {
-            progress: Measured::new(),
+            progress: Measured::new(formats.progress),
             output: Sheet::new(formats.output, later),
             errors: formats.errors.map(|format| Sheet::new(format, later)),
         }

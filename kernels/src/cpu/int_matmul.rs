@@ -426,7 +426,7 @@ impl Strip<'_> {
                     Lines::new(from, stride, panels * ROWS, bytes)
                 }
                 Some(repacked) => {
-                    let from = repacked.panel(row / ROWS).at().wrapping_add(ROWS * skip);
+                    let from = repacked.panel(row / ROWS).first().wrapping_add(ROWS * skip);
                     Lines::new(from, ROWS * stride, panels, ROWS * bytes)
                 }
             };

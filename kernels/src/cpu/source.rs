@@ -99,11 +99,6 @@ impl Woven {
     pub fn new(at: *const u8) -> Woven {
         Woven { at, upper: 0 }
     }
-
-    /// The block.
-    pub fn at(&self) -> *const u8 {
-        self.at
-    }
 }
 
 impl Source for Woven {

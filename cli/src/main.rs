@@ -33,6 +33,7 @@ mod switching;
 mod synth;
 mod synth_adapters;
 mod terminal;
+mod thread_flags;
 mod tokenize;
 
 use std::process::ExitCode;

@@ -13,6 +13,7 @@ use lory_runtime::{Engine, EngineOptions, Error, GpuLayers, Repacking, mapping::
 use crate::{
     failure::{Failure, Outcome},
     terminal::bytes,
+    thread_flags::{ThreadFlags, default_threads},
 };
 
 /// Element type of the KV cache.
@@ -44,8 +45,10 @@ pub enum DeviceArg {
     /// What is known to work best here: the processor.
     Auto,
     /// The processor.
+    #[value(aliases = ["none", "CPU"])]
     Cpu,
     /// The first NVIDIA GPU (not yet verified on hardware); an error where there is none.
+    #[value(aliases = ["cuda0", "CUDA0", "CUDA"])]
     Cuda,
 }
 
@@ -84,8 +87,10 @@ pub enum RepackArg {
     /// If there is memory to spare.
     Auto,
     /// Always.
+    #[value(alias = "1")]
     On,
     /// Never: weights are used where they are mapped.
+    #[value(alias = "0")]
     Off,
 }
 
@@ -164,6 +169,9 @@ pub struct EngineFlags {
     /// Say more on standard error: device, sizes, seed.
     #[arg(short = 'v', long)]
     pub verbose: bool,
+    /// Where threads run.
+    #[command(flatten)]
+    pub placed: ThreadFlags,
 }
 
 impl EngineFlags {
@@ -183,10 +191,13 @@ impl EngineFlags {
                 note(&format!("{flag} has no effect without --device cuda"));
             }
         }
+        let thread_options = self.placed.settle()?;
+        let threads = self.threads.map_or_else(|| default_threads(&thread_options), usize::from);
         let options = EngineOptions {
             device: self.device.choice(),
             gpu_layers: self.gpu_layers,
-            threads: self.threads.map(usize::from),
+            threads: Some(threads),
+            thread_options,
             n_ctx: self.ctx_size.filter(|n| *n > 0),
             n_batch: self.batch_size.min(self.ubatch_size) as usize,
             kv_type: self.kv_type.kv_type(),

@@ -118,6 +118,93 @@ fn tests_are_all_combinations_with_their_samples() {
     }
 }
 
+/// Threads and embeddings: every combination, recorded, and in columns of its own where it is not the usual one.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_run_where_they_are_told() {
+    let files = Files::new();
+    let test = ["-p", "4", "-n", "2", "--poll", "0,100", "-embd", "0,1", "--numa", "distribute", "-o"];
+    let rows = files.rows(&[&test[..], &["json", "-C", "0x0,0xffffffff", "--cpu-strict", "1"]].concat());
+    let told: Vec<_> = rows
+        .iter()
+        .filter(|row| row["test"] == "tg2")
+        .map(|row| {
+            (row["cpu_mask"].as_str().unwrap(), row["poll"].as_u64().unwrap(), row["embeddings"] == true)
+        })
+        .collect();
+    let mut want = Vec::new();
+    for mask in ["0x0", "0xffffffff"] {
+        want.extend([(mask, 0, false), (mask, 0, true), (mask, 100, false), (mask, 100, true)]);
+    }
+    assert_eq!(told, want);
+    assert!(rows.iter().all(|row| row["cpu_strict"] == true));
+    let md = files.bench(&[&test[..], &["md"]].concat()).success().to_owned();
+    assert!(md.contains(" poll | embd | test ") && !md.contains("cpu_mask"), "{md}");
+    // Without the output matrix, a token is a tenth less work.
+    let gop = |row: &Value| row["gop_per_s"].as_f64().unwrap() * row["avg_ns"].as_f64().unwrap();
+    assert!(gop(&rows[3]) < 0.95 * gop(&rows[1]), "{} {}", rows[1], rows[3]);
+    let batched = ["-npp", "3", "-ntg", "2", "-npl", "2", "-embd", "1", "-o", "json"];
+    assert_eq!(files.rows(&batched)[0]["embeddings"], true);
+}
+
+#[test]
+fn flags_of_llama_bench_are_taken_or_answered() {
+    let files = Files::new();
+    let usual =
+        ["-sm", "layer", "-mg", "0", "-ts", "1", "-nkvo", "1", "-nopo", "0", "-dev", "none", "-ot", "none"];
+    let more = ["--no-host", "0", "-ncmoe", "0", "-lm", "none", "-lzm", "auto", "-fa", "on", "--repack", "0"];
+    let test = ["-p", "4", "-n", "0", "-o", "json"];
+    let row = files.rows(&[&test[..], &usual, &more].concat()).remove(0);
+    assert_eq!((&row["use_mmap"], &row["repack"]), (&false.into(), &"off".into()), "{row}");
+    for (flag, value, told) in [
+        ("-sm", "row", "one GPU at most"),
+        ("-mg", "1", "one GPU at most"),
+        ("-ts", "3/1", "one GPU at most"),
+        ("-ts", "x", "expected shares"),
+        ("-ot", "blk.*=CPU", "-ngl"),
+        ("-ncmoe", "4", "experts"),
+        ("-fitt", "1024", "-ngl auto"),
+        ("-fitc", "4096", "-ngl auto"),
+        ("-lm", "dio", "page cache"),
+        ("-lzm", "on", "-lm"),
+        ("-rpc", "host:50052", "this one"),
+        ("-hf", "user/model", "give it with -m"),
+        ("--no-host", "1", "buffers"),
+        ("-C", "0xg", "hexadecimal"),
+        ("-embd", "2", "expected 0 or 1"),
+        ("--cpu-strict", "2", "expected 0 or 1"),
+        ("--poll", "101", "expected 0 to 100"),
+        ("--prio", "4", "-1..=3"),
+        ("--numa", "everywhere", "distribute"),
+    ] {
+        let ran = files.bench(&[flag, value]);
+        let line = ran.one_line_error(2);
+        assert!(line.contains(told), "{flag} {value}: {line}");
+    }
+    let trace = ["--trace", "-embd", "1"];
+    assert!(files.bench(&trace).one_line_error(2).contains("-embd 1"));
+}
+
+#[test]
+fn devices_are_listed_without_a_model() {
+    let ran = lory(&["bench", "--list-devices"]);
+    let lines: Vec<&str> = ran.success().lines().collect();
+    assert_eq!(lines.len(), 3, "{ran:?}");
+    assert!(lines[0] == "Available devices:" && lines[1].starts_with("  cpu ("), "{ran:?}");
+    assert!(lines[2].starts_with("  cuda"), "{ran:?}");
+    assert!(lory(&["bench"]).one_line_error(2).contains("--model"));
+}
+
+#[test]
+fn verbose_says_what_is_measured_against_what() {
+    let ran = Files::new().bench(&["-v", "-p", "4", "-n", "0"]);
+    ran.success();
+    let begins = ["model    ", "device   cpu (", "ceilings "];
+    let lines: Vec<&str> = ran.stderr.lines().collect();
+    assert_eq!(lines.len(), begins.len(), "{ran:?}");
+    assert!(lines.iter().zip(begins).all(|(line, begin)| line.starts_with(begin)), "{ran:?}");
+}
+
 #[test]
 fn every_format_holds_every_row() {
     let files = Files::new();

@@ -4,7 +4,7 @@ use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LinearJob, LoraJob,
     LoraWeight, MatmulJob, Rope,
 };
-use crate::cpu::{Cpu, CpuKv, Isa};
+use crate::cpu::{Cpu, CpuKv, Isa, ThreadOptions};
 use crate::{QMatrix, QuantType};
 #[cfg(feature = "cuda")]
 use crate::{
@@ -63,17 +63,25 @@ pub enum DeviceKv {
 }
 
 impl Device {
-    /// The chosen device; `isa` is for the processor, `threads` also for what the host of a device does ([`Backend::on_host`]).
+    /// The chosen device; `isa` is for the processor, `threads` and `options` also for what the host of a device does
+    /// ([`Backend::on_host`]).
     ///
     /// # Errors
     /// If it is not there, in one line that says what is missing.
-    pub fn open(choice: DeviceChoice, threads: Option<usize>, isa: Isa) -> Result<Device, BackendError> {
+    pub fn open(
+        choice: DeviceChoice,
+        threads: Option<usize>,
+        options: &ThreadOptions,
+        isa: Isa,
+    ) -> Result<Device, BackendError> {
         match choice {
-            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu(Box::new(Cpu::new(threads, isa)))),
+            DeviceChoice::Auto | DeviceChoice::Cpu => {
+                Ok(Device::Cpu(Box::new(Cpu::with_options(threads, options, isa))))
+            }
             #[cfg(feature = "cuda")]
             DeviceChoice::Cuda(number) => {
                 let threads = threads.unwrap_or_else(physical_cores);
-                Ok(Device::Cuda(Box::new(Cuda::open(number)?.with_host_threads(threads))))
+                Ok(Device::Cuda(Box::new(Cuda::open(number)?.with_host_threads(threads, *options))))
             }
             #[cfg(not(feature = "cuda"))]
             DeviceChoice::Cuda(_) => Err(BackendError::Device {

@@ -64,6 +64,11 @@ impl Cost {
         cost
     }
 
+    /// The same where nothing goes on to the vocabulary.
+    pub fn without_output(&self) -> Cost {
+        Cost { output_weights: 0, output_bytes: 0, ..self.clone() }
+    }
+
     /// Bytes that a step must read: the weights once, and what is cached of each sequence.
     pub fn step_bytes(&self, sequences: usize, cached: f64) -> f64 {
         (self.layer_bytes + self.output_bytes) as f64 + sequences as f64 * cached * self.kv_bytes as f64
@@ -100,5 +105,8 @@ mod tests {
         let weights_read = (weights + 512 * 256) as f64 / 32.0 * 34.0;
         assert_eq!(cost.step_bytes(3, 10.0), weights_read + 30.0 * 1024.0);
         assert_eq!(cost.ops(1, 0.0, 1), 2.0 * (weights + 512 * 256) as f64);
+        let embedding = cost.without_output();
+        assert_eq!(embedding.step_bytes(0, 0.0), weights as f64 / 32.0 * 34.0);
+        assert_eq!(embedding.ops(1, 0.0, 1), 2.0 * weights as f64);
     }
 }

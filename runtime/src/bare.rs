@@ -77,6 +77,10 @@ struct Piece<'t> {
     last: bool,
 }
 
+/// What is computed of some outputs of a pass, into as many lines.
+type Compute<'t, B> =
+    dyn FnMut(&Decoder, &B, &mut Scratch<B>, &BatchAdapters, Range<usize>, &mut [f32]) -> Result<()> + 't;
+
 /// What is done with some outputs of a pass: a range of its output rows, and the adapters of all.
 type Take<'t, B> = dyn FnMut(&Decoder, &B, &mut Scratch<B>, &BatchAdapters, Range<usize>) -> Result<()> + 't;
 
@@ -128,9 +132,40 @@ impl<'a, B: Backend> Bare<'a, B> {
     /// # Errors
     /// A full cache, an unknown token, or the device's.
     pub fn run(&mut self, work: &[(usize, &[u32])]) -> Result<&[f32]> {
-        let vocab = self.decoder.vocab_size();
         let mut logits = std::mem::take(&mut self.logits);
-        logits.resize(work.len() * vocab, 0.0);
+        logits.resize(work.len() * self.decoder.vocab_size(), 0.0);
+        let done = self.append(work, &mut logits, &mut |decoder, backend, scratch, adapters, range, out| {
+            Ok(decoder.logits(backend, scratch, adapters, range, out)?)
+        });
+        self.logits = logits;
+        done.map(|()| &*self.logits)
+    }
+
+    /// Appends as [`Bare::run`] does, and returns the normed final state of the last token of each sequence, from which its logits
+    /// would have been computed: `work.len()` × n_embd.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn embed(&mut self, work: &[(usize, &[u32])]) -> Result<Vec<f32>> {
+        let width = self.decoder.config().n_embd;
+        let mut states = vec![0.0; work.len() * width];
+        self.append(work, &mut states, &mut |decoder, backend, scratch, _, range, out| {
+            for (row, out) in range.zip(out.chunks_exact_mut(width)) {
+                out.copy_from_slice(&decoder.hidden(backend, scratch, row)?);
+            }
+            Ok(())
+        })?;
+        Ok(states)
+    }
+
+    /// Appends, and has a line of `out` computed for each piece of work.
+    fn append(
+        &mut self,
+        work: &[(usize, &[u32])],
+        out: &mut [f32],
+        compute: &mut Compute<'_, B>,
+    ) -> Result<()> {
+        let width = out.len() / work.len().max(1);
         let mut batch = Vec::new();
         let mut room = self.scratch.max_rows();
         let mut done = Ok(());
@@ -141,21 +176,25 @@ impl<'a, B: Backend> Bare<'a, B> {
                 batch.push(Piece { entry, sequence: *sequence, tokens, last: later.is_empty() });
                 (rest, room) = (later, room - tokens.len());
                 if room == 0 {
-                    done = self.pass(&batch, &mut logits);
+                    done = self.pass(&batch, width, out, compute);
                     batch.clear();
                     room = self.scratch.max_rows();
                 }
             }
         }
         if !batch.is_empty() && done.is_ok() {
-            done = self.pass(&batch, &mut logits);
+            done = self.pass(&batch, width, out, compute);
         }
-        self.logits = logits;
-        done.map(|()| &*self.logits)
+        done
     }
 
-    fn pass(&mut self, batch: &[Piece<'_>], logits: &mut [f32]) -> Result<()> {
-        let vocab = self.decoder.vocab_size();
+    fn pass(
+        &mut self,
+        batch: &[Piece<'_>],
+        width: usize,
+        out: &mut [f32],
+        compute: &mut Compute<'_, B>,
+    ) -> Result<()> {
         let outputs: Vec<(u32, usize)> = batch
             .iter()
             .scan(0, |end, piece| {
@@ -169,10 +208,9 @@ impl<'a, B: Backend> Bare<'a, B> {
         // Entries that end in one pass are neighbours.
         let first = outputs.first().map_or(0, |o| o.1);
         let mut out =
-            logits[first * vocab..][..rows.len() * vocab].chunks_mut(self.scratch.max_logits() * vocab);
+            out[first * width..][..rows.len() * width].chunks_mut(self.scratch.max_logits() * width);
         self.forward(batch, &rows, &mut |decoder, backend, scratch, adapters, range| {
-            let out = out.next().unwrap_or_default();
-            Ok(decoder.logits(backend, scratch, adapters, range, out)?)
+            compute(decoder, backend, scratch, adapters, range, out.next().unwrap_or_default())
         })
     }
 
@@ -284,6 +322,24 @@ mod tests {
             for (i, alone) in alone.iter().enumerate() {
                 assert_eq!(&together[i * vocab..][..vocab], alone, "sequence {i}, batches of {n_batch}");
             }
+        }
+    }
+
+    /// The output matrix times an embedding is the logits, whatever the passes.
+    #[test]
+    fn embeddings_are_what_logits_are_computed_from() {
+        let decoder = decoder();
+        let prompts: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[100, 200], &[300, 1, 2, 3]];
+        let work: Vec<_> = prompts.iter().copied().enumerate().collect();
+        let logits = Bare::new(&Reference, &decoder, options(16)).unwrap().run(&work).unwrap().to_vec();
+        let (rows, width) = (prompts.len(), decoder.config().n_embd);
+        for n_batch in [1, 3, 16] {
+            let states = Bare::new(&Reference, &decoder, options(n_batch)).unwrap().embed(&work).unwrap();
+            assert_eq!(states.len(), rows * width);
+            let mut out = vec![0.0; logits.len()];
+            let weight = decoder.weights().output.weight().matrix();
+            Reference.matmul(&states, rows, &mut [MatmulJob { weight, out: &mut out }]).unwrap();
+            assert_eq!(out, logits, "batches of {n_batch}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use lory_kernels::{Backend, Device, DeviceChoice, backend::KvShape, backend::KvType};
+use lory_kernels::{Backend, Device, DeviceChoice, backend::KvShape, backend::KvType, cpu::ThreadOptions};
 use lory_models::{decoder::Scratch, kv_cache::KvCache};
 
 use crate::{
@@ -38,6 +38,9 @@ pub struct EngineOptions {
     pub gpu_layers: GpuLayers,
     /// Threads; `None` takes the physical cores.
     pub threads: Option<usize>,
+    /// Where they run, and how they wait. Steps also run on the thread that asks for them, which stays where it is
+    /// ([`ThreadOptions::settle`]).
+    pub thread_options: ThreadOptions,
     /// Longest sequence; `None` takes the trained context, at most 4096.
     pub n_ctx: Option<u32>,
     /// Rows of one step at most: prompt tokens and generating sessions together. There are never more
@@ -74,6 +77,7 @@ impl Default for EngineOptions {
             device: DeviceChoice::Auto,
             gpu_layers: GpuLayers::Fit,
             threads: None,
+            thread_options: ThreadOptions::default(),
             n_ctx: None,
             n_batch: 512,
             kv_type: KvType::F16,
@@ -198,6 +202,7 @@ impl Engine {
             choice: options.device,
             gpu_layers: options.gpu_layers,
             threads: options.threads,
+            thread_options: options.thread_options,
             repacking: options.repacking,
             cache_bytes: pages.saturating_mul(page_of_layer),
             working_bytes: Scratch::<Device>::bytes(&model.decoder, max_rows, max_logits),

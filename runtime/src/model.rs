@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use lory_kernels::{
     Backend, Device, DeviceChoice,
     backend::BackendError,
-    cpu::{Cpu, Isa},
+    cpu::{Cpu, Isa, ThreadOptions},
 };
 use lory_models::{
     Tensor,
@@ -38,6 +38,8 @@ pub struct DeviceOptions {
     pub gpu_layers: GpuLayers,
     /// Threads of the processor (`None`: the physical cores).
     pub threads: Option<usize>,
+    /// Where they run, and how they wait.
+    pub thread_options: ThreadOptions,
     /// Whether the processor's weights are repacked.
     pub repacking: Repacking,
     /// Bytes of a layer's keys and values, and of working memory: where as many layers as fit are asked for, they must fit too.
@@ -92,12 +94,19 @@ impl LoadedModel {
     /// # Errors
     /// A weight of a format that has no kernel, by name; no memory for repacked weights; a wrong `LORY_ISA`.
     pub fn cpu(&self, threads: Option<usize>, repacking: Repacking) -> Result<Cpu> {
-        self.cpu_for(threads, self.decoder.weights().layers.len(), repacking)
+        let layers = self.decoder.weights().layers.len();
+        self.cpu_for(threads, &ThreadOptions::default(), layers, repacking)
     }
 
     /// The same for the first layers and the output.
-    fn cpu_for(&self, threads: Option<usize>, layers: usize, repacking: Repacking) -> Result<Cpu> {
-        let mut cpu = Cpu::new(threads, Isa::from_env().map_err(Error::Request)?);
+    fn cpu_for(
+        &self,
+        threads: Option<usize>,
+        options: &ThreadOptions,
+        layers: usize,
+        repacking: Repacking,
+    ) -> Result<Cpu> {
+        let mut cpu = Cpu::with_options(threads, options, Isa::from_env().map_err(Error::Request)?);
         self.check_types(&cpu)?;
         let weights = self.decoder.weights();
         let first = weights.layers.iter().take(layers).flat_map(Layer::factors);
@@ -117,12 +126,14 @@ impl LoadedModel {
     /// As [`LoadedModel::cpu`]; a device that is not there, or has too little memory for what it is to have.
     pub fn device(&self, options: &DeviceOptions) -> Result<Device> {
         let DeviceOptions { choice, gpu_layers, threads, repacking, adapter_bytes, .. } = *options;
-        let processor = || Ok(Device::Cpu(Box::new(self.cpu(threads, repacking)?)));
+        let cpu = |layers| self.cpu_for(threads, &options.thread_options, layers, repacking);
+        let processor = || Ok(Device::Cpu(Box::new(cpu(self.decoder.weights().layers.len())?)));
         if !matches!(choice, DeviceChoice::Cuda(_)) || gpu_layers == GpuLayers::Last(0) {
             return processor();
         }
         let isa = Isa::from_env().map_err(Error::Request)?;
-        let device = Device::open(choice, threads, isa).map_err(lory_models::Error::from)?;
+        let device =
+            Device::open(choice, threads, &options.thread_options, isa).map_err(lory_models::Error::from)?;
         let room = device.memory().map_err(lory_models::Error::from)?.map_or(usize::MAX, |(free, total)| {
             free.saturating_sub((total / KEPT_FREE).max(adapter_bytes.unwrap_or(0)))
         });
@@ -137,7 +148,7 @@ impl LoadedModel {
                 (device, self.decoder.weights().matrices().collect())
             }
             Placement::From(first) => {
-                let device = device.behind(self.cpu_for(threads, first, repacking)?, first);
+                let device = device.behind(cpu(first)?, first);
                 let last = self.decoder.weights().layers.iter().skip(first);
                 (device, last.flat_map(Layer::factors).collect())
             }

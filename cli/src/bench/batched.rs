@@ -148,12 +148,12 @@ impl Bed<'_> {
         let tokens: Vec<_> = (0..pl).map(|s| random_tokens(s as u64, pp + tg, vocab)).collect();
         let start = Instant::now();
         if pp > 0 {
-            bare.run(&tokens.iter().map(|t| &t[..pp]).enumerate().collect::<Vec<_>>())?;
+            self.run.append(bare, &tokens.iter().map(|t| &t[..pp]).enumerate().collect::<Vec<_>>())?;
         }
         let prompt = start.elapsed();
         let start = Instant::now();
         for i in pp..pp + tg {
-            bare.run(&tokens.iter().map(|t| &t[i..=i]).enumerate().collect::<Vec<_>>())?;
+            self.run.append(bare, &tokens.iter().map(|t| &t[i..=i]).enumerate().collect::<Vec<_>>())?;
         }
         let generate = start.elapsed();
         (0..pl).for_each(|sequence| bare.truncate(sequence, 0));
@@ -197,8 +197,9 @@ impl Bed<'_> {
         let Bed { opened, device, run, settings, case } = self;
         let times = adapted.map_or(base, |(_, times)| times);
         let cached = case.pp as f64 + (case.tg as f64 + 1.0) / 2.0;
-        let bytes = case.tg as f64 * opened.cost.step_bytes(case.pl, cached);
-        let ops = opened.cost.ops(case.pl * case.tg, cached, case.pl * case.tg);
+        let cost = run.cost(&opened.cost);
+        let bytes = case.tg as f64 * cost.step_bytes(case.pl, cached);
+        let ops = cost.ops(case.pl * case.tg, cached, case.pl * case.tg);
         let reached =
             Reached::new(&opened.cost, &device.ceilings, bytes, ops, seconds(&times.generate).max(1e-9));
 

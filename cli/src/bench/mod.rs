@@ -4,8 +4,11 @@
 mod adapters;
 mod arrivals;
 mod batched;
+mod devices;
+mod fixed;
 mod opened;
 mod ranges;
+mod run;
 mod single;
 mod store;
 mod table;
@@ -15,21 +18,18 @@ mod trace;
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use lory_kernels::{
-    DeviceChoice,
-    backend::KvType,
-    ceilings::Ceilings,
-    cpu::{ThreadPool, physical_cores},
-};
-use lory_runtime::{Bare, BareOptions, DeviceOptions, GpuLayers, Repacking, mapping::Loading};
+use lory_kernels::{Backend, backend::KvType, ceilings::Ceilings, cpu::ThreadPool};
+use lory_runtime::{Bare, BareOptions, DeviceOptions, Repacking, mapping::Loading};
 
 use crate::{
     failure::{Failure, Outcome},
-    model_flags::{DeviceArg, KvTypeArg, RepackArg},
+    model_flags::{KvTypeArg, RepackArg, note},
 };
 
 use adapters::Distribution;
-use ranges::{Layers, Numbers, PromptAndGeneration};
+use fixed::FixedFlags;
+use ranges::{Numbers, PromptAndGeneration};
+use run::{Run, RunFlags, Shown, all, or};
 use table::{Format, Formats};
 
 /// Measure speed: prompts, generation, batches, and what adapters cost.
@@ -48,7 +48,13 @@ use table::{Format, Formats};
   lory bench -m model.gguf --pack styles.gguf --adapter-dist zipf --trace --rate 4 --requests 64")]
 pub struct Bench {
     /// Models (GGUF); all tests run on each.
-    #[arg(short = 'm', long, value_name = "FILE", required = true, value_delimiter = ',')]
+    #[arg(
+        short = 'm',
+        long,
+        value_name = "FILE",
+        required_unless_present = "list_devices",
+        value_delimiter = ','
+    )]
     model: Vec<PathBuf>,
     /// Tokens of a prompt; 0 leaves the test out.
     #[arg(short = 'p', long, value_name = "N,…", default_value = "512")]
@@ -62,15 +68,8 @@ pub struct Bench {
     /// Tokens in the context before the clock starts.
     #[arg(short = 'd', long, value_name = "N,…", default_value = "0")]
     n_depth: Vec<Numbers>,
-    /// Prompt tokens per step at most; the smaller of -b and -ub counts.
-    #[arg(short = 'b', long, value_name = "N,…", default_value = "2048")]
-    batch_size: Vec<Numbers>,
-    /// Rows per step at most (short: -ub).
-    #[arg(long, value_name = "N,…", default_value = "512")]
-    ubatch_size: Vec<Numbers>,
-    /// Threads [default: the physical cores].
-    #[arg(short = 't', long, value_name = "N,…")]
-    threads: Vec<Numbers>,
+    #[command(flatten)]
+    run: RunFlags,
     /// Element type of cached keys (short: -ctk; also --kv-type); values have the same.
     #[arg(long, alias = "kv-type", value_name = "TYPE", value_enum, default_value = "f16")]
     cache_type_k: KvTypeArg,
@@ -89,28 +88,27 @@ pub struct Bench {
     /// A line on the standard error before each sample, also where that is no terminal.
     #[arg(long)]
     progress: bool,
+    /// Say more on standard error: sizes, devices, what they reach.
+    #[arg(short = 'v', long)]
+    verbose: bool,
+    /// List what there is to compute on, and end.
+    #[arg(long)]
+    list_devices: bool,
     /// How results are printed.
     #[arg(short = 'o', long, value_name = "FORMAT", value_enum, default_value = "md")]
     output: Format,
     /// Also print results on the standard error (short: -oe).
     #[arg(long, value_name = "FORMAT", value_enum)]
     output_err: Option<Format>,
-    /// Where to compute; `cuda` has not been verified on hardware yet.
-    #[arg(long, value_name = "DEVICE", value_enum, default_value = "auto")]
-    device: DeviceArg,
-    /// Layers on the GPU (short: -ngl), the last ones; the output counts as one more. Any number but 0 needs one, also without --device
-    /// cuda; auto is all that there is room for, if --device cuda says so.
-    #[arg(long, value_name = "N,…|auto|all", default_value = "auto", allow_negative_numbers = true)]
-    gpu_layers: Vec<Layers>,
     /// Read the files into memory instead of mapping them (also -mmp 0).
     #[arg(long)]
     no_mmap: bool,
     /// Whether files are mapped (short: -mmp), as llama-bench asks for it.
     #[arg(long, value_name = "0|1", hide = true, value_parser = clap::value_parser!(u8).range(0..=1))]
     mmap: Option<u8>,
-    /// As llama-bench asks for it (short: -fa).
-    #[arg(long, value_name = "on|off|auto", hide = true, value_parser = flash_attention)]
-    flash_attn: Option<()>,
+    /// How files are opened (short: -lm), as llama-bench asks for it.
+    #[arg(long, value_name = "auto|none|mmap", hide = true, value_parser = load_mode)]
+    load_mode: Option<Loading>,
     /// Copy the weights into an order that is faster to read, for their size in memory again.
     #[arg(long, value_name = "WHEN", value_enum, default_value = "off")]
     repack: RepackArg,
@@ -120,6 +118,8 @@ pub struct Bench {
     adapters: AdapterFlags,
     #[command(flatten)]
     trace: trace::TraceFlags,
+    #[command(flatten)]
+    fixed: FixedFlags,
 }
 
 /// Sequences side by side, as llama-batched-bench runs them.
@@ -163,40 +163,8 @@ struct Settings {
     pack: Option<PathBuf>,
     distribution: Distribution,
     seed: u64,
-    /// Whether a GPU has a part in any of the runs.
-    gpu: bool,
-}
-
-/// One combination of flags other than the test's own.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Run {
-    device: DeviceChoice,
-    gpu_layers: GpuLayers,
-    threads: usize,
-    n_batch: usize,
-    n_ubatch: usize,
-}
-
-impl Run {
-    /// Rows of a step at most.
-    fn rows(self) -> usize {
-        self.n_batch.min(self.n_ubatch)
-    }
-
-    /// Whether a GPU has a part in it.
-    fn on_gpu(self) -> bool {
-        matches!(self.device, DeviceChoice::Cuda(_))
-    }
-
-    /// Layers on the GPU; -1 is auto and -2 all, as llama.cpp numbers them.
-    fn n_gpu_layers(self) -> i64 {
-        match self.gpu_layers {
-            _ if !self.on_gpu() => 0,
-            GpuLayers::Fit => -1,
-            GpuLayers::Last(usize::MAX) => -2,
-            GpuLayers::Last(n) => i64::try_from(n).unwrap_or(i64::MAX),
-        }
-    }
+    verbose: bool,
+    shown: Shown,
 }
 
 /// What computes a run, and what it can reach.
@@ -206,20 +174,18 @@ struct Device {
     ceilings: Ceilings,
 }
 
-fn all(flags: &[Numbers]) -> Vec<usize> {
-    flags.iter().flat_map(|n| n.0.iter().copied()).collect()
-}
-
-fn or(flags: &[Numbers], default: &[usize]) -> Vec<usize> {
-    if flags.is_empty() { default.to_vec() } else { all(flags) }
-}
-
 impl Bench {
     pub fn run(self) -> Outcome {
-        let runs = self.runs()?;
+        if self.list_devices {
+            return devices::list();
+        }
+        let runs = self.run.runs()?;
         let settings = self.settings(&runs)?;
         let batched = [&self.batched.npp, &self.batched.ntg, &self.batched.npl];
         if self.trace.trace {
+            if settings.shown.embeddings {
+                return Err(Failure::usage("-embd 1: the requests of --trace generate"));
+            }
             let rows =
                 trace::Workload { prompt: first(&self.n_prompt, 32), generate: first(&self.n_gen, 32) };
             return trace::run(&self.model, &settings, &runs, &self.trace, rows);
@@ -248,55 +214,23 @@ impl Bench {
         if self.cache_type_v.is_some_and(|v| v.kv_type() != kv_type) {
             return Err(Failure::usage("-ctk and -ctv differ: keys and values have the same type here"));
         }
+        let shown = Shown::of(runs);
+        self.fixed.check(shown.gpu)?;
+        let loading = if self.no_mmap || self.mmap == Some(0) { Some(Loading::Read) } else { self.load_mode };
         Ok(Settings {
             kv_type,
             repetitions: self.repetitions as usize,
             delay: Duration::from_secs(self.delay.into()),
             warm_up: !self.no_warmup,
             formats: Formats { output: self.output, errors: self.output_err, progress: self.progress },
-            loading: if self.no_mmap || self.mmap == Some(0) { Loading::Read } else { Loading::Map },
+            loading: loading.unwrap_or(Loading::Map),
             repacking: self.repack.repacking(),
             pack: self.adapters.pack.clone(),
             distribution: self.adapters.adapter_dist,
             seed: self.adapters.seed,
-            gpu: runs.iter().any(|run| run.on_gpu()),
+            verbose: self.verbose,
+            shown,
         })
-    }
-
-    fn runs(&self) -> Outcome<Vec<Run>> {
-        let mut runs = Vec::new();
-        for gpu_layers in self.gpu_layers.iter().flat_map(|layers| layers.0.iter().copied()) {
-            let device = self.choice(gpu_layers)?;
-            for threads in or(&self.threads, &[physical_cores()]) {
-                if !(1..=1024).contains(&threads) {
-                    return Err(Failure::usage(format!("-t {threads}: expected 1 to 1024")));
-                }
-                for n_batch in all(&self.batch_size) {
-                    for n_ubatch in all(&self.ubatch_size) {
-                        let run = Run { device, gpu_layers, threads, n_batch, n_ubatch };
-                        if !(1..=1 << 16).contains(&run.rows()) {
-                            return Err(Failure::usage(format!(
-                                "-b {n_batch} -ub {n_ubatch}: expected 1 to 65536"
-                            )));
-                        }
-                        runs.push(run);
-                    }
-                }
-            }
-        }
-        Ok(runs)
-    }
-
-    /// What computes with so many layers on the GPU.
-    fn choice(&self, layers: GpuLayers) -> Outcome<DeviceChoice> {
-        match (self.device, layers) {
-            (_, GpuLayers::Last(0)) => Ok(DeviceChoice::Cpu),
-            (DeviceArg::Cpu, GpuLayers::Last(_)) => {
-                Err(Failure::usage("-ngl: --device cpu has no layers on the GPU"))
-            }
-            (DeviceArg::Auto, GpuLayers::Last(_)) => Ok(DeviceArg::Cuda.choice()),
-            (device, _) => Ok(device.choice()),
-        }
     }
 
     /// Prompts, generations, and both, at every depth.
@@ -311,14 +245,15 @@ impl Bench {
     }
 }
 
-/// Attention is computed in one way, in tiles with a running maximum, and cannot be had in another.
-fn flash_attention(wanted: &str) -> Result<(), String> {
+/// As llama-bench names the ways to open a file; two of them are here.
+fn load_mode(wanted: &str) -> Result<Loading, String> {
     match wanted {
-        "1" | "on" | "-1" | "auto" => Ok(()),
-        "0" | "off" => {
-            Err("attention is always computed in tiles here; there is no other way to compare".into())
+        "auto" | "mmap" => Ok(Loading::Map),
+        "none" => Ok(Loading::Read),
+        "mlock" | "mmap+mlock" | "dio" => {
+            Err("files are mapped or read here, neither locked in memory nor read past the page cache".into())
         }
-        _ => Err("expected on, off or auto".into()),
+        _ => Err("expected auto, none or mmap".into()),
     }
 }
 
@@ -338,10 +273,12 @@ impl Device {
         settings: &Settings,
         (cache_bytes, working_bytes): (usize, usize),
     ) -> Outcome<Device> {
+        run.settle()?;
         let backend = opened.loaded.device(&DeviceOptions {
             choice: run.device,
             gpu_layers: run.gpu_layers,
             threads: Some(run.threads),
+            thread_options: run.thread_options,
             repacking: settings.repacking,
             cache_bytes,
             working_bytes,
@@ -351,8 +288,17 @@ impl Device {
             // A GPU's are not measured.
             Ceilings::default()
         } else {
-            Ceilings::measure(&ThreadPool::new(run.threads), Duration::from_millis(100))
+            let pool = ThreadPool::with_options(run.threads, &run.thread_options);
+            Ceilings::measure(&pool, Duration::from_millis(100))
         };
+        if settings.verbose {
+            note(&format!("device   {}", backend.label()));
+            let Ceilings { read, .. } = ceilings;
+            if read > 0.0 {
+                let (name, peak) = (opened.cost.ty, ceilings.of(opened.cost.ty));
+                note(&format!("ceilings {read:.1} GB/s read, {peak:.0} Gop/s with weights of {name}"));
+            }
+        }
         Ok(Device { run, backend, ceilings })
     }
 
@@ -372,7 +318,6 @@ impl Device {
 
     /// Whether it also computes this run.
     fn is_for(&self, run: Run) -> bool {
-        let place = |run: Run| (run.device, run.gpu_layers, run.threads);
-        place(self.run) == place(run)
+        self.run.shares_a_device_with(run)
     }
 }

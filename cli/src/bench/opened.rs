@@ -1,13 +1,16 @@
 //! A model under test, and what rows say of it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use lory_kernels::ceilings::Ceilings;
 use lory_models::{cost::Cost, synth::FileType};
 use lory_runtime::{LoadedModel, OpenOptions, Repacking, mapping::Loading};
 use serde_json::{Map, Value, json};
 
-use crate::failure::Outcome;
+use crate::{failure::Outcome, model_flags::note};
 
 use super::{Run, Settings, table::Cell, timing};
 
@@ -28,13 +31,22 @@ impl Opened {
     pub fn open(path: &Path, settings: &Settings, n_ctx: usize) -> Outcome<Opened> {
         let n_ctx = u32::try_from(n_ctx.max(1)).unwrap_or(u32::MAX);
         let options = OpenOptions { n_ctx: Some(n_ctx), loading: settings.loading };
+        let start = Instant::now();
         let loaded = LoadedModel::open(path, &options)?;
+        let opened_in = start.elapsed();
         let metadata = loaded.gguf.metadata();
         let arch = metadata.str("general.architecture")?;
         let file_type = metadata.opt_u32("general.file_type")?;
         let file_type = FileType::all().find(|t| Some(t.id()) == file_type).map_or("unknown", FileType::name);
         let parameters: u64 = loaded.gguf.tensors().map(|t| t.elements() as u64).sum();
         let bytes = loaded.gguf.tensors().map(|t| t.byte_range().len() as u64).sum();
+        if settings.verbose {
+            let (file, size) = (path.display(), gibibytes(bytes));
+            note(&format!(
+                "model    {file} ({size} of weights), opened in {:.0} ms",
+                opened_in.as_secs_f64() * 1e3
+            ));
+        }
         Ok(Opened {
             path: path.into(),
             cost: Cost::of(&loaded.decoder, settings.kv_type),
@@ -66,10 +78,14 @@ impl Opened {
             "n_batch": run.n_batch,
             "n_ubatch": run.n_ubatch,
             "n_threads": run.threads,
+            "cpu_mask": run.wanted.mask.to_string(),
+            "cpu_strict": run.wanted.strict,
+            "poll": run.wanted.poll,
             "type_k": kv_type,
             "type_v": kv_type,
             "n_gpu_layers": run.n_gpu_layers(),
             "use_mmap": settings.loading == Loading::Map,
+            "embeddings": run.embeddings,
             "repack": repacking(settings),
             "test_time": timing::now(),
         });
@@ -87,10 +103,21 @@ impl Opened {
             Cell::new("params", billions(self.parameters), 10),
             Cell::new("backend", backend(run), 8),
         ];
-        if settings.gpu {
+        let shown = &settings.shown;
+        if shown.gpu {
             cells.push(Cell::new("ngl", run.n_gpu_layers().to_string(), 3));
         }
         cells.push(Cell::new("threads", run.threads.to_string(), 7));
+        for (shown, cell) in [
+            (shown.mask, Cell::new("cpu_mask", run.wanted.mask.to_string(), 10)),
+            (shown.strict, Cell::new("cpu_strict", u8::from(run.wanted.strict).to_string(), 10)),
+            (shown.poll, Cell::new("poll", run.wanted.poll.to_string(), 4)),
+            (shown.embeddings, Cell::new("embd", u8::from(run.embeddings).to_string(), 4)),
+        ] {
+            if shown {
+                cells.push(cell);
+            }
+        }
         if settings.loading != Loading::Map {
             cells.push(Cell::new("mmap", "0", 4));
         }

@@ -70,6 +70,7 @@ impl Test {
     fn sample(
         &self,
         bare: &mut Bare<'_, lory_kernels::Device>,
+        run: Run,
         sequence: usize,
         vocab: usize,
     ) -> Outcome<Duration> {
@@ -77,10 +78,10 @@ impl Test {
         let (prompt, generated) = tokens.split_at(self.n_prompt);
         let start = Instant::now();
         if !prompt.is_empty() {
-            bare.run(&[(sequence, prompt)])?;
+            run.append(bare, &[(sequence, prompt)])?;
         }
         for token in generated.chunks(1) {
-            bare.run(&[(sequence, token)])?;
+            run.append(bare, &[(sequence, token)])?;
         }
         let time = start.elapsed();
         bare.truncate(sequence, self.n_depth);
@@ -152,7 +153,7 @@ fn measure(
         if settings.warm_up {
             // As llama-bench: a whole prompt, one generated token.
             let warm = Test { n_gen: test.n_gen.min(1), ..test };
-            warm.sample(&mut bare, sequence, vocab)?;
+            warm.sample(&mut bare, run, sequence, vocab)?;
         }
     }
     let mut samples = [(); 2].map(|()| Samples { tokens: test.tokens(), times: Vec::new() });
@@ -164,7 +165,7 @@ fn measure(
         // Who begins changes, so that what drifts hits both.
         let order = if repetition % 2 == 0 { [0, 1] } else { [1, 0] };
         for sequence in order.into_iter().filter(|s| *s < sequences) {
-            samples[sequence].times.push(test.sample(&mut bare, sequence, vocab)?);
+            samples[sequence].times.push(test.sample(&mut bare, run, sequence, vocab)?);
         }
     }
     let [base, adapted] = samples;
@@ -188,7 +189,7 @@ impl Row<'_> {
     /// One result; with adapters also how it compares to the base.
     fn print(&self, table: &mut Table, samples: &Samples, adapters: Option<(&Pool, f64)>) -> Outcome {
         let Row { opened, device, run, settings, test } = self;
-        let (bytes, ops) = test.work(&opened.cost, run.rows());
+        let (bytes, ops) = test.work(&run.cost(&opened.cost), run.rows());
         let seconds = samples.tokens as f64 / samples.rate().max(1e-9);
         let reached = Reached::new(&opened.cost, &device.ceilings, bytes, ops, seconds);
         let name = test.name(adapters.map_or(0, |(pool, _)| pool.len()));
@@ -206,7 +207,7 @@ impl Row<'_> {
         samples.fields(&mut fields);
 
         let mut cells = opened.cells(*run, settings);
-        if run.n_batch != 2048 || run.n_ubatch != 512 {
+        if settings.shown.rows {
             cells.push(Cell::new("n_batch", run.n_batch.to_string(), 7));
             cells.push(Cell::new("n_ubatch", run.n_ubatch.to_string(), 8));
         }

@@ -149,10 +149,12 @@ impl Trace<'_> {
 
     fn engine(&self, path: &Path) -> Outcome<Engine> {
         let tokens = self.work.prompt + self.work.generate;
+        self.run.settle()?;
         let options = EngineOptions {
             device: self.run.device,
             gpu_layers: self.run.gpu_layers,
             threads: Some(self.run.threads),
+            thread_options: self.run.thread_options,
             n_ctx: Some(u32::try_from(tokens).unwrap_or(u32::MAX)),
             n_batch: self.run.rows(),
             kv_type: self.settings.kv_type,

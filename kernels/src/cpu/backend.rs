@@ -9,7 +9,7 @@ use super::matmul::{Input, Product, matmul};
 use super::output::Output;
 use super::pointwise::{Glu, RmsNorm, RopeTables, Softcap, split};
 use super::repack::RepackedWeights;
-use super::{Isa, ThreadPool, physical_cores};
+use super::{Isa, ThreadOptions, ThreadPool, physical_cores};
 use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, LinearJob, LoraJob, MatmulJob,
     Rope, linear_in_two,
@@ -31,8 +31,13 @@ pub struct Cpu {
 impl Cpu {
     /// With `threads` threads (`None`: one per physical core) and the given instruction set.
     pub fn new(threads: Option<usize>, isa: Isa) -> Cpu {
+        Cpu::with_options(threads, &ThreadOptions::default(), isa)
+    }
+
+    /// The same, with its threads where they are to be; see [`ThreadPool::with_options`].
+    pub fn with_options(threads: Option<usize>, options: &ThreadOptions, isa: Isa) -> Cpu {
         let threads = threads.unwrap_or_else(physical_cores).clamp(1, 1024);
-        let (pool, serial) = (ThreadPool::new(threads), ThreadPool::new(1));
+        let (pool, serial) = (ThreadPool::with_options(threads, options), ThreadPool::new(1));
         Cpu { isa, pool, serial, rope_tables: RopeTables::default(), repacked: None }
     }
 

@@ -8,9 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long an idle worker polls before it sleeps. A token's operations follow each other
-/// within a few microseconds, and waking through the kernel takes some 50.
-const SPIN: Duration = Duration::from_micros(80);
+use super::ThreadOptions;
 
 /// A fixed set of threads that work off numbered tasks together with the caller.
 ///
@@ -34,6 +32,8 @@ struct Shared {
     sleepers: Mutex<usize>,
     wake: Condvar,
     stop: AtomicBool,
+    /// How long an idle worker polls before it sleeps.
+    poll: Duration,
 }
 
 // SAFETY: `job` is written only by the caller whose turn it is, while the state is closed and
@@ -59,6 +59,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl ThreadPool {
     /// A pool in which `threads` work at once, the caller among them (at least 1).
     pub fn new(threads: usize) -> ThreadPool {
+        ThreadPool::with_options(threads, &ThreadOptions::default())
+    }
+
+    /// The same, with its own threads where they are to be; the caller stays where it is ([`ThreadOptions::settle`]).
+    pub fn with_options(threads: usize, options: &ThreadOptions) -> ThreadPool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
@@ -67,12 +72,18 @@ impl ThreadPool {
             sleepers: Mutex::new(0),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
+            poll: options.poll,
         });
         let worker = |i| {
-            let shared = Arc::clone(&shared);
+            let (shared, options) = (Arc::clone(&shared), *options);
             let builder = std::thread::Builder::new().name(format!("lory-{i}"));
             // A system that refuses a thread leaves the pool smaller, not the program dead.
-            builder.spawn(move || shared.work()).ok()
+            let work = move || {
+                // Somewhere else it does the same work.
+                let _ = options.settle(i);
+                shared.work();
+            };
+            builder.spawn(work).ok()
         };
         let workers = (1..threads).map_while(worker).collect();
         ThreadPool { shared, turn: Mutex::new(()), workers }
@@ -200,7 +211,7 @@ impl Shared {
             (state / NUMBER != last && state & OPEN != 0).then_some(state / NUMBER)
         };
         let start = Instant::now();
-        while start.elapsed() < SPIN {
+        while start.elapsed() < self.poll {
             for _ in 0..64 {
                 if let Some(number) = open() {
                     return Some(number);
@@ -276,6 +287,34 @@ mod tests {
             });
             assert_eq!(done.into_inner(), 50);
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn threads_stay_on_their_processors() {
+        use crate::cpu::CpuMask;
+
+        let all = CpuMask::of_this_thread().unwrap();
+        let options = ThreadOptions { cpus: all, strict: true, poll: Duration::ZERO, ..Default::default() };
+        let pool = ThreadPool::with_options(3, &options);
+        // As many tasks as threads, and none ends before all have begun: each thread has one.
+        let (begun, seen) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let caller = std::thread::current().id();
+        pool.run(3, &|_| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            while begun.load(Ordering::SeqCst) < 3 {
+                std::thread::yield_now();
+            }
+            let cpus: Vec<usize> = CpuMask::of_this_thread().unwrap().iter().collect();
+            lock(&seen).push((std::thread::current().id() != caller, cpus));
+        });
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort();
+        let (caller, workers) = seen.split_at(1);
+        assert_eq!(caller, [(false, all.iter().collect())], "the caller was left alone");
+        let mut want: Vec<_> = (1..3).map(|i| (true, vec![all.iter().nth(i % all.len()).unwrap()])).collect();
+        want.sort();
+        assert_eq!(workers, want);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::backend::{
     Activation, AttentionParams, AttentionRow, Backend, BackendError, KvShape, Likeliest, LoraJob,
     LoraWeight, MatmulJob, Rope, RopeStyle,
 };
-use crate::cpu::ThreadPool;
+use crate::cpu::{ThreadOptions, ThreadPool};
 use crate::{QMatrix, QuantType};
 
 /// Rotations whose angles are kept: a model has one, or two where layers differ (Gemma).
@@ -28,7 +28,7 @@ pub struct Cuda {
     device: Arc<Device>,
     weights: Arc<Weights>,
     state: Mutex<State>,
-    host_threads: usize,
+    host_threads: (usize, ThreadOptions),
     /// Started when there is something to do for more than one.
     host: OnceLock<ThreadPool>,
 }
@@ -72,12 +72,19 @@ impl Cuda {
             angles: Vec::new(),
             device: device.clone(),
         };
-        Ok(Cuda { device, weights, state: Mutex::new(state), host_threads: 1, host: OnceLock::new() })
+        Ok(Cuda {
+            device,
+            weights,
+            state: Mutex::new(state),
+            host_threads: (1, ThreadOptions::default()),
+            host: OnceLock::new(),
+        })
     }
 
-    /// With so many threads of the host for [`Backend::on_host`], the caller among them; without this, the caller alone.
-    pub fn with_host_threads(self, threads: usize) -> Cuda {
-        Cuda { host_threads: threads.clamp(1, 1024), host: OnceLock::new(), ..self }
+    /// With so many threads of the host for [`Backend::on_host`], the caller among them, and these where they are to be; without this, the
+    /// caller alone.
+    pub fn with_host_threads(self, threads: usize, options: ThreadOptions) -> Cuda {
+        Cuda { host_threads: (threads.clamp(1, 1024), options), host: OnceLock::new(), ..self }
     }
 
     /// (free, total) bytes of the device's memory.
@@ -405,7 +412,8 @@ impl Backend for Cuda {
         if tasks <= 1 {
             return (0..tasks).for_each(task);
         }
-        self.host.get_or_init(|| ThreadPool::new(self.host_threads)).run(tasks, task);
+        let (threads, options) = &self.host_threads;
+        self.host.get_or_init(|| ThreadPool::with_options(*threads, options)).run(tasks, task);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lory_kernels::backend::{Backend, MatmulJob};
-use lory_kernels::cpu::Isa;
+use lory_kernels::cpu::{Isa, ThreadOptions};
 use lory_kernels::{BackendError, Cuda, Device, DeviceChoice, QMatrix, QuantType};
 
 use super::{Noise, device, emulated, emulator, in_both_orders, opening, put, quantized, take};
@@ -48,7 +48,7 @@ fn the_chosen_device() {
         (DeviceChoice::Cpu, "cpu"),
         (DeviceChoice::Cuda(0), cuda.label().as_str()),
     ] {
-        let device = Device::open(choice, Some(3), Isa::detect()).unwrap();
+        let device = Device::open(choice, Some(3), &ThreadOptions::default(), Isa::detect()).unwrap();
         assert!(device.label().starts_with(label), "{choice:?}: {}", device.label());
         let bytes = quantized(QuantType::F32, &[1.0, 2.0, 3.0, 4.0]);
         let weight = QMatrix::new(QuantType::F32, 2, 2, &bytes).unwrap();
@@ -64,7 +64,8 @@ fn the_chosen_device() {
             assert!(ran.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{label}: {tasks} tasks of the host");
         }
     }
-    let error = Device::open(DeviceChoice::Cuda(9), Some(1), Isa::detect()).err().unwrap();
+    let options = ThreadOptions::default();
+    let error = Device::open(DeviceChoice::Cuda(9), Some(1), &options, Isa::detect()).err().unwrap();
     assert!(error.to_string().contains("device 9"), "{error}");
 }
 

@@ -13,7 +13,7 @@ use lory_runtime::{Engine, EngineOptions, Error, GpuLayers, Repacking, mapping::
 use crate::{
     failure::{Failure, Outcome},
     terminal::bytes,
-    thread_flags::{ThreadFlags, default_threads},
+    thread_flags::ThreadFlags,
 };
 
 /// Element type of the KV cache.
@@ -191,8 +191,7 @@ impl EngineFlags {
                 note(&format!("{flag} has no effect without --device cuda"));
             }
         }
-        let thread_options = self.placed.settle()?;
-        let threads = self.threads.map_or_else(|| default_threads(&thread_options), usize::from);
+        let (threads, thread_options) = self.placed.settle(self.threads)?;
         let options = EngineOptions {
             device: self.device.choice(),
             gpu_layers: self.gpu_layers,

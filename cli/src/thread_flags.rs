@@ -123,17 +123,20 @@ pub struct ThreadFlags {
 }
 
 impl ThreadFlags {
-    /// Settles the program and the calling thread, and says where the others belong.
-    pub fn settle(self) -> Outcome<ThreadOptions> {
+    /// Settles the program and the calling thread, and says how many threads there are to be, unless somebody has given a number, and
+    /// where they belong.
+    pub fn settle(self, threads: Option<u16>) -> Outcome<(usize, ThreadOptions)> {
         let wanted = Wanted {
             mask: self.cpu_mask.unwrap_or_default(),
             strict: self.cpu_strict == 1,
             poll: self.poll.into(),
         };
         let options = wanted.options(self.process.numa)?;
+        // Afterwards this thread may see no more than one processor.
+        let threads = threads.map_or_else(|| default_threads(&options), usize::from);
         self.process.prioritize()?;
         settle(&options)?;
-        Ok(options)
+        Ok((threads, options))
     }
 }
 

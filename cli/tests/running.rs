@@ -250,6 +250,27 @@ fn options_have_the_names_that_other_commands_and_llama_cpp_give_them() {
     }
 }
 
+/// Bound to single processors, a program has as many threads as it has unbound, and its answer is the same.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_can_be_bound() {
+    let model = arg(&fixture("models/llama.gguf"));
+    let run = |flags: &[&str]| {
+        let ran =
+            lory(&[&["run", "-m", &model, "-p", "hello", "-n", "20", "--temp", "0", "-v"], flags].concat());
+        let device = ran.stderr.lines().find(|line| line.starts_with("device ")).map(str::to_owned);
+        (ran.success().to_owned(), device.unwrap_or_else(|| panic!("{ran:?}")))
+    };
+    let free = run(&[]);
+    assert_eq!(run(&["--cpu-strict", "1", "--poll", "0", "--numa", "distribute", "--prio", "-1"]), free);
+    let one = run(&["-C", "0xffffffff", "-t", "1"]);
+    assert_eq!(one.0, free.0);
+    assert!(one.1.ends_with(", 1 threads)"), "{one:?}");
+    let absent = format!("0x1{}", "0".repeat(255));
+    let ran = lory(&["run", "-m", &model, "-p", "hello", "-C", &absent]);
+    assert!(ran.one_line_error(2).contains("there are 0x"), "{ran:?}");
+}
+
 #[test]
 fn a_bos_that_is_written_out_is_told() {
     let Some(model) = shared_data("models/stories260K.gguf") else { return };

@@ -17,6 +17,7 @@ use crate::{
 /// One of the two.
 #[derive(Args, Debug)]
 #[group(multiple = false)]
+#[command(next_help_heading = "Text")]
 pub struct PromptFlags {
     /// The text.
     #[arg(short = 'p', long, value_name = "TEXT", allow_hyphen_values = true)]

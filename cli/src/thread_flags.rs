@@ -20,13 +20,12 @@ pub enum Numa {
 
 /// What holds for the whole program.
 #[derive(Args, Clone, Copy, Debug)]
-#[command(next_help_heading = "Threads")]
 pub struct ProcessFlags {
     /// How threads are spread over memory nodes.
-    #[arg(long, value_name = "HOW", value_enum)]
+    #[arg(long, value_name = "HOW", help_heading = "Threads", value_enum)]
     pub numa: Option<Numa>,
     /// Priority: -1 low, 0 normal, 1 medium, 2 high, 3 as high as there is; above 0 needs permission.
-    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-1..=3))]
+    #[arg(long, value_name = "N", help_heading = "Threads", default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-1..=3))]
     prio: i8,
 }
 
@@ -107,16 +106,15 @@ impl Wanted {
 
 /// Flags for one set of threads.
 #[derive(Args, Clone, Copy, Debug)]
-#[command(next_help_heading = "Threads")]
 pub struct ThreadFlags {
     /// Processors to run on, in hexadecimal: 0x5 is numbers 0 and 2 [default: all].
-    #[arg(short = 'C', long, value_name = "HEX")]
+    #[arg(short = 'C', long, value_name = "HEX", help_heading = "Threads")]
     cpu_mask: Option<CpuMask>,
     /// Whether each thread stays on one of them.
-    #[arg(long, value_name = "0|1", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    #[arg(long, value_name = "0|1", help_heading = "Threads", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
     cpu_strict: u8,
     /// How long an idle thread polls before it sleeps, 0 to 100: 50 is 80 µs, 0 is not at all.
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(long, value_name = "N", help_heading = "Threads", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     poll: u8,
     #[command(flatten)]
     process: ProcessFlags,

@@ -99,6 +99,11 @@ impl Run {
         place(self) == place(other)
     }
 
+    /// Puts the calling thread where the first of its threads belongs.
+    pub fn settle(self) -> Outcome {
+        settle(&self.thread_options)
+    }
+
     /// What a model makes the machine do in it.
     pub fn cost(self, whole: &Cost) -> Cost {
         if self.embeddings { whole.without_output() } else { whole.clone() }
@@ -210,13 +215,6 @@ impl RunFlags {
             (DeviceArg::Auto, GpuLayers::Last(_)) => Ok(DeviceArg::Cuda.choice()),
             (device, _) => Ok(device.choice()),
         }
-    }
-}
-
-impl Run {
-    /// Puts the calling thread where the first of this run belongs.
-    pub fn settle(self) -> Outcome {
-        settle(&self.thread_options)
     }
 }
 

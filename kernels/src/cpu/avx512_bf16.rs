@@ -17,7 +17,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::aligned::Aligned;
-use super::float_matmul::{ROW_BLOCK, STRIP};
+use super::float_matmul::{Fold, ROW_BLOCK, STRIP, Sums};
 use super::output::Output;
 use super::{Isa, Level};
 use crate::quant::QMatrix;
@@ -98,24 +98,38 @@ pub(super) struct Bf16Strip<'a> {
 }
 
 impl Bf16Strip<'_> {
-    /// Computes and writes.
+    /// Computes and writes. Not inlined, since its stack, 48 KiB, is touched page by page on every entry.
     ///
     /// # Safety
     /// `out` holds all rows of `x`, and no one else uses the outputs of these rows.
-    pub unsafe fn run(&self, out: Output<'_>) {
+    #[inline(never)]
+    pub unsafe fn run(&self, isa: Isa, out: Output<'_>) {
         assert!(self.rows.len() <= STRIP && self.x_rows.len() <= ROW_BLOCK);
         assert!(self.x_rows.end * self.x.stride <= self.x.x.len() && self.weight.cols() <= self.x.stride);
         let Bf16(()) = self.x.proof;
+        let mut acc = MaybeUninit::<Sums>::uninit();
+        let acc: *mut __m512 = acc.as_mut_ptr().cast();
         // SAFETY: the proof; the lengths were checked here and in `QMatrix`.
-        unsafe { self.sweep(out) };
+        unsafe { self.sweep(acc) };
+        for (i, row) in self.x_rows.clone().enumerate() {
+            let mut sums = [0.0; STRIP];
+            if self.weight.cols() > 0 {
+                let lanes = acc.wrapping_add(i * STRIP).cast::<[f32; 16]>();
+                // SAFETY: the tiles have written those of all rows.
+                let lanes = unsafe { std::slice::from_raw_parts(lanes, self.rows.len()) };
+                isa.run(Fold { lanes, sums: &mut sums });
+            }
+            // SAFETY: these outputs are this strip's alone.
+            unsafe { out.put(row, self.rows.start, &sums[..self.rows.len()]) };
+        }
     }
 
+    /// The lanes of each row and weight.
+    ///
     /// # Safety
-    /// As for `run`.
+    /// As for `run`; `acc` has room for them, as [`Sums`] does.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn sweep(&self, out: Output<'_>) {
-        let mut acc = [const { MaybeUninit::<__m512>::uninit() }; STRIP * ROW_BLOCK];
-        let acc: *mut __m512 = acc.as_mut_ptr().cast();
+    unsafe fn sweep(&self, acc: *mut __m512) {
         for column in (0..self.weight.cols()).step_by(COLUMNS) {
             let mut row = 0;
             while row < self.x_rows.len() {
@@ -130,19 +144,6 @@ impl Bf16Strip<'_> {
                     }
                 };
             }
-        }
-        for (i, row) in self.x_rows.clone().enumerate() {
-            let mut sums = [0.0; STRIP];
-            for (w, sum) in sums.iter_mut().enumerate().take(self.rows.len()) {
-                if self.weight.cols() > 0 {
-                    let mut lanes = [0.0; 16];
-                    // SAFETY: the tiles have written it.
-                    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), *acc.add(i * STRIP + w)) };
-                    *sum = crate::ops::sum::fold(lanes);
-                }
-            }
-            // SAFETY: these outputs are this strip's alone.
-            unsafe { out.put(row, self.rows.start, &sums[..self.rows.len()]) };
         }
     }
 
@@ -179,8 +180,11 @@ impl Bf16Strip<'_> {
         let stride = self.weight.cols();
         let weights = self.weight.row(self.rows.start + w)[2 * column..].as_ptr().cast::<i16>();
         let x = self.x.x[(self.x_rows.start + row) * self.x.stride + column..].as_ptr().cast::<i16>();
-        // What the next strip will read, in the same order.
+        // What the next strip will read, in the same order; each tile of rows asks for its share, since all at once would come no faster
+        // than memory gives it.
         let ahead = if 2 * stride * STRIP <= 256 << 10 { stride * STRIP } else { 2 * COLUMNS };
+        let all = self.x_rows.len();
+        let share = columns * row / all..columns * (row + M) / all;
         // SAFETY: the caller's rows and weights; columns end with those of the weight by a mask, and `x` has
         // zeros up to its stride.
         unsafe {
@@ -199,7 +203,7 @@ impl Bf16Strip<'_> {
                 for w_i in 0..W {
                     let at = weights.add(w_i * stride + k);
                     w_k[w_i] = _mm512_maskz_loadu_epi16(mask, at);
-                    if row == 0 {
+                    if share.contains(&k) {
                         _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(ahead).cast());
                     }
                 }

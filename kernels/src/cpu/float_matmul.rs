@@ -31,7 +31,7 @@ pub(crate) const ROW_BLOCK: usize = 48;
 
 /// What a task adds up: the lanes of each row and weight, each in a line of the cache.
 #[repr(align(64))]
-struct Sums(#[allow(dead_code)] [[f32; 16]; STRIP * ROW_BLOCK]);
+pub(super) struct Sums(#[allow(dead_code)] [[f32; 16]; STRIP * ROW_BLOCK]);
 
 /// Some columns of a strip's weights as floats.
 #[repr(align(64))]
@@ -195,10 +195,10 @@ impl<B: FloatBlock> Sweep<'_, B> {
     }
 }
 
-/// The sums of lanes.
-struct Fold<'a> {
-    lanes: &'a [[f32; 16]],
-    sums: &'a mut [f32; STRIP],
+/// The sums of lanes of as many weight rows.
+pub(super) struct Fold<'a> {
+    pub lanes: &'a [[f32; 16]],
+    pub sums: &'a mut [f32; STRIP],
 }
 
 impl Op for Fold<'_> {

@@ -225,7 +225,7 @@ impl Form<'_> {
                         Strip { weight, repacked, rows, x, offsets, tiles: units, next }.run(isa, kernel, out)
                     }
                     #[cfg(target_arch = "x86_64")]
-                    Form::Bf16 { x, .. } => Bf16Strip { weight, rows, x, x_rows: units }.run(out),
+                    Form::Bf16 { x, .. } => Bf16Strip { weight, rows, x, x_rows: units }.run(isa, out),
                     #[cfg(target_arch = "x86_64")]
                     Form::Tiles { x } => TileStrip { weight, rows, x, tiles: units }.run(out),
                     Form::Float { x, stride, .. } => {

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use lory_kernels::{DeviceChoice, backend::KvType};
+use lory_kernels::{DeviceChoice, backend::KvType, cpu::ThreadOptions};
 use lory_runtime::{EngineOptions, GpuLayers, KvPolicy, Repacking, mapping::Loading};
 
 use crate::{
@@ -161,6 +161,8 @@ impl lory_engine_options {
                 n => GpuLayers::Last(n as usize),
             },
             threads: (n > 0).then_some(n as usize),
+            // A host that binds the thread that opens the engine binds those that it starts.
+            thread_options: ThreadOptions::default(),
             n_ctx: (self.n_ctx > 0).then_some(self.n_ctx),
             n_batch: self.n_batch as usize,
             kv_type: match self.kv_type {

@@ -289,7 +289,7 @@ pub fn random_tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
 mod tests {
     use std::sync::Arc;
 
-    use lory_kernels::Reference;
+    use lory_kernels::{Reference, backend::MatmulJob};
     use lory_models::{gguf::Gguf, synth};
 
     use super::*;

@@ -78,7 +78,7 @@ enum Command {
     Run(Box<run::Run>),
     Inspect(inspect::Inspect),
     Tokenize(tokenize::Tokenize),
-    Logits(logits::Logits),
+    Logits(Box<logits::Logits>),
     Synth(synth::Synth),
     Compress(compress::Compress),
     Pack(pack::Pack),

@@ -150,7 +150,7 @@ pub struct EngineFlags {
     pub device: DeviceArg,
     /// Layers on the GPU with --device cuda (short: -ngl), the last ones; the output counts as one more. The processor has the others. auto:
     /// all that there is room for.
-    #[arg(long, value_name = "N|auto|all", default_value = "auto", allow_negative_numbers = true, value_parser = gpu_layers)]
+    #[arg(long, alias = "n-gpu-layers", value_name = "N|auto|all", default_value = "auto", allow_negative_numbers = true, value_parser = gpu_layers)]
     pub gpu_layers: GpuLayers,
     /// MiB that adapters may have on the GPU with --device cuda [default: what the model leaves, all but 1/32 of its memory]. With less than is needed at a
     /// time they are copied again and again: slower, with the same answers.

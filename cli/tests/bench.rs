@@ -123,8 +123,12 @@ fn tests_are_all_combinations_with_their_samples() {
 #[test]
 fn threads_run_where_they_are_told() {
     let files = Files::new();
-    let test = ["-p", "4", "-n", "2", "--poll", "0,100", "-embd", "0,1", "--numa", "distribute", "-o"];
-    let rows = files.rows(&[&test[..], &["json", "-C", "0x0,0xffffffff", "--cpu-strict", "1"]].concat());
+    let test =
+        ["-r", "1", "-p", "4", "-n", "2", "--poll", "0,100", "-embd", "0,1", "--numa", "distribute", "-o"];
+    // All that there can be: whoever runs this may be confined to any of them.
+    let all = format!("0x{}", "f".repeat(256));
+    let masks = format!("0x0,{all}");
+    let rows = files.rows(&[&test[..], &["json", "-C", &masks, "--cpu-strict", "1"]].concat());
     let told: Vec<_> = rows
         .iter()
         .filter(|row| row["test"] == "tg2")
@@ -133,7 +137,7 @@ fn threads_run_where_they_are_told() {
         })
         .collect();
     let mut want = Vec::new();
-    for mask in ["0x0", "0xffffffff"] {
+    for mask in ["0x0", all.as_str()] {
         want.extend([(mask, 0, false), (mask, 0, true), (mask, 100, false), (mask, 100, true)]);
     }
     assert_eq!(told, want);
@@ -150,8 +154,24 @@ fn threads_run_where_they_are_told() {
 #[test]
 fn flags_of_llama_bench_are_taken_or_answered() {
     let files = Files::new();
-    let usual =
-        ["-sm", "layer", "-mg", "0", "-ts", "1", "-nkvo", "1", "-nopo", "0", "-dev", "none", "-ot", "none"];
+    let usual = [
+        "-sm",
+        "layer",
+        "-mg",
+        "0",
+        "-ts",
+        "1",
+        "-nkvo",
+        "1",
+        "-nopo",
+        "0",
+        "-dev",
+        "none",
+        "-ot",
+        "none",
+        "--n-gpu-layers",
+        "0",
+    ];
     let more = ["--no-host", "0", "-ncmoe", "0", "-lm", "none", "-lzm", "auto", "-fa", "on", "--repack", "0"];
     let test = ["-p", "4", "-n", "0", "-o", "json"];
     let row = files.rows(&[&test[..], &usual, &more].concat()).remove(0);
@@ -183,6 +203,29 @@ fn flags_of_llama_bench_are_taken_or_answered() {
     }
     let trace = ["--trace", "-embd", "1"];
     assert!(files.bench(&trace).one_line_error(2).contains("-embd 1"));
+}
+
+/// Types of the cache and ways to open a file come in lists as well.
+#[test]
+fn caches_and_ways_to_open_are_compared() {
+    let files = Files::new();
+    // With one sample, rate times time is the bytes.
+    let test = ["-p", "0", "-n", "2", "-d", "40", "-r", "1"];
+    let lists = ["-ctk", "f16,q8_0", "-mmp", "0,1"];
+    let rows = files.rows(&[&test[..], &lists, &["-o", "json"]].concat());
+    let told: Vec<_> = rows.iter().map(|r| (r["use_mmap"] == true, r["type_k"].as_str().unwrap())).collect();
+    assert_eq!(told, [(false, "f16"), (false, "q8_0"), (true, "f16"), (true, "q8_0")]);
+    // A cache in Q8_0 is fewer bytes to read.
+    let gb = |row: &Value| row["gb_per_s"].as_f64().unwrap() * row["avg_ns"].as_f64().unwrap();
+    let cached = 2.0 * 41.5 * 1024.0;
+    let saved = gb(&rows[0]) - gb(&rows[1]);
+    assert!((saved / (cached * (1.0 - 17.0 / 32.0)) - 1.0).abs() < 0.1, "{saved} of {cached}");
+    let md = files.bench(&[&test[..], &lists].concat()).success().to_owned();
+    assert!(md.contains(" type_k/v | mmap | test "), "{md}");
+    for wrong in [&["-ctk", "f16,q8_0", "-ctv", "f16"][..], &["-ctv", "q8_0"]] {
+        assert!(files.bench(wrong).one_line_error(2).contains("-ctk and -ctv differ"), "{wrong:?}");
+    }
+    assert!(files.bench(&["-lm", "none", "-mmp", "1"]).one_line_error(2).contains("--mmap"));
 }
 
 #[test]

@@ -263,7 +263,7 @@ fn threads_can_be_bound() {
     };
     let free = run(&[]);
     assert_eq!(run(&["--cpu-strict", "1", "--poll", "0", "--numa", "distribute", "--prio", "-1"]), free);
-    let one = run(&["-C", "0xffffffff", "-t", "1"]);
+    let one = run(&["-C", &"f".repeat(256), "-t", "1"]);
     assert_eq!(one.0, free.0);
     assert!(one.1.ends_with(", 1 threads)"), "{one:?}");
     let absent = format!("0x1{}", "0".repeat(255));

@@ -52,8 +52,8 @@ pub struct Pool {
 
 impl Pool {
     /// Opens a pack of the model's.
-    pub fn open(path: &Path, opened: &Opened, settings: &Settings) -> Outcome<Pool> {
-        let pack = open_pack(path, settings.loading)?;
+    pub fn open(path: &Path, opened: &Opened) -> Outcome<Pool> {
+        let pack = open_pack(path, opened.model.loading)?;
         pack.check_base(&opened.loaded.base, BaseCheck::Exact)?;
         let names: Vec<String> = pack.names().map(str::to_owned).collect();
         let Some(first) = names.first() else {

@@ -1,7 +1,6 @@
 //! Sequences side by side: llama-batched-bench's tests and columns.
 
 use std::{
-    path::PathBuf,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -15,7 +14,7 @@ use crate::failure::Outcome;
 use super::{
     Device, Run, Settings,
     adapters::{Pool, sides},
-    opened::{Opened, Reached},
+    opened::{Model, Opened, Reached},
     table::{Cell, Table},
     timing::{mean, median_ratio},
 };
@@ -62,20 +61,20 @@ fn seconds(times: &[Duration]) -> f64 {
 }
 
 /// All cases on all models.
-pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], cases: &Cases) -> Outcome {
+pub fn run(models: &[Model], settings: &Settings, runs: &[Run], cases: &Cases) -> Outcome {
     let mut table = Table::new(settings.formats, &[]);
     let longest = cases.prompt.iter().max().unwrap_or(&0) + cases.generate.iter().max().unwrap_or(&0);
     let (mut n, all) = (0, models.len() * runs.len() * cases.count());
-    for path in models {
-        let opened = Opened::open(path, settings, longest)?;
-        let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
+    for model in models {
+        let opened = Opened::open(model, settings, longest)?;
+        let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened)).transpose()?;
         let sides = sides(pool.as_ref());
         for run in runs {
             let most = BareOptions {
                 sequences: cases.sequences.iter().copied().max().unwrap_or(1),
                 tokens: longest,
                 n_batch: run.rows(),
-                kv_type: settings.kv_type,
+                kv_type: run.kv_type,
             };
             let (cache, working) = most.bytes(&opened.loaded.decoder);
             let bytes = (cache.saturating_mul(sides), working.saturating_mul(sides));
@@ -112,7 +111,7 @@ impl Bed<'_> {
             sequences: case.pl,
             tokens: case.pp + case.tg,
             n_batch: run.rows(),
-            kv_type: settings.kv_type,
+            kv_type: run.kv_type,
         };
         let mut sides = vec![device.sequences(opened, options)?];
         if let Some(pool) = pool {
@@ -197,11 +196,10 @@ impl Bed<'_> {
         let Bed { opened, device, run, settings, case } = self;
         let times = adapted.map_or(base, |(_, times)| times);
         let cached = case.pp as f64 + (case.tg as f64 + 1.0) / 2.0;
-        let cost = run.cost(&opened.cost);
+        let cost = opened.cost(*run);
         let bytes = case.tg as f64 * cost.step_bytes(case.pl, cached);
         let ops = cost.ops(case.pl * case.tg, cached, case.pl * case.tg);
-        let reached =
-            Reached::new(&opened.cost, &device.ceilings, bytes, ops, seconds(&times.generate).max(1e-9));
+        let reached = Reached::new(&cost, &device.ceilings, bytes, ops, seconds(&times.generate).max(1e-9));
 
         let mut fields = opened.fields(&device.backend.label(), *run, settings);
         self.insert(&mut fields, times, "");

@@ -14,7 +14,7 @@ use crate::{
 
 /// Prints them, each with the name that --device takes before the rest.
 pub fn list() -> Outcome {
-    let isa = Isa::from_env().map_err(Failure::usage)?;
+    let isa = Isa::from_env().map_err(Failure::runtime)?;
     let open = |choice| Device::open(choice, None, &ThreadOptions::default(), isa);
     let mut text = String::from("Available devices:\n");
     let cpu = open(DeviceChoice::Cpu).map_err(|e| Failure::runtime(e.to_string()))?;

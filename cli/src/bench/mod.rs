@@ -18,16 +18,17 @@ mod trace;
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use lory_kernels::{Backend, backend::KvType, ceilings::Ceilings, cpu::ThreadPool};
+use lory_kernels::{Backend, ceilings::Ceilings, cpu::ThreadPool};
 use lory_runtime::{Bare, BareOptions, DeviceOptions, Repacking, mapping::Loading};
 
 use crate::{
     failure::{Failure, Outcome},
-    model_flags::{KvTypeArg, RepackArg, note},
+    model_flags::{RepackArg, note},
 };
 
 use adapters::Distribution;
 use fixed::FixedFlags;
+use opened::Model;
 use ranges::{Numbers, PromptAndGeneration};
 use run::{Run, RunFlags, Shown, all, or};
 use table::{Format, Formats};
@@ -70,12 +71,6 @@ pub struct Bench {
     n_depth: Vec<Numbers>,
     #[command(flatten)]
     run: RunFlags,
-    /// Element type of cached keys (short: -ctk; also --kv-type); values have the same.
-    #[arg(long, alias = "kv-type", value_name = "TYPE", value_enum, default_value = "f16")]
-    cache_type_k: KvTypeArg,
-    /// Element type of cached values (short: -ctv).
-    #[arg(long, value_name = "TYPE", value_enum)]
-    cache_type_v: Option<KvTypeArg>,
     /// Samples of each test.
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repetitions: u32,
@@ -100,15 +95,15 @@ pub struct Bench {
     /// Also print results on the standard error (short: -oe).
     #[arg(long, value_name = "FORMAT", value_enum)]
     output_err: Option<Format>,
-    /// Read the files into memory instead of mapping them (also -mmp 0).
+    /// Read the files into memory instead of mapping them (also -mmp 0; -mmp 0,1 compares).
     #[arg(long)]
     no_mmap: bool,
     /// Whether files are mapped (short: -mmp), as llama-bench asks for it.
-    #[arg(long, value_name = "0|1", hide = true, value_parser = clap::value_parser!(u8).range(0..=1))]
-    mmap: Option<u8>,
+    #[arg(long, value_name = "0|1,…", hide = true, value_delimiter = ',', value_parser = mapped, conflicts_with = "no_mmap")]
+    mmap: Vec<Loading>,
     /// How files are opened (short: -lm), as llama-bench asks for it.
-    #[arg(long, value_name = "auto|none|mmap", hide = true, value_parser = load_mode)]
-    load_mode: Option<Loading>,
+    #[arg(long, value_name = "auto|none|mmap,…", hide = true, value_delimiter = ',', value_parser = load_mode, conflicts_with_all = ["no_mmap", "mmap"])]
+    load_mode: Vec<Loading>,
     /// Copy the weights into an order that is faster to read, for their size in memory again.
     #[arg(long, value_name = "WHEN", value_enum, default_value = "off")]
     repack: RepackArg,
@@ -153,12 +148,10 @@ struct AdapterFlags {
 
 /// What all tests need to know.
 struct Settings {
-    kv_type: KvType,
     repetitions: usize,
     delay: Duration,
     warm_up: bool,
     formats: Formats,
-    loading: Loading,
     repacking: Repacking,
     pack: Option<PathBuf>,
     distribution: Distribution,
@@ -180,7 +173,8 @@ impl Bench {
             return devices::list();
         }
         let runs = self.run.runs()?;
-        let settings = self.settings(&runs)?;
+        let models = self.models();
+        let settings = self.settings(&runs, &models)?;
         let batched = [&self.batched.npp, &self.batched.ntg, &self.batched.npl];
         if self.trace.trace {
             if settings.shown.embeddings {
@@ -188,7 +182,7 @@ impl Bench {
             }
             let rows =
                 trace::Workload { prompt: first(&self.n_prompt, 32), generate: first(&self.n_gen, 32) };
-            return trace::run(&self.model, &settings, &runs, &self.trace, rows);
+            return trace::run(&models, &settings, &runs, &self.trace, rows);
         }
         if batched.iter().any(|f| !f.is_empty()) {
             let cases = batched::Cases {
@@ -199,31 +193,24 @@ impl Bench {
             if !cases.measure_something() {
                 return Err(nothing("-npp, -ntg and -npl"));
             }
-            return batched::run(&self.model, &settings, &runs, &cases);
+            return batched::run(&models, &settings, &runs, &cases);
         }
         let tests = self.tests();
         // A pack has tests of its own.
         if tests.is_empty() && settings.pack.is_none() {
             return Err(nothing("-p, -n and -pg"));
         }
-        single::run(&self.model, &settings, &runs, &tests)
+        single::run(&models, &settings, &runs, &tests)
     }
 
-    fn settings(&self, runs: &[Run]) -> Outcome<Settings> {
-        let kv_type = self.cache_type_k.kv_type();
-        if self.cache_type_v.is_some_and(|v| v.kv_type() != kv_type) {
-            return Err(Failure::usage("-ctk and -ctv differ: keys and values have the same type here"));
-        }
-        let shown = Shown::of(runs);
+    fn settings(&self, runs: &[Run], models: &[Model]) -> Outcome<Settings> {
+        let shown = Shown::of(runs, models);
         self.fixed.check(shown.gpu)?;
-        let loading = if self.no_mmap || self.mmap == Some(0) { Some(Loading::Read) } else { self.load_mode };
         Ok(Settings {
-            kv_type,
             repetitions: self.repetitions as usize,
             delay: Duration::from_secs(self.delay.into()),
             warm_up: !self.no_warmup,
             formats: Formats { output: self.output, errors: self.output_err, progress: self.progress },
-            loading: loading.unwrap_or(Loading::Map),
             repacking: self.repack.repacking(),
             pack: self.adapters.pack.clone(),
             distribution: self.adapters.adapter_dist,
@@ -231,6 +218,17 @@ impl Bench {
             verbose: self.verbose,
             shown,
         })
+    }
+
+    /// Every file, opened in every way.
+    fn models(&self) -> Vec<Model> {
+        let ways = match () {
+            () if self.no_mmap => vec![Loading::Read],
+            () if self.mmap.is_empty() && self.load_mode.is_empty() => vec![Loading::Map],
+            () => self.mmap.iter().chain(&self.load_mode).copied().collect(),
+        };
+        let all = self.model.iter().flat_map(|path| ways.iter().map(move |loading| (path.clone(), *loading)));
+        all.map(|(path, loading)| Model { path, loading }).collect()
     }
 
     /// Prompts, generations, and both, at every depth.
@@ -242,6 +240,14 @@ impl Bench {
         let at =
             |depth| kinds.iter().map(move |(p, n)| single::Test { n_prompt: *p, n_gen: *n, n_depth: depth });
         all(&self.n_depth).into_iter().flat_map(at).collect()
+    }
+}
+
+fn mapped(wanted: &str) -> Result<Loading, String> {
+    match wanted {
+        "0" => Ok(Loading::Read),
+        "1" => Ok(Loading::Map),
+        _ => Err("expected 0 or 1".into()),
     }
 }
 
@@ -295,8 +301,9 @@ impl Device {
             note(&format!("device   {}", backend.label()));
             let Ceilings { read, .. } = ceilings;
             if read > 0.0 {
-                let (name, peak) = (opened.cost.ty, ceilings.of(opened.cost.ty));
-                note(&format!("ceilings {read:.1} GB/s read, {peak:.0} Gop/s with weights of {name}"));
+                let ty = opened.cost(run).ty;
+                let peak = ceilings.of(ty);
+                note(&format!("ceilings {read:.1} GB/s read, {peak:.0} Gop/s with weights of {ty}"));
             }
         }
         Ok(Device { run, backend, ceilings })

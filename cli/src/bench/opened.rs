@@ -1,26 +1,31 @@
 //! A model under test, and what rows say of it.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::PathBuf, time::Instant};
 
 use lory_kernels::ceilings::Ceilings;
 use lory_models::{cost::Cost, synth::FileType};
-use lory_runtime::{LoadedModel, OpenOptions, Repacking, mapping::Loading};
+use lory_runtime::{EngineOptions, LoadedModel, OpenOptions, Repacking, mapping::Loading};
 use serde_json::{Map, Value, json};
 
 use crate::{failure::Outcome, model_flags::note};
 
 use super::{Run, Settings, table::Cell, timing};
 
+/// A file, and how it is opened.
+#[derive(Clone)]
+pub struct Model {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Mapped or read.
+    pub loading: Loading,
+}
+
 /// An opened model.
 pub struct Opened {
-    path: PathBuf,
-    /// The model.
+    /// What was opened.
+    pub model: Model,
+    /// What it became.
     pub loaded: LoadedModel,
-    /// What it makes the machine do.
-    pub cost: Cost,
     kind: String,
     bytes: u64,
     parameters: u64,
@@ -28,11 +33,11 @@ pub struct Opened {
 
 impl Opened {
     /// Opens a model for sequences of `n_ctx` tokens.
-    pub fn open(path: &Path, settings: &Settings, n_ctx: usize) -> Outcome<Opened> {
+    pub fn open(model: &Model, settings: &Settings, n_ctx: usize) -> Outcome<Opened> {
         let n_ctx = u32::try_from(n_ctx.max(1)).unwrap_or(u32::MAX);
-        let options = OpenOptions { n_ctx: Some(n_ctx), loading: settings.loading };
+        let options = OpenOptions { n_ctx: Some(n_ctx), loading: model.loading };
         let start = Instant::now();
-        let loaded = LoadedModel::open(path, &options)?;
+        let loaded = LoadedModel::open(&model.path, &options)?;
         let opened_in = start.elapsed();
         let metadata = loaded.gguf.metadata();
         let arch = metadata.str("general.architecture")?;
@@ -41,15 +46,14 @@ impl Opened {
         let parameters: u64 = loaded.gguf.tensors().map(|t| t.elements() as u64).sum();
         let bytes = loaded.gguf.tensors().map(|t| t.byte_range().len() as u64).sum();
         if settings.verbose {
-            let (file, size) = (path.display(), gibibytes(bytes));
+            let (file, size) = (model.path.display(), gibibytes(bytes));
             note(&format!(
                 "model    {file} ({size} of weights), opened in {:.0} ms",
                 opened_in.as_secs_f64() * 1e3
             ));
         }
         Ok(Opened {
-            path: path.into(),
-            cost: Cost::of(&loaded.decoder, settings.kv_type),
+            model: model.clone(),
             kind: format!("{arch} {} {file_type}", billions(parameters).replace(' ', "")),
             bytes,
             parameters,
@@ -62,16 +66,36 @@ impl Opened {
         self.loaded.decoder.vocab_size()
     }
 
+    /// What it makes the machine do in a run.
+    pub fn cost(&self, run: Run) -> Cost {
+        let cost = Cost::of(&self.loaded.decoder, run.kv_type);
+        if run.embeddings { cost.without_output() } else { cost }
+    }
+
+    /// An engine like a run, as far as the run says.
+    pub fn engine_options(&self, run: Run, settings: &Settings) -> EngineOptions {
+        EngineOptions {
+            device: run.device,
+            gpu_layers: run.gpu_layers,
+            threads: Some(run.threads),
+            thread_options: run.thread_options,
+            kv_type: run.kv_type,
+            loading: self.model.loading,
+            repacking: settings.repacking,
+            ..EngineOptions::default()
+        }
+    }
+
     /// What every row begins with; `device` is what computes, in words.
     pub fn fields(&self, device: &str, run: Run, settings: &Settings) -> Map<String, Value> {
-        let kv_type = format!("{:?}", settings.kv_type).to_lowercase();
+        let kv_type = kv_type(run);
         let (cpu, gpu) = if run.on_gpu() { ("", device) } else { (device, "") };
         let fields = json!({
             "build_version": env!("CARGO_PKG_VERSION"),
             "cpu_info": cpu,
             "gpu_info": gpu,
             "backends": backend(run),
-            "model_filename": self.path.to_string_lossy(),
+            "model_filename": self.model.path.to_string_lossy(),
             "model_type": self.kind,
             "model_size": self.bytes,
             "model_n_params": self.parameters,
@@ -84,7 +108,7 @@ impl Opened {
             "type_k": kv_type,
             "type_v": kv_type,
             "n_gpu_layers": run.n_gpu_layers(),
-            "use_mmap": settings.loading == Loading::Map,
+            "use_mmap": self.model.loading == Loading::Map,
             "embeddings": run.embeddings,
             "repack": repacking(settings),
             "test_time": timing::now(),
@@ -112,20 +136,24 @@ impl Opened {
             (shown.mask, Cell::new("cpu_mask", run.wanted.mask.to_string(), 10)),
             (shown.strict, Cell::new("cpu_strict", u8::from(run.wanted.strict).to_string(), 10)),
             (shown.poll, Cell::new("poll", run.wanted.poll.to_string(), 4)),
+            (shown.kv_type, Cell::new("type_k/v", kv_type(run), 8)),
+            (shown.mmap, Cell::new("mmap", u8::from(self.model.loading == Loading::Map).to_string(), 4)),
             (shown.embeddings, Cell::new("embd", u8::from(run.embeddings).to_string(), 4)),
         ] {
             if shown {
                 cells.push(cell);
             }
         }
-        if settings.loading != Loading::Map {
-            cells.push(Cell::new("mmap", "0", 4));
-        }
         if settings.repacking != Repacking::Off {
             cells.push(Cell::new("repack", repacking(settings), 6));
         }
         cells
     }
+}
+
+/// As `-ctk` has it.
+fn kv_type(run: Run) -> String {
+    format!("{:?}", run.kv_type).to_lowercase()
 }
 
 /// As llama.cpp names it.

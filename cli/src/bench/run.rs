@@ -3,18 +3,21 @@
 use clap::Args;
 use lory_kernels::{
     Device, DeviceChoice,
+    backend::KvType,
     cpu::{CpuMask, ThreadOptions},
 };
-use lory_models::cost::Cost;
-use lory_runtime::{Bare, GpuLayers};
+use lory_runtime::{Bare, GpuLayers, mapping::Loading};
 
 use crate::{
     failure::{Failure, Outcome},
-    model_flags::DeviceArg,
+    model_flags::{DeviceArg, KvTypeArg},
     thread_flags::{ProcessFlags, Wanted, default_threads, settle},
 };
 
-use super::ranges::{Layers, Numbers};
+use super::{
+    opened::Model,
+    ranges::{Layers, Numbers},
+};
 
 /// Lists of which every combination is run.
 #[derive(Args)]
@@ -33,7 +36,13 @@ pub struct RunFlags {
     device: DeviceArg,
     /// Layers on the GPU (short: -ngl), the last ones; the output counts as one more. Any number but 0 needs one, also without --device
     /// cuda; auto is all that there is room for, if --device cuda says so.
-    #[arg(long, value_name = "N,…|auto|all", default_value = "auto", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N,…|auto|all",
+        default_value = "auto",
+        alias = "n-gpu-layers",
+        allow_negative_numbers = true
+    )]
     gpu_layers: Vec<Layers>,
     /// 1: embeddings instead of logits, without the output matrix (short: -embd).
     #[arg(long, value_name = "0|1,…", default_value = "0")]
@@ -49,6 +58,19 @@ pub struct RunFlags {
     poll: Vec<Numbers>,
     #[command(flatten)]
     process: ProcessFlags,
+    /// Element type of cached keys (short: -ctk; also --kv-type); values have the same.
+    #[arg(
+        long,
+        alias = "kv-type",
+        value_name = "TYPE,…",
+        value_enum,
+        default_value = "f16",
+        value_delimiter = ','
+    )]
+    cache_type_k: Vec<KvTypeArg>,
+    /// Element type of cached values (short: -ctv) [default: that of keys].
+    #[arg(long, value_name = "TYPE,…", value_enum, value_delimiter = ',')]
+    cache_type_v: Vec<KvTypeArg>,
 }
 
 /// One combination.
@@ -70,6 +92,8 @@ pub struct Run {
     pub n_ubatch: usize,
     /// Whether it ends before the output matrix.
     pub embeddings: bool,
+    /// Of cached keys and values.
+    pub kv_type: KvType,
 }
 
 impl Run {
@@ -95,18 +119,13 @@ impl Run {
 
     /// Whether another run computes in the same place.
     pub fn shares_a_device_with(self, other: Run) -> bool {
-        let place = |run: Run| (run.device, run.gpu_layers, run.threads, run.thread_options);
+        let place = |run: Run| (run.device, run.gpu_layers, run.threads, run.thread_options, run.kv_type);
         place(self) == place(other)
     }
 
     /// Puts the calling thread where the first of its threads belongs.
     pub fn settle(self) -> Outcome {
         settle(&self.thread_options)
-    }
-
-    /// What a model makes the machine do in it.
-    pub fn cost(self, whole: &Cost) -> Cost {
-        if self.embeddings { whole.without_output() } else { whole.clone() }
     }
 
     /// Appends tokens to sequences, and computes what is wanted after the last of each.
@@ -143,7 +162,7 @@ impl RunFlags {
     /// All combinations, in a program with the priority that was asked for.
     pub fn runs(&self) -> Outcome<Vec<Run>> {
         self.process.prioritize()?;
-        let threads = self.all_threads()?;
+        let (threads, kv_types) = (self.all_threads()?, self.kv_types()?);
         let mut runs = Vec::new();
         for gpu_layers in self.gpu_layers.iter().flat_map(|layers| layers.0.iter().copied()) {
             let device = self.choice(gpu_layers)?;
@@ -156,7 +175,7 @@ impl RunFlags {
                             )));
                         }
                         for embeddings in switches("-embd", &self.embeddings)? {
-                            runs.push(Run {
+                            runs.extend(kv_types.iter().map(|kv_type| Run {
                                 device,
                                 gpu_layers,
                                 threads,
@@ -165,13 +184,26 @@ impl RunFlags {
                                 n_batch,
                                 n_ubatch,
                                 embeddings,
-                            });
+                                kv_type: *kv_type,
+                            }));
                         }
                     }
                 }
             }
         }
         Ok(runs)
+    }
+
+    /// Those of keys, which values must have as well.
+    fn kv_types(&self) -> Outcome<Vec<KvType>> {
+        let keys: Vec<KvType> = self.cache_type_k.iter().map(|k| k.kv_type()).collect();
+        let values = self.cache_type_v.iter().map(|v| v.kv_type());
+        if values.flat_map(|v| keys.iter().map(move |k| v != *k)).any(|differ| differ) {
+            let message =
+                "-ctk and -ctv differ: keys and values have the same type here, that of -ctk without -ctv";
+            return Err(Failure::usage(message));
+        }
+        Ok(keys)
     }
 
     /// Numbers of threads, and what is asked of them.
@@ -233,11 +265,15 @@ pub struct Shown {
     pub poll: bool,
     /// Embeddings.
     pub embeddings: bool,
+    /// The type of the cache.
+    pub kv_type: bool,
+    /// Whether files are mapped.
+    pub mmap: bool,
 }
 
 impl Shown {
-    /// Of these runs.
-    pub fn of(runs: &[Run]) -> Shown {
+    /// Of these runs on these models.
+    pub fn of(runs: &[Run], models: &[Model]) -> Shown {
         let any = |told: fn(&Run) -> bool| runs.iter().any(told);
         Shown {
             gpu: any(|run| run.on_gpu()),
@@ -246,6 +282,8 @@ impl Shown {
             strict: any(|run| run.wanted.strict),
             poll: any(|run| run.wanted.poll != 50),
             embeddings: any(|run| run.embeddings),
+            kv_type: any(|run| run.kv_type != KvType::F16),
+            mmap: models.iter().any(|model| model.loading != Loading::Map),
         }
     }
 }

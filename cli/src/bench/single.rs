@@ -1,7 +1,6 @@
 //! Prompts and generations of one sequence: llama-bench's tests.
 
 use std::{
-    path::PathBuf,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -16,7 +15,7 @@ use crate::failure::Outcome;
 use super::{
     Device, Run, Settings,
     adapters::{Pool, sides},
-    opened::{Opened, Reached},
+    opened::{Model, Opened, Reached},
     store,
     table::{Cell, Table},
     timing::{Samples, median_ratio},
@@ -90,26 +89,26 @@ impl Test {
 }
 
 /// All tests on all models; with a pack also its own tests.
-pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]) -> Outcome {
+pub fn run(models: &[Model], settings: &Settings, runs: &[Run], tests: &[Test]) -> Outcome {
     let later = if settings.pack.is_some() { store::COLUMNS } else { &[] };
     let mut table = Table::new(settings.formats, later);
     let longest = tests.iter().map(|t| t.n_depth + t.tokens()).max().unwrap_or(1);
     let (mut n, all) = (0, models.len() * runs.len() * tests.len());
-    for path in models {
-        let opened = Opened::open(path, settings, longest)?;
-        let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
-        let most = BareOptions {
+    for model in models {
+        let opened = Opened::open(model, settings, longest)?;
+        let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened)).transpose()?;
+        let most = |run: &Run| BareOptions {
             sequences: sides(pool.as_ref()),
             tokens: longest,
             n_batch: runs.iter().map(|run| run.rows()).max().unwrap_or(1),
-            kv_type: settings.kv_type,
+            kv_type: run.kv_type,
         };
         let mut device: Option<Device> = None;
         for run in runs {
             // The one before it gives its memory back first.
             device = device.filter(|device| device.is_for(*run));
             if device.is_none() {
-                let bytes = most.bytes(&opened.loaded.decoder);
+                let bytes = most(run).bytes(&opened.loaded.decoder);
                 device = Some(Device::new(*run, &opened, settings, bytes)?);
             }
             let Some(device) = &device else { continue };
@@ -121,7 +120,7 @@ pub fn run(models: &[PathBuf], settings: &Settings, runs: &[Run], tests: &[Test]
         }
         drop(device);
         if let (Some(pool), Some(run)) = (&pool, runs.last()) {
-            store::measure(path, &opened, *run, settings, pool, &mut table)?;
+            store::measure(&opened, *run, settings, pool, &mut table)?;
         }
     }
     table.finish()
@@ -139,7 +138,7 @@ fn measure(
     sleep(settings.delay);
     let sequences = sides(pool);
     let tokens = test.n_depth + test.tokens();
-    let options = BareOptions { sequences, tokens, n_batch: run.rows(), kv_type: settings.kv_type };
+    let options = BareOptions { sequences, tokens, n_batch: run.rows(), kv_type: run.kv_type };
     let mut bare = device.sequences(opened, options)?;
     let mut draw = pool.map(|pool| pool.draw(settings));
     let vocab = opened.vocab();
@@ -189,9 +188,10 @@ impl Row<'_> {
     /// One result; with adapters also how it compares to the base.
     fn print(&self, table: &mut Table, samples: &Samples, adapters: Option<(&Pool, f64)>) -> Outcome {
         let Row { opened, device, run, settings, test } = self;
-        let (bytes, ops) = test.work(&run.cost(&opened.cost), run.rows());
+        let cost = opened.cost(*run);
+        let (bytes, ops) = test.work(&cost, run.rows());
         let seconds = samples.tokens as f64 / samples.rate().max(1e-9);
-        let reached = Reached::new(&opened.cost, &device.ceilings, bytes, ops, seconds);
+        let reached = Reached::new(&cost, &device.ceilings, bytes, ops, seconds);
         let name = test.name(adapters.map_or(0, |(pool, _)| pool.len()));
 
         let mut fields: Map<String, Value> = opened.fields(&device.backend.label(), *run, settings);

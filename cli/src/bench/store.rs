@@ -1,6 +1,6 @@
 //! Tests of the adapter store: `arrive`, `load`, `swap`, `mem`.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 use lory_runtime::{Engine, EngineOptions, OnSwitch, SessionOptions};
 use serde_json::{Value, json};
@@ -34,27 +34,14 @@ const SWITCHES: usize = 10_000;
 
 /// `arrive`: a step of a session that decodes while an adapter arrives that nobody has used yet, and alone; `load`: opening the pack,
 /// and bringing in such adapters; `swap`: giving a session another adapter that is there; `mem`: what an adapter takes.
-pub fn measure(
-    model: &Path,
-    opened: &Opened,
-    run: Run,
-    settings: &Settings,
-    pool: &Pool,
-    table: &mut Table,
-) -> Outcome {
+pub fn measure(opened: &Opened, run: Run, settings: &Settings, pool: &Pool, table: &mut Table) -> Outcome {
     let Some(pack) = &settings.pack else { return Ok(()) };
     let options = EngineOptions {
-        device: run.device,
-        gpu_layers: run.gpu_layers,
-        threads: Some(run.threads),
         n_ctx: u32::try_from(arrivals::tokens(ARRIVING)).ok(),
         n_batch: 8,
-        kv_type: settings.kv_type,
-        loading: settings.loading,
-        repacking: settings.repacking,
-        ..EngineOptions::default()
+        ..opened.engine_options(run, settings)
     };
-    let engine = Engine::open(model, &options)?;
+    let engine = Engine::open(&opened.model.path, &options)?;
     let start = Instant::now();
     engine.adapters().open_pack(pack)?;
     let open_ms = start.elapsed().as_secs_f64() * 1e3;

@@ -1,7 +1,6 @@
 //! `--trace`: requests that arrive by chance, each with an adapter of its own, and what they wait for.
 
 use std::{
-    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +16,7 @@ use crate::failure::{Failure, Outcome};
 use super::{
     Run, Settings,
     adapters::{Pool, Random},
-    opened::Opened,
+    opened::{Model, Opened},
     table::{Cell, Table},
     timing::{mean, quantile},
 };
@@ -78,7 +77,7 @@ impl Served {
 
 /// The trace without adapters, then, with a pack, the same arrivals with them.
 pub fn run(
-    models: &[PathBuf],
+    models: &[Model],
     settings: &Settings,
     runs: &[Run],
     flags: &TraceFlags,
@@ -88,16 +87,16 @@ pub fn run(
         return Err(Failure::usage(format!("--rate {}: expected requests a second", flags.rate)));
     }
     let mut table = Table::new(settings.formats, &[]);
-    for path in models {
-        let opened = Opened::open(path, settings, work.prompt + work.generate)?;
-        let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened, settings)).transpose()?;
+    for model in models {
+        let opened = Opened::open(model, settings, work.prompt + work.generate)?;
+        let pool = settings.pack.as_ref().map(|pack| Pool::open(pack, &opened)).transpose()?;
         for run in runs {
             let trace = Trace { opened: &opened, run: *run, settings, flags, work };
             table.progress.begin("trace".into());
-            trace.measure(path, None, &mut table)?;
+            trace.measure(None, &mut table)?;
             if let Some(pool) = &pool {
                 table.progress.begin("trace with adapters".into());
-                trace.measure(path, Some(pool), &mut table)?;
+                trace.measure(Some(pool), &mut table)?;
             }
         }
     }
@@ -113,8 +112,8 @@ struct Trace<'a> {
 }
 
 impl Trace<'_> {
-    fn measure(&self, path: &Path, pool: Option<&Pool>, table: &mut Table) -> Outcome {
-        let engine = self.engine(path)?;
+    fn measure(&self, pool: Option<&Pool>, table: &mut Table) -> Outcome {
+        let engine = self.engine()?;
         let mut draw = pool.map(|pool| pool.draw(self.settings));
         let mut names = Vec::new();
         if let (Some(draw), Some(pack)) = (&mut draw, &self.settings.pack) {
@@ -147,23 +146,16 @@ impl Trace<'_> {
         self.print(table, &engine.device(), &served, start.elapsed().as_secs_f64(), pool)
     }
 
-    fn engine(&self, path: &Path) -> Outcome<Engine> {
+    fn engine(&self) -> Outcome<Engine> {
         let tokens = self.work.prompt + self.work.generate;
         self.run.settle()?;
         let options = EngineOptions {
-            device: self.run.device,
-            gpu_layers: self.run.gpu_layers,
-            threads: Some(self.run.threads),
-            thread_options: self.run.thread_options,
             n_ctx: Some(u32::try_from(tokens).unwrap_or(u32::MAX)),
             n_batch: self.run.rows(),
-            kv_type: self.settings.kv_type,
             kv_tokens: Some((self.flags.requests as usize).min(256) * tokens.next_multiple_of(32)),
-            loading: self.settings.loading,
-            repacking: self.settings.repacking,
-            ..EngineOptions::default()
+            ..self.opened.engine_options(self.run, self.settings)
         };
-        Ok(Engine::open(path, &options)?)
+        Ok(Engine::open(&self.opened.model.path, &options)?)
     }
 
     fn print(

@@ -57,17 +57,15 @@ impl CpuMask {
             .collect()
     }
 
-    /// Those of the memory node that the calling thread runs on just now; `None` where the system does not tell.
-    #[cfg(target_os = "linux")]
+    /// Those of the memory node that the calling thread runs on just now; `None` where the system does not tell, as any but Linux.
     pub fn of_this_node() -> Option<CpuMask> {
-        // SAFETY: it takes nothing and returns a number.
-        let cpu = usize::try_from(unsafe { libc::sched_getcpu() }).ok()?;
-        CpuMask::nodes().into_iter().find(|node| node.contains(cpu))
-    }
-
-    /// Those of the memory node that the calling thread runs on just now; `None` where the system does not tell.
-    #[cfg(not(target_os = "linux"))]
-    pub fn of_this_node() -> Option<CpuMask> {
+        #[cfg(target_os = "linux")]
+        {
+            // SAFETY: it takes nothing and returns a number.
+            let cpu = usize::try_from(unsafe { libc::sched_getcpu() }).ok()?;
+            CpuMask::nodes().into_iter().find(|node| node.contains(cpu))
+        }
+        #[cfg(not(target_os = "linux"))]
         None
     }
 
@@ -75,20 +73,17 @@ impl CpuMask {
     ///
     /// # Errors
     /// The system's; on any but Linux, that there is no such thing.
-    #[cfg(target_os = "linux")]
     pub fn of_this_thread() -> io::Result<CpuMask> {
-        let mut mask = CpuMask::default();
-        // SAFETY: the words are as long as is said, and any bits are a mask.
-        let failed = unsafe { libc::sched_getaffinity(0, size_of::<CpuMask>(), mask.0.as_mut_ptr().cast()) };
-        if failed == 0 { Ok(mask) } else { Err(io::Error::last_os_error()) }
-    }
-
-    /// Those that the calling thread may run on.
-    ///
-    /// # Errors
-    /// The system's; on any but Linux, that there is no such thing.
-    #[cfg(not(target_os = "linux"))]
-    pub fn of_this_thread() -> io::Result<CpuMask> {
+        #[cfg(target_os = "linux")]
+        {
+            let (mut mask, bytes) = (CpuMask::default(), size_of::<CpuMask>());
+            // SAFETY: the words are as long as is said, and any bits are a mask.
+            match unsafe { libc::sched_getaffinity(0, bytes, mask.0.as_mut_ptr().cast()) } {
+                0 => Ok(mask),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -96,19 +91,16 @@ impl CpuMask {
     ///
     /// # Errors
     /// The system's, if there is none of them for one; on any but Linux, that there is no such thing.
-    #[cfg(target_os = "linux")]
     pub fn confine(&self) -> io::Result<()> {
-        // SAFETY: the words are as long as is said.
-        let failed = unsafe { libc::sched_setaffinity(0, size_of::<CpuMask>(), self.0.as_ptr().cast()) };
-        if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
-    /// Keeps the calling thread, and those that it starts from now on, on these.
-    ///
-    /// # Errors
-    /// The system's, if there is none of them for one; on any but Linux, that there is no such thing.
-    #[cfg(not(target_os = "linux"))]
-    pub fn confine(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        {
+            // SAFETY: the words are as long as is said.
+            match unsafe { libc::sched_setaffinity(0, size_of::<CpuMask>(), self.0.as_ptr().cast()) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
         Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -54,6 +54,8 @@ pub(crate) struct Direct<'a, B, R, const M: usize, const MIN: bool, const MOST: 
     pub tiles: Range<usize>,
     /// Receives `acc[row · acc_stride + panel]`.
     pub acc: *mut [f32; ROWS],
+    /// Whether sums go on from what is there.
+    pub onto: bool,
     /// The format.
     pub block: PhantomData<B>,
 }
@@ -98,9 +100,24 @@ impl<B: PanelBlock, R: Source, const M: usize, const MIN: bool, const MOST: u8>
             let mut from = panel;
             let mut ahead = Ahead::of(&panel, walk);
             let mut low = Dot::<S::Low, M, MIN, MOST>::new(l, x);
+            if self.onto {
+                for m in 0..M {
+                    // SAFETY: the caller's accumulators.
+                    low.acc[m] = l.load(unsafe { &*self.acc.add(m * walk.acc_stride + p) });
+                }
+            }
             if B::LEN > 32 && S::FEW_REGISTERS {
                 // The same instructions for both halves: twice as many would be more than the processor keeps decoded.
                 let (mut from, mut acc) = ([from, from.upper()], [low.acc; 2]);
+                if self.onto {
+                    for m in 0..M {
+                        // SAFETY: as above.
+                        let sums = unsafe { &*self.acc.add(m * walk.acc_stride + p) };
+                        let mut upper = [0.0; ROWS];
+                        upper[..ROWS / 2].copy_from_slice(&sums[ROWS / 2..]);
+                        acc[1][m] = l.load(&upper);
+                    }
+                }
                 for _ in 0..blocks {
                     let x = low.x;
                     for (from, acc) in from.iter_mut().zip(&mut acc) {
@@ -121,6 +138,12 @@ impl<B: PanelBlock, R: Source, const M: usize, const MIN: bool, const MOST: u8>
                 }
             } else {
                 let mut high = Dot::<S::High, M, MIN, MOST>::new(h, x);
+                if S::FEW_REGISTERS && self.onto {
+                    for m in 0..M {
+                        // SAFETY: as above.
+                        high.acc[m] = h.load(unsafe { &*self.acc.add(m * walk.acc_stride + p) });
+                    }
+                }
                 for _ in 0..blocks {
                     if M == 1 {
                         // The same operands, as the compiler then knows, which loads them once. Those of more rows it would have to put aside.

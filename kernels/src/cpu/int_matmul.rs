@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::Isa;
 use super::activations::{Activations, Offset};
@@ -41,12 +42,12 @@ pub(crate) struct IntKernel {
     offset: Offset,
     most: u8,
     fill: unsafe fn(Isa, Rows, usize, *mut Panel),
-    direct: unsafe fn(Isa, &Strip<'_>, Rows, Walk, *mut [f32; ROWS]),
+    direct: unsafe fn(Isa, Right<'_>, Rows, Walk, Sums),
     /// Of formats that can be repacked.
     woven: Option<WovenKernel>,
     block_len: usize,
     block_bytes: usize,
-    sweep: unsafe fn(Isa, &Strip<'_>, Chunk<'_>),
+    sweep: unsafe fn(Isa, Right<'_>, Chunk<'_>),
 }
 
 /// The same from [`Woven`] blocks.
@@ -54,7 +55,7 @@ struct WovenKernel {
     /// See [`Weave::HALVES`].
     halves: &'static [usize],
     fill: unsafe fn(Isa, Woven, usize, *mut Panel),
-    direct: unsafe fn(Isa, &Strip<'_>, Woven, Walk, *mut [f32; ROWS]),
+    direct: unsafe fn(Isa, Right<'_>, Woven, Walk, Sums),
 }
 
 impl IntKernel {
@@ -123,23 +124,57 @@ unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, blocks: usize, panel
     isa.run(Fill::<B, R> { from, blocks, panel, block: PhantomData });
 }
 
+/// Some tiles of activations.
+#[derive(Clone)]
+struct Right<'a> {
+    x: &'a Activations<'a>,
+    /// For the weight's format.
+    offsets: &'a [i32],
+    tiles: Range<usize>,
+}
+
+impl Right<'_> {
+    /// Activation rows.
+    fn rows(&self) -> usize {
+        self.x.tiles.start(self.tiles.end) - self.x.tiles.start(self.tiles.start)
+    }
+}
+
+/// Accumulators of a strip.
+#[derive(Clone, Copy)]
+struct Sums {
+    acc: *mut [f32; ROWS],
+    /// Whether what is there goes on.
+    onto: bool,
+}
+
 /// # Safety
-/// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's
+/// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the
 /// tiles, which are no more than [`Direct`] takes.
 unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     isa: Isa,
-    strip: &Strip<'_>,
+    right: Right<'_>,
     from: R,
     walk: Walk,
-    acc: *mut [f32; ROWS],
+    Sums { acc, onto }: Sums,
 ) {
-    let (x, offsets, tiles) = (strip.x, strip.offsets, strip.tiles.clone());
+    let rows = right.rows();
+    let Right { x, offsets, tiles } = right;
     macro_rules! rows {
         ($m:literal) => {
-            isa.run(Direct::<B, R, $m, MIN, MOST> { from, walk, x, offsets, tiles, acc, block: PhantomData })
+            isa.run(Direct::<B, R, $m, MIN, MOST> {
+                from,
+                walk,
+                x,
+                offsets,
+                tiles,
+                acc,
+                onto,
+                block: PhantomData,
+            })
         };
     }
-    match strip.x_rows() {
+    match rows {
         1 => rows!(1),
         2 => rows!(2),
         3 => rows!(3),
@@ -157,22 +192,33 @@ struct Chunk<'a> {
     panels: *const Panel,
     column: usize,
     columns: usize,
-    acc: *mut [f32; ROWS],
+    sums: Sums,
     ahead: Lines,
     outputs: Option<Outputs<'a>>,
 }
 
 /// # Safety
-/// The level's number of panels, filled with the chunk's columns; accumulators for all rows of the strip. If there are
+/// The level's number of panels, filled with the chunk's columns; accumulators for all rows of the tiles. If there are
 /// outputs, they are the strip's.
 unsafe fn sweep<const STEPS: usize, const MIN: bool, const MOST: u8>(
     isa: Isa,
-    strip: &Strip<'_>,
+    right: Right<'_>,
     chunk: Chunk<'_>,
 ) {
-    let (x, offsets, tiles) = (strip.x, strip.offsets, strip.tiles.clone());
-    let Chunk { panels, column, columns, acc, ahead, outputs } = chunk;
-    isa.run(Sweep::<STEPS, MIN, MOST> { panels, column, columns, x, offsets, tiles, acc, ahead, outputs });
+    let Right { x, offsets, tiles } = right;
+    let Chunk { panels, column, columns, sums: Sums { acc, onto }, ahead, outputs } = chunk;
+    isa.run(Sweep::<STEPS, MIN, MOST> {
+        panels,
+        column,
+        columns,
+        x,
+        offsets,
+        tiles,
+        acc,
+        onto,
+        ahead,
+        outputs,
+    });
 }
 
 /// Whether sixteen rows lie close together.
@@ -235,20 +281,45 @@ thread_local! {
     static SCRATCH: RefCell<Option<Box<Scratch>>> = const { RefCell::new(None) };
 }
 
-/// Some weight rows times some tiles of activations.
-pub(crate) struct Strip<'a> {
+/// A weight and what it is multiplied with.
+#[derive(Clone, Copy)]
+pub(crate) struct Factors<'a> {
+    /// The format's functions.
+    pub kernel: &'static IntKernel,
     /// The weights.
     pub weight: QMatrix<'a>,
     /// The same repacked, if they were.
     pub repacked: Option<&'a Repacked>,
-    /// First of the weight rows, and one past the last: at most [`Strip::most_rows`].
-    pub rows: std::ops::Range<usize>,
     /// The right-hand side.
     pub x: &'a Activations<'a>,
     /// For the weight's format.
     pub offsets: &'a [i32],
+}
+
+impl<'a> Factors<'a> {
+    fn right(&self, tiles: Range<usize>) -> Right<'a> {
+        Right { x: self.x, offsets: self.offsets, tiles }
+    }
+
+    /// Whether sums of these can go on with `then`: as many weight rows, and as many activation rows in tiles that both formats take.
+    pub fn go_on_with(&self, isa: Isa, then: &Factors<'_>) -> bool {
+        let at_once = |factors: &Factors<'_>| isa.direct_tiles(factors.kernel.group);
+        self.weight.rows() == then.weight.rows()
+            && self.x.tiles == then.x.tiles
+            && at_once(self) <= at_once(then)
+    }
+}
+
+/// Some weight rows times some tiles of activations.
+pub(crate) struct Strip<'a> {
+    /// What is multiplied.
+    pub factors: Factors<'a>,
+    /// What the sums go on with ([`Factors::go_on_with`]).
+    pub then: Option<Factors<'a>>,
+    /// First of the weight rows, and one past the last: at most [`Strip::most_rows`].
+    pub rows: Range<usize>,
     /// Which tiles; at most [`ROW_BLOCK`] rows.
-    pub tiles: std::ops::Range<usize>,
+    pub tiles: Range<usize>,
     /// The weight row that this thread goes on with, as far as can be told, so that it is fetched.
     pub next: Option<usize>,
 }
@@ -265,33 +336,32 @@ impl Strip<'_> {
         }
     }
 
-    /// Activation rows of its tiles.
-    fn x_rows(&self) -> usize {
-        self.x.tiles.start(self.tiles.end) - self.x.tiles.start(self.tiles.start)
-    }
-
     /// Computes and writes `out[row · weight.rows() + n]`.
     ///
     /// # Safety
     /// `out` holds all rows of `x`, and no one else uses the outputs of these rows and tiles.
-    pub unsafe fn run(&self, isa: Isa, kernel: &IntKernel, out: Output<'_>) {
-        assert!(self.x.columns == self.weight.cols());
+    pub unsafe fn run(&self, isa: Isa, out: Output<'_>) {
+        let Factors { kernel, weight, x, .. } = self.factors;
+        for factors in [Some(self.factors), self.then].into_iter().flatten() {
+            assert!(factors.x.columns == factors.weight.cols() && self.rows.end <= factors.weight.rows());
+        }
+        assert!(self.then.is_none_or(|then| self.factors.go_on_with(isa, &then)));
         let outputs = Outputs { out, rows: self.rows.clone() };
         // SAFETY: the caller's promise.
         unsafe {
-            if is_direct(isa, kernel, self.weight, self.x) {
+            if is_direct(isa, kernel, weight, x) {
                 let at_once = isa.direct_tiles(kernel.group);
                 let mut first = self.tiles.start;
                 while first < self.tiles.end {
                     let last = (first + at_once).min(self.tiles.end);
                     // Two tiles of what would fit one are none that the kernel knows.
-                    let fit = self.x.tiles.start(last) - self.x.tiles.start(first) <= isa.direct_rows();
+                    let fit = x.tiles.start(last) - x.tiles.start(first) <= isa.direct_rows();
                     let tiles = first..if fit { first + 1 } else { last };
                     first = tiles.end;
-                    Strip { rows: self.rows.clone(), tiles, ..*self }.directly(isa, kernel, &outputs);
+                    self.directly(isa, tiles, &outputs);
                 }
             } else {
-                self.through_panels(isa, kernel, outputs);
+                self.through_panels(isa, outputs);
             }
         }
     }
@@ -300,15 +370,24 @@ impl Strip<'_> {
     ///
     /// # Safety
     /// The tiles are as many as are multiplied at once; no one else uses the outputs.
-    unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, outputs: &Outputs<'_>) {
-        let first = self.x.tiles.start(self.tiles.start);
-        let (n_rows, panels) = (self.x_rows(), self.rows.len().div_ceil(ROWS));
+    unsafe fn directly(&self, isa: Isa, tiles: Range<usize>, outputs: &Outputs<'_>) {
+        let first = self.factors.x.tiles.start(tiles.start);
+        let (n_rows, panels) = (self.factors.right(tiles.clone()).rows(), self.rows.len().div_ceil(ROWS));
         assert!(n_rows * panels <= DIRECT_ACCUMULATORS);
         let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; DIRECT_ACCUMULATORS];
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
+        let onto = outputs.out.is_onto();
         // SAFETY: accumulators for all rows and panels, of which each is written; the caller vouches for the outputs.
         unsafe {
-            self.accumulate(isa, kernel, acc);
+            if onto {
+                for row in 0..n_rows {
+                    outputs.get(first + row, panels, acc.add(row * panels));
+                }
+            }
+            self.accumulate(isa, &self.factors, tiles.clone(), Sums { acc, onto });
+            if let Some(then) = &self.then {
+                self.accumulate(isa, then, tiles, Sums { acc, onto: true });
+            }
             for row in 0..n_rows {
                 outputs.put(first + row, acc.add(row * panels));
             }
@@ -319,30 +398,34 @@ impl Strip<'_> {
     ///
     /// # Safety
     /// The same; `acc` has room.
-    unsafe fn accumulate(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
-        let stride = self.weight.row_bytes();
+    unsafe fn accumulate(&self, isa: Isa, factors: &Factors<'_>, tiles: Range<usize>, sums: Sums) {
+        let Factors { kernel, weight, .. } = *factors;
+        let (stride, right) = (weight.row_bytes(), factors.right(tiles));
         let acc_stride = self.rows.len().div_ceil(ROWS);
-        if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
-            let end = repacked.panel(self.weight.rows().div_ceil(ROWS)).first();
+        // SAFETY: there are so many.
+        let from = |panel| Sums { acc: unsafe { sums.acc.add(panel) }, ..sums };
+        if let (Some(repacked), Some(woven)) = (factors.repacked, &kernel.woven) {
+            let end = repacked.panel(weight.rows().div_ceil(ROWS)).first();
             let walk = Walk { panels: acc_stride, bytes: stride, acc_stride, end };
             // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
-            unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, acc) };
+            unsafe { (woven.direct)(isa, right, repacked.panel(self.rows.start / ROWS), walk, sums) };
             return;
         }
         let panels = self.rows.len() / ROWS;
         let mut done = 0;
         while done < panels {
-            let first = self.weight.row(self.rows.start + done * ROWS).as_ptr();
-            let (these, apart) = spread(isa, panels - done, self.weight);
+            let first = weight.row(self.rows.start + done * ROWS).as_ptr();
+            // What goes on is in the order of the outputs.
+            let (these, apart) = if sums.onto { (panels, 1) } else { spread(isa, panels - done, weight) };
             // From a panel on to the next: its sixteen rows, or one that all rows move by.
             let bytes = if apart == 1 { stride * ROWS } else { stride };
-            let walk = Walk { panels: these, bytes, acc_stride, end: self.weight.bytes().as_ptr_range().end };
+            let walk = Walk { panels: these, bytes, acc_stride, end: weight.bytes().as_ptr_range().end };
             // SAFETY: these are whole panels of the weight's rows; the caller vouches for `acc`.
             unsafe {
-                (kernel.direct)(isa, self, Rows::new(first, stride * apart), walk, acc.add(done));
+                (kernel.direct)(isa, right.clone(), Rows::new(first, stride * apart), walk, from(done));
                 if apart > 1 {
-                    for row in 0..self.x_rows() {
-                        gather(std::slice::from_raw_parts_mut(acc.add(row * acc_stride + done), these));
+                    for row in 0..right.rows() {
+                        gather(std::slice::from_raw_parts_mut(from(done + row * acc_stride).acc, these));
                     }
                 }
             }
@@ -352,11 +435,11 @@ impl Strip<'_> {
             // Missing rows repeat the last one; their results are not written.
             let (first, last) = (self.rows.start + panels * ROWS, self.rows.end - 1);
             let copies: Vec<u8> =
-                (first..first + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
+                (first..first + ROWS).flat_map(|r| weight.row(r.min(last))).copied().collect();
             let rows = Rows::new(copies.as_ptr(), stride);
             let walk = Walk { panels: 1, bytes: 0, acc_stride, end: copies.as_ptr_range().end };
             // SAFETY: 16 rows of the weight's length; the caller vouches for `acc`.
-            unsafe { (kernel.direct)(isa, self, rows, walk, acc.add(panels)) };
+            unsafe { (kernel.direct)(isa, right, rows, walk, from(panels)) };
         }
     }
 
@@ -364,36 +447,57 @@ impl Strip<'_> {
     ///
     /// # Safety
     /// No one else uses the outputs.
-    unsafe fn through_panels(&self, isa: Isa, kernel: &IntKernel, outputs: Outputs<'_>) {
+    unsafe fn through_panels(&self, isa: Isa, outputs: Outputs<'_>) {
         SCRATCH.with_borrow_mut(|scratch| {
             let scratch = scratch.get_or_insert_with(Scratch::new);
-            // SAFETY: the caller's promise.
-            unsafe { self.through_panels_in(scratch, isa, kernel, outputs) }
+            let first = self.factors.x.tiles.start(self.tiles.start);
+            let n_rows = self.factors.right(self.tiles.clone()).rows();
+            let panels = isa.tile_panels();
+            assert!(n_rows <= ROW_BLOCK && self.rows.len() <= panels * ROWS);
+            let onto = outputs.out.is_onto();
+            // SAFETY: accumulators for all rows; and the caller's promise.
+            unsafe {
+                if onto {
+                    let acc: *mut [f32; ROWS] = scratch.acc.as_mut_ptr().cast();
+                    for row in 0..n_rows {
+                        outputs.get(first + row, panels, acc.add(row * panels));
+                    }
+                }
+                match &self.then {
+                    None => self.sweep_columns(scratch, isa, &self.factors, onto, Some(outputs)),
+                    Some(then) => {
+                        self.sweep_columns(scratch, isa, &self.factors, onto, None);
+                        self.sweep_columns(scratch, isa, then, true, Some(outputs));
+                    }
+                }
+            }
         });
     }
 
+    /// All columns of one product.
+    ///
     /// # Safety
-    /// No one else uses the outputs.
-    unsafe fn through_panels_in(
+    /// No one else uses the outputs; if sums go on, they are there.
+    unsafe fn sweep_columns(
         &self,
         scratch: &mut Scratch,
         isa: Isa,
-        kernel: &IntKernel,
-        outputs: Outputs<'_>,
+        factors: &Factors<'_>,
+        onto: bool,
+        outputs: Option<Outputs<'_>>,
     ) {
-        let (panels, stride) = (isa.tile_panels(), self.weight.row_bytes());
-        let n_rows = self.x_rows();
-        assert!(n_rows <= ROW_BLOCK && self.rows.len() <= panels * ROWS);
+        let Factors { kernel, weight, repacked, x, .. } = *factors;
+        let (panels, stride) = (isa.tile_panels(), weight.row_bytes());
         let Scratch { acc, panels: storage } = scratch;
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
         let mut copies = Vec::new();
-        for column in (0..self.x.columns).step_by(COLUMNS) {
-            let columns = COLUMNS.min(self.x.columns - column);
+        for column in (0..x.columns).step_by(COLUMNS) {
+            let columns = COLUMNS.min(x.columns - column);
             let blocks = columns / kernel.block_len;
             let (skip, bytes) = (column / kernel.block_len * kernel.block_bytes, blocks * kernel.block_bytes);
             for (p, panel) in storage.iter_mut().enumerate().take(panels) {
                 let first = self.rows.start + p * ROWS;
-                if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
+                if let (Some(repacked), Some(woven)) = (repacked, &kernel.woven) {
                     let mut from = repacked.panel(first.min(self.rows.end - 1) / ROWS);
                     from.advance(skip);
                     // SAFETY: `Repacked` has so many blocks from here on.
@@ -401,12 +505,12 @@ impl Strip<'_> {
                     continue;
                 }
                 let rows = if first + ROWS <= self.rows.end {
-                    Rows::new(self.weight.row(first)[skip..].as_ptr(), stride)
+                    Rows::new(weight.row(first)[skip..].as_ptr(), stride)
                 } else {
                     // Missing rows repeat the last one; their results are not written.
                     copies.resize(CHUNK_BYTES * ROWS, 0);
                     for (i, copy) in copies.chunks_exact_mut(CHUNK_BYTES).enumerate() {
-                        let row = self.weight.row((first + i).min(self.rows.end - 1));
+                        let row = weight.row((first + i).min(self.rows.end - 1));
                         copy[..bytes].copy_from_slice(&row[skip..][..bytes]);
                     }
                     Rows::new(copies.as_ptr(), CHUNK_BYTES)
@@ -416,25 +520,29 @@ impl Strip<'_> {
             }
             // What is unpacked next: the columns that follow, or the first ones of another strip.
             let (row, skip) = match self.next {
-                _ if column + columns < self.x.columns => (self.rows.start, skip + bytes),
+                _ if column + columns < x.columns => (self.rows.start, skip + bytes),
                 Some(next) => (next, 0),
                 None => (self.rows.start + panels * ROWS, 0),
             };
-            let ahead = match self.repacked {
+            let ahead = match repacked {
                 None => {
-                    let from = self.weight.bytes().as_ptr().wrapping_add(row * stride + skip);
-                    Lines::new(from, stride, panels * ROWS, bytes)
+                    let from = weight.bytes().as_ptr().wrapping_add(row * stride + skip);
+                    // Whole rows are one piece.
+                    let (rows, bytes) =
+                        if bytes == stride { (1, panels * ROWS * bytes) } else { (panels * ROWS, bytes) };
+                    Lines::new(from, stride, rows, bytes)
                 }
                 Some(repacked) => {
                     let from = repacked.panel(row / ROWS).first().wrapping_add(ROWS * skip);
                     Lines::new(from, ROWS * stride, panels, ROWS * bytes)
                 }
             };
-            let outputs = (column + columns == self.x.columns).then(|| outputs.clone());
+            let outputs = outputs.clone().filter(|_| column + columns == x.columns);
             let panels = storage.as_ptr().cast();
-            // SAFETY: the panels have just been filled; accumulators are written at column 0
-            // before they are read; the caller vouches for the outputs.
-            unsafe { (kernel.sweep)(isa, self, Chunk { panels, column, columns, acc, ahead, outputs }) };
+            let (right, sums) = (factors.right(self.tiles.clone()), Sums { acc, onto: onto || column > 0 });
+            // SAFETY: the panels have just been filled; accumulators are written before they are read, and the caller vouches
+            // for those that were there and for the outputs.
+            unsafe { (kernel.sweep)(isa, right, Chunk { panels, column, columns, sums, ahead, outputs }) };
         }
     }
 }

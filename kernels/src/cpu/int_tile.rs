@@ -34,8 +34,10 @@ pub(crate) struct Sweep<'a, const STEPS: usize, const MIN: bool, const MOST: u8>
     pub offsets: &'a [i32],
     /// Which tiles of it.
     pub tiles: std::ops::Range<usize>,
-    /// `[row − first row][panel][16]`: read unless `column` is 0, and written.
+    /// `[row − first row][panel][16]`: written, and read if sums go on from there.
     pub acc: *mut [f32; ROWS],
+    /// Whether they do.
+    pub onto: bool,
     /// What is fetched meanwhile.
     pub ahead: Lines,
     /// Where the outputs go, if these are the last columns.
@@ -92,6 +94,21 @@ pub(crate) struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
+    /// Fills `acc[panel]` with what the sums of activation row `row` begin with.
+    ///
+    /// # Safety
+    /// There are so many accumulators, and no one else uses these outputs.
+    pub unsafe fn get(&self, row: usize, panels: usize, acc: *mut [f32; ROWS]) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let values = std::slice::from_raw_parts_mut(acc.cast(), panels * ROWS);
+            values.fill(0.0);
+            if self.out.is_onto() {
+                self.out.get(row, self.rows.start, &mut values[..self.rows.len()]);
+            }
+        }
+    }
+
     /// Writes what `acc[panel]` holds of activation row `row`.
     ///
     /// # Safety
@@ -113,7 +130,7 @@ struct Tile {
     q: *const [i8; 4],
     scales: *const f32,
     offsets: *const i32,
-    first: bool,
+    onto: bool,
     acc: *mut [f32; ROWS],
     /// Lines to fetch with every group.
     fetch: usize,
@@ -145,7 +162,7 @@ impl<const STEPS: usize, const MIN: bool, const MOST: u8> Sweep<'_, STEPS, MIN, 
                 q: self.x.q[at(4)..][..self.columns / 4 * m].as_ptr(),
                 scales: self.x.scales[at(32)..][..self.columns / 32 * m].as_ptr(),
                 offsets: self.offsets[at(group)..][..self.columns / group * m].as_ptr(),
-                first: self.column == 0,
+                onto: self.onto,
                 // SAFETY: the caller's accumulators hold all rows of the tiles.
                 acc: unsafe { self.acc.add((start - first_row) * P) },
                 fetch,
@@ -191,7 +208,7 @@ impl Tile {
         ahead: &mut Lines,
     ) {
         let mut acc = [[s.splat(0.0); P]; M];
-        if !self.first {
+        if self.onto {
             for m in 0..M {
                 for p in 0..P {
                     // SAFETY: P · M accumulators.

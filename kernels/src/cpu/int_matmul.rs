@@ -9,10 +9,10 @@ use super::Isa;
 use super::activations::{Activations, Offset};
 use super::int_direct::{Direct, Walk};
 use super::int_sum::is_wide;
-use super::int_tile::{Lines, Outputs, Sweep};
+use super::int_tile::{Lines, Outputs, Part, Sweep};
 use super::lanes::Rows;
 use super::output::Output;
-use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
+use super::panel::{BESIDE, COLUMNS, Fill, Panel, PanelBlock, ROWS};
 use super::repack::{Repacked, Weave};
 use super::source::{Source, Woven};
 use crate::quant::{
@@ -41,21 +41,21 @@ pub(crate) struct IntKernel {
     pub group: usize,
     offset: Offset,
     most: u8,
-    fill: unsafe fn(Isa, Rows, usize, *mut Panel),
-    direct: unsafe fn(Isa, Right<'_>, Rows, Walk, Sums),
+    fill: unsafe fn(Isa, Rows, Filled),
+    direct: unsafe fn(Isa, Ways<'_, Rows>, Range<usize>, Sums),
     /// Of formats that can be repacked.
     woven: Option<WovenKernel>,
     block_len: usize,
     block_bytes: usize,
-    sweep: unsafe fn(Isa, Right<'_>, Chunk<'_>),
+    sweep: unsafe fn(Isa, Chunk<'_>),
 }
 
 /// The same from [`Woven`] blocks.
 struct WovenKernel {
     /// See [`Weave::HALVES`].
     halves: &'static [usize],
-    fill: unsafe fn(Isa, Woven, usize, *mut Panel),
-    direct: unsafe fn(Isa, Right<'_>, Woven, Walk, Sums),
+    fill: unsafe fn(Isa, Woven, Filled),
+    direct: unsafe fn(Isa, Ways<'_, Woven>, Range<usize>, Sums),
 }
 
 impl IntKernel {
@@ -118,34 +118,37 @@ impl IntKernel {
     }
 }
 
+/// What becomes of some blocks.
+#[derive(Clone, Copy)]
+struct Filled {
+    blocks: usize,
+    /// The first column in the panel.
+    column: usize,
+    panel: *mut Panel,
+}
+
 /// # Safety
-/// Each row has `blocks` blocks of B, at most [`COLUMNS`] columns.
-unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, blocks: usize, panel: *mut Panel) {
-    isa.run(Fill::<B, R> { from, blocks, panel, block: PhantomData });
-}
-
-/// Some tiles of activations.
-#[derive(Clone)]
-struct Right<'a> {
-    x: &'a Activations<'a>,
-    /// For the weight's format.
-    offsets: &'a [i32],
-    tiles: Range<usize>,
-}
-
-impl Right<'_> {
-    /// Activation rows.
-    fn rows(&self) -> usize {
-        self.x.tiles.start(self.tiles.end) - self.x.tiles.start(self.tiles.start)
-    }
+/// Each row has so many blocks of B.
+unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, Filled { blocks, column, panel }: Filled) {
+    isa.run(Fill::<B, R> { from, blocks, column, panel, block: PhantomData });
 }
 
 /// Accumulators of a strip.
 #[derive(Clone, Copy)]
 struct Sums {
     acc: *mut [f32; ROWS],
+    /// From one activation row's to the next one's.
+    stride: usize,
     /// Whether what is there goes on.
     onto: bool,
+}
+
+/// Some panels of a weight, and of another that the same sums go on with.
+#[derive(Clone, Copy)]
+struct Ways<'a, R> {
+    panels: usize,
+    walk: Walk<'a, R>,
+    then: Option<Walk<'a, R>>,
 }
 
 /// # Safety
@@ -153,22 +156,20 @@ struct Sums {
 /// tiles, which are no more than [`Direct`] takes.
 unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     isa: Isa,
-    right: Right<'_>,
-    from: R,
-    walk: Walk,
-    Sums { acc, onto }: Sums,
+    Ways { panels, walk, then }: Ways<'_, R>,
+    tiles: Range<usize>,
+    Sums { acc, stride: acc_stride, onto }: Sums,
 ) {
-    let rows = right.rows();
-    let Right { x, offsets, tiles } = right;
+    let rows = rows_of(walk.x, &tiles);
     macro_rules! rows {
         ($m:literal) => {
             isa.run(Direct::<B, R, $m, MIN, MOST> {
-                from,
                 walk,
-                x,
-                offsets,
+                then,
+                panels,
                 tiles,
                 acc,
+                acc_stride,
                 onto,
                 block: PhantomData,
             })
@@ -187,11 +188,17 @@ unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     }
 }
 
-/// Some columns of a strip.
+/// Activation rows of some tiles.
+fn rows_of(x: &Activations<'_>, tiles: &Range<usize>) -> usize {
+    x.tiles.start(tiles.end) - x.tiles.start(tiles.start)
+}
+
+/// Some columns of a strip, or of two weights.
 struct Chunk<'a> {
     panels: *const Panel,
-    column: usize,
-    columns: usize,
+    part: Part<'a>,
+    then: Option<Part<'a>>,
+    tiles: Range<usize>,
     sums: Sums,
     ahead: Lines,
     outputs: Option<Outputs<'a>>,
@@ -200,25 +207,9 @@ struct Chunk<'a> {
 /// # Safety
 /// The level's number of panels, filled with the chunk's columns; accumulators for all rows of the tiles. If there are
 /// outputs, they are the strip's.
-unsafe fn sweep<const STEPS: usize, const MIN: bool, const MOST: u8>(
-    isa: Isa,
-    right: Right<'_>,
-    chunk: Chunk<'_>,
-) {
-    let Right { x, offsets, tiles } = right;
-    let Chunk { panels, column, columns, sums: Sums { acc, onto }, ahead, outputs } = chunk;
-    isa.run(Sweep::<STEPS, MIN, MOST> {
-        panels,
-        column,
-        columns,
-        x,
-        offsets,
-        tiles,
-        acc,
-        onto,
-        ahead,
-        outputs,
-    });
+unsafe fn sweep<const STEPS: usize, const MIN: bool, const MOST: u8>(isa: Isa, chunk: Chunk<'_>) {
+    let Chunk { panels, part, then, tiles, sums: Sums { acc, onto, .. }, ahead, outputs } = chunk;
+    isa.run(Sweep::<STEPS, MIN, MOST> { panels, part, then, tiles, acc, onto, ahead, outputs });
 }
 
 /// Whether sixteen rows lie close together.
@@ -297,8 +288,27 @@ pub(crate) struct Factors<'a> {
 }
 
 impl<'a> Factors<'a> {
-    fn right(&self, tiles: Range<usize>) -> Right<'a> {
-        Right { x: self.x, offsets: self.offsets, tiles }
+    /// A way through some rows, which are so many rows apart in a panel.
+    fn walk(&self, row: usize, apart: usize) -> Walk<'a, Rows> {
+        let Factors { weight, x, offsets, .. } = *self;
+        let stride = weight.row_bytes();
+        // From a panel on to the next: its sixteen rows, or one that all rows move by.
+        let bytes = if apart == 1 { stride * ROWS } else { stride };
+        let from = Rows::new(weight.row(row).as_ptr(), stride * apart);
+        Walk { from, bytes, end: weight.bytes().as_ptr_range().end, x, offsets }
+    }
+
+    /// Sixteen rows in a copy, the last of them again for those that are missing.
+    fn copied(&self, first: usize, copies: &mut Vec<u8>) -> Walk<'a, Rows> {
+        let last = self.weight.rows() - 1;
+        copies.extend((first..first + ROWS).flat_map(|row| self.weight.row(row.min(last))));
+        let from = Rows::new(copies.as_ptr(), self.weight.row_bytes());
+        Walk { from, bytes: 0, end: copies.as_ptr_range().end, x: self.x, offsets: self.offsets }
+    }
+
+    /// Some columns.
+    fn part(&self, column: usize, columns: usize) -> Part<'a> {
+        Part { column, columns, x: self.x, offsets: self.offsets }
     }
 
     /// Whether sums of these can go on with `then`: as many weight rows, and as many activation rows in tiles that both formats take.
@@ -372,21 +382,24 @@ impl Strip<'_> {
     /// The tiles are as many as are multiplied at once; no one else uses the outputs.
     unsafe fn directly(&self, isa: Isa, tiles: Range<usize>, outputs: &Outputs<'_>) {
         let first = self.factors.x.tiles.start(tiles.start);
-        let (n_rows, panels) = (self.factors.right(tiles.clone()).rows(), self.rows.len().div_ceil(ROWS));
+        let (n_rows, panels) = (rows_of(self.factors.x, &tiles), self.rows.len().div_ceil(ROWS));
         assert!(n_rows * panels <= DIRECT_ACCUMULATORS);
         let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; DIRECT_ACCUMULATORS];
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
-        let onto = outputs.out.is_onto();
+        let sums = Sums { acc, stride: panels, onto: outputs.out.is_onto() };
+        // At once, if both are read alike.
+        let alike = self.factors.repacked.is_none();
+        let then = self.then.as_ref().filter(|then| alike && std::ptr::eq(self.factors.kernel, then.kernel));
         // SAFETY: accumulators for all rows and panels, of which each is written; the caller vouches for the outputs.
         unsafe {
-            if onto {
+            if sums.onto {
                 for row in 0..n_rows {
                     outputs.get(first + row, panels, acc.add(row * panels));
                 }
             }
-            self.accumulate(isa, &self.factors, tiles.clone(), Sums { acc, onto });
-            if let Some(then) = &self.then {
-                self.accumulate(isa, then, tiles, Sums { acc, onto: true });
+            self.accumulate(isa, (&self.factors, then), &tiles, sums);
+            if let Some(apart) = self.then.as_ref().filter(|_| then.is_none()) {
+                self.accumulate(isa, (apart, None), &tiles, Sums { onto: true, ..sums });
             }
             for row in 0..n_rows {
                 outputs.put(first + row, acc.add(row * panels));
@@ -394,52 +407,56 @@ impl Strip<'_> {
         }
     }
 
-    /// The products of all panels, as `acc[row][panel]`.
+    /// The products of all panels, as `acc[row][panel]`, and what they go on with.
     ///
     /// # Safety
     /// The same; `acc` has room.
-    unsafe fn accumulate(&self, isa: Isa, factors: &Factors<'_>, tiles: Range<usize>, sums: Sums) {
-        let Factors { kernel, weight, .. } = *factors;
-        let (stride, right) = (weight.row_bytes(), factors.right(tiles));
-        let acc_stride = self.rows.len().div_ceil(ROWS);
-        // SAFETY: there are so many.
-        let from = |panel| Sums { acc: unsafe { sums.acc.add(panel) }, ..sums };
+    unsafe fn accumulate(
+        &self,
+        isa: Isa,
+        (factors, then): (&Factors<'_>, Option<&Factors<'_>>),
+        tiles: &Range<usize>,
+        sums: Sums,
+    ) {
+        let Factors { kernel, weight, x, offsets, .. } = *factors;
         if let (Some(repacked), Some(woven)) = (factors.repacked, &kernel.woven) {
+            let from = repacked.panel(self.rows.start / ROWS);
             let end = repacked.panel(weight.rows().div_ceil(ROWS)).first();
-            let walk = Walk { panels: acc_stride, bytes: stride, acc_stride, end };
+            let walk = Walk { from, bytes: weight.row_bytes(), end, x, offsets };
+            let ways = Ways { panels: self.rows.len().div_ceil(ROWS), walk, then: None };
             // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
-            unsafe { (woven.direct)(isa, right, repacked.panel(self.rows.start / ROWS), walk, sums) };
+            unsafe { (woven.direct)(isa, ways, tiles.clone(), sums) };
             return;
         }
+        // SAFETY: there are so many.
+        let from = |panel| Sums { acc: unsafe { sums.acc.add(panel) }, ..sums };
         let panels = self.rows.len() / ROWS;
         let mut done = 0;
         while done < panels {
-            let first = weight.row(self.rows.start + done * ROWS).as_ptr();
+            let first = self.rows.start + done * ROWS;
             // What goes on is in the order of the outputs.
             let (these, apart) = if sums.onto { (panels, 1) } else { spread(isa, panels - done, weight) };
-            // From a panel on to the next: its sixteen rows, or one that all rows move by.
-            let bytes = if apart == 1 { stride * ROWS } else { stride };
-            let walk = Walk { panels: these, bytes, acc_stride, end: weight.bytes().as_ptr_range().end };
-            // SAFETY: these are whole panels of the weight's rows; the caller vouches for `acc`.
+            let walk = factors.walk(first, apart);
+            let ways = Ways { panels: these, walk, then: then.map(|then| then.walk(first, apart)) };
+            // SAFETY: these are whole panels of the weights' rows; the caller vouches for `acc`.
             unsafe {
-                (kernel.direct)(isa, right.clone(), Rows::new(first, stride * apart), walk, from(done));
+                (kernel.direct)(isa, ways, tiles.clone(), from(done));
                 if apart > 1 {
-                    for row in 0..right.rows() {
-                        gather(std::slice::from_raw_parts_mut(from(done + row * acc_stride).acc, these));
+                    for row in 0..rows_of(x, tiles) {
+                        gather(std::slice::from_raw_parts_mut(from(done + row * sums.stride).acc, these));
                     }
                 }
             }
             done += these;
         }
-        if panels < acc_stride {
+        if panels * ROWS < self.rows.len() {
             // Missing rows repeat the last one; their results are not written.
-            let (first, last) = (self.rows.start + panels * ROWS, self.rows.end - 1);
-            let copies: Vec<u8> =
-                (first..first + ROWS).flat_map(|r| weight.row(r.min(last))).copied().collect();
-            let rows = Rows::new(copies.as_ptr(), stride);
-            let walk = Walk { panels: 1, bytes: 0, acc_stride, end: copies.as_ptr_range().end };
-            // SAFETY: 16 rows of the weight's length; the caller vouches for `acc`.
-            unsafe { (kernel.direct)(isa, right, rows, walk, from(panels)) };
+            let (first, mut copies) = (self.rows.start + panels * ROWS, [Vec::new(), Vec::new()]);
+            let [own, others] = &mut copies;
+            let walk = factors.copied(first, own);
+            let ways = Ways { panels: 1, walk, then: then.map(|then| then.copied(first, others)) };
+            // SAFETY: 16 rows of the weights' length; the caller vouches for `acc`.
+            unsafe { (kernel.direct)(isa, ways, tiles.clone(), from(panels)) };
         }
     }
 
@@ -451,7 +468,7 @@ impl Strip<'_> {
         SCRATCH.with_borrow_mut(|scratch| {
             let scratch = scratch.get_or_insert_with(Scratch::new);
             let first = self.factors.x.tiles.start(self.tiles.start);
-            let n_rows = self.factors.right(self.tiles.clone()).rows();
+            let n_rows = rows_of(self.factors.x, &self.tiles);
             let panels = isa.tile_panels();
             assert!(n_rows <= ROW_BLOCK && self.rows.len() <= panels * ROWS);
             let onto = outputs.out.is_onto();
@@ -463,18 +480,71 @@ impl Strip<'_> {
                         outputs.get(first + row, panels, acc.add(row * panels));
                     }
                 }
-                match &self.then {
-                    None => self.sweep_columns(scratch, isa, &self.factors, onto, Some(outputs)),
-                    Some(then) => {
-                        self.sweep_columns(scratch, isa, &self.factors, onto, None);
-                        self.sweep_columns(scratch, isa, then, true, Some(outputs));
-                    }
+                let beside = self.then.as_ref().filter(|then| self.has_beside(then));
+                let apart = self.then.as_ref().filter(|_| beside.is_none());
+                self.sweep_columns(
+                    scratch,
+                    isa,
+                    (&self.factors, beside),
+                    onto,
+                    apart.is_none().then_some(&outputs),
+                );
+                if let Some(then) = apart {
+                    self.sweep_columns(scratch, isa, (then, None), true, Some(&outputs));
                 }
             }
         });
     }
 
-    /// All columns of one product.
+    /// Whether the columns of what the sums go on with fit behind the last ones in the same panels.
+    fn has_beside(&self, then: &Factors<'_>) -> bool {
+        std::ptr::eq(self.factors.kernel, then.kernel) && then.x.columns <= BESIDE
+    }
+
+    /// Unpacks some columns of all panels.
+    ///
+    /// # Safety
+    /// The weight has these columns, and the panels room for them.
+    unsafe fn fill_panels(
+        &self,
+        isa: Isa,
+        storage: &mut [MaybeUninit<Panel>; MAX_PANELS],
+        factors: &Factors<'_>,
+        columns: Range<usize>,
+        column: usize,
+    ) {
+        let Factors { kernel, weight, repacked, .. } = *factors;
+        let (blocks, stride) = (columns.len() / kernel.block_len, weight.row_bytes());
+        let (skip, bytes) =
+            (columns.start / kernel.block_len * kernel.block_bytes, blocks * kernel.block_bytes);
+        let mut copies = Vec::new();
+        for (p, panel) in storage.iter_mut().enumerate().take(isa.tile_panels()) {
+            let first = self.rows.start + p * ROWS;
+            let filled = Filled { blocks, column, panel: panel.as_mut_ptr() };
+            if let (Some(repacked), Some(woven)) = (repacked, &kernel.woven) {
+                let mut from = repacked.panel(first.min(self.rows.end - 1) / ROWS);
+                from.advance(skip);
+                // SAFETY: `Repacked` has so many blocks from here on.
+                unsafe { (woven.fill)(isa, from, filled) };
+                continue;
+            }
+            let rows = if first + ROWS <= self.rows.end {
+                Rows::new(weight.row(first)[skip..].as_ptr(), stride)
+            } else {
+                // Missing rows repeat the last one; their results are not written.
+                copies.resize(CHUNK_BYTES * ROWS, 0);
+                for (i, copy) in copies.chunks_exact_mut(CHUNK_BYTES).enumerate() {
+                    let row = weight.row((first + i).min(self.rows.end - 1));
+                    copy[..bytes].copy_from_slice(&row[skip..][..bytes]);
+                }
+                Rows::new(copies.as_ptr(), CHUNK_BYTES)
+            };
+            // SAFETY: the rows have so many blocks from here on.
+            unsafe { (kernel.fill)(isa, rows, filled) };
+        }
+    }
+
+    /// All columns of one product, and behind the last ones, in the same panels, those of another.
     ///
     /// # Safety
     /// No one else uses the outputs; if sums go on, they are there.
@@ -482,45 +552,30 @@ impl Strip<'_> {
         &self,
         scratch: &mut Scratch,
         isa: Isa,
-        factors: &Factors<'_>,
+        (factors, beside): (&Factors<'_>, Option<&Factors<'_>>),
         onto: bool,
-        outputs: Option<Outputs<'_>>,
+        outputs: Option<&Outputs<'_>>,
     ) {
         let Factors { kernel, weight, repacked, x, .. } = *factors;
         let (panels, stride) = (isa.tile_panels(), weight.row_bytes());
         let Scratch { acc, panels: storage } = scratch;
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
-        let mut copies = Vec::new();
         for column in (0..x.columns).step_by(COLUMNS) {
             let columns = COLUMNS.min(x.columns - column);
-            let blocks = columns / kernel.block_len;
-            let (skip, bytes) = (column / kernel.block_len * kernel.block_bytes, blocks * kernel.block_bytes);
-            for (p, panel) in storage.iter_mut().enumerate().take(panels) {
-                let first = self.rows.start + p * ROWS;
-                if let (Some(repacked), Some(woven)) = (repacked, &kernel.woven) {
-                    let mut from = repacked.panel(first.min(self.rows.end - 1) / ROWS);
-                    from.advance(skip);
-                    // SAFETY: `Repacked` has so many blocks from here on.
-                    unsafe { (woven.fill)(isa, from, blocks, panel.as_mut_ptr()) };
-                    continue;
-                }
-                let rows = if first + ROWS <= self.rows.end {
-                    Rows::new(weight.row(first)[skip..].as_ptr(), stride)
-                } else {
-                    // Missing rows repeat the last one; their results are not written.
-                    copies.resize(CHUNK_BYTES * ROWS, 0);
-                    for (i, copy) in copies.chunks_exact_mut(CHUNK_BYTES).enumerate() {
-                        let row = weight.row((first + i).min(self.rows.end - 1));
-                        copy[..bytes].copy_from_slice(&row[skip..][..bytes]);
-                    }
-                    Rows::new(copies.as_ptr(), CHUNK_BYTES)
-                };
-                // SAFETY: the rows have so many blocks from here on.
-                unsafe { (kernel.fill)(isa, rows, blocks, panel.as_mut_ptr()) };
-            }
+            let is_last = column + columns == x.columns;
+            // SAFETY: these are some of its columns; and there is room for those that fit beside them.
+            let then = unsafe {
+                self.fill_panels(isa, storage, factors, column..column + columns, 0);
+                beside.filter(|_| is_last).map(|then| {
+                    self.fill_panels(isa, storage, then, 0..then.x.columns, columns);
+                    then.part(0, then.x.columns)
+                })
+            };
+            let skip = column / kernel.block_len * kernel.block_bytes;
+            let bytes = columns / kernel.block_len * kernel.block_bytes;
             // What is unpacked next: the columns that follow, or the first ones of another strip.
             let (row, skip) = match self.next {
-                _ if column + columns < x.columns => (self.rows.start, skip + bytes),
+                _ if !is_last => (self.rows.start, skip + bytes),
                 Some(next) => (next, 0),
                 None => (self.rows.start + panels * ROWS, 0),
             };
@@ -537,12 +592,18 @@ impl Strip<'_> {
                     Lines::new(from, ROWS * stride, panels, ROWS * bytes)
                 }
             };
-            let outputs = outputs.clone().filter(|_| column + columns == x.columns);
-            let panels = storage.as_ptr().cast();
-            let (right, sums) = (factors.right(self.tiles.clone()), Sums { acc, onto: onto || column > 0 });
+            let chunk = Chunk {
+                panels: storage.as_ptr().cast(),
+                part: factors.part(column, columns),
+                then,
+                tiles: self.tiles.clone(),
+                sums: Sums { acc, stride: panels, onto: onto || column > 0 },
+                ahead,
+                outputs: outputs.filter(|_| is_last).cloned(),
+            };
             // SAFETY: the panels have just been filled; accumulators are written before they are read, and the caller vouches
             // for those that were there and for the outputs.
-            unsafe { (kernel.sweep)(isa, right, Chunk { panels, column, columns, sums, ahead, outputs }) };
+            unsafe { (kernel.sweep)(isa, chunk) };
         }
     }
 }

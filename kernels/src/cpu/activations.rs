@@ -11,7 +11,7 @@ use super::{Isa, ThreadPool};
 use crate::quant::Q8Block;
 
 /// How rows are dealt to tiles: as evenly as the largest tile allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Tiles {
     rows: usize,
     count: usize,

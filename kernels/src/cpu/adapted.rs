@@ -8,8 +8,8 @@
 //! 2. shrink: `z = Vᵀ x`, each V once for all layers that have it;
 //! 3. the first tasks of the layers, so that nobody waits for the last shrink;
 //! 4. cores: `λ C z`, summed line by line, and prepared for the product with U by whoever finishes a group;
-//! 5. the layers' other tasks, whose sums go on with `U z'`;
-//! 6. late: the sums of tasks that came before the cores were done go on.
+//! 5. the layers' other tasks, which write the sum of their own products and of `U z'`;
+//! 6. late: `U z'` is added to the outputs of tasks that came before the cores were done.
 //!
 //! Tasks begin in ascending order and wait only for lower ones, so one that waits waits for a task that runs. Bits are those of
 //! [`crate::ops::lora`], whoever adds.
@@ -79,6 +79,8 @@ pub(super) struct Shrunken<'a> {
 pub(super) struct Member<'a> {
     /// Which layer.
     pub layer: usize,
+    /// The group itself.
+    pub group: &'a LoraGroup<'a>,
     /// Its U.
     pub u: Expand<'a>,
     /// Which of the shrinks.
@@ -87,15 +89,6 @@ pub(super) struct Member<'a> {
     pub places: Vec<usize>,
     /// What is expanded.
     pub lines: Vec<Line<'a>>,
-    /// The row of the batch that each line is for.
-    pub rows: Vec<u32>,
-}
-
-impl Member<'_> {
-    /// Whether it has all of so many rows, but not in their order.
-    pub fn is_shuffled(&self, all: usize) -> bool {
-        matches!(self.u, Expand::Rows(_)) && self.rows.len() == all && !self.rows.is_sorted()
-    }
 }
 
 impl<'a> Wanted<'a> {
@@ -112,8 +105,7 @@ impl<'a> Wanted<'a> {
                 let (rows, places) = ascending(group);
                 assert!(rows.iter().all(|row| (*row as usize) < input.rows));
                 let shrink = wanted.shrink(v, rows, input.rows);
-                let rows = lines.iter().map(|line| group.rows[line.index].0).collect();
-                wanted.members.push(Member { layer, u, shrink, places, lines, rows });
+                wanted.members.push(Member { layer, group, u, shrink, places, lines });
             }
         }
         wanted
@@ -139,10 +131,9 @@ impl<'a> Wanted<'a> {
     }
 
     /// Floats that shrinks and cores write.
-    fn floats(&self, rows: usize) -> usize {
+    fn floats(&self) -> usize {
         let shrinks = self.shrinks.iter().map(|s| s.rows * s.v.rows());
-        let copies = |m: &Member<'_>| if m.is_shuffled(rows) { 2 } else { 1 };
-        let cores = self.members.iter().map(|m| copies(m) * m.lines.len() * m.u.rank());
+        let cores = self.members.iter().map(|m| m.lines.len() * m.u.rank());
         shrinks.chain(cores).sum()
     }
 }
@@ -219,7 +210,7 @@ fn turn(workers: Workers<'_>, input: Input<'_>, layers: &[Layer<'_>]) -> Result<
     let wanted = Wanted::of(input, layers);
     weights.extend(wanted.shrinks.iter().map(|shrink| shrink.v));
     let x = Prepared::new(isa, pool, input, &weights);
-    let mut floats = vec![0.0; wanted.floats(input.rows)];
+    let mut floats = vec![0.0; wanted.floats()];
     let mut turn = Turn::new(workers, &x);
     turn.plan(layers, &wanted.members);
     turn.take(wanted, Floats(&mut floats));

@@ -5,20 +5,18 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::Isa;
 use super::activations::Shared;
 use super::adapted::{Floats, Layer, Member, Shrunken, Wanted, Workers};
 use super::bands::Bands;
 use super::cores::{Line, Shrunk, prepare_shrunk, run_cores};
-use super::int_matmul::Factors;
 use super::matmul::{Input, Plan, Product, count_strips};
-use super::output::Output;
+use super::output::{Addends, Output};
 use super::prepared::Prepared;
 use super::simd::Fetch;
 use crate::backend::{BAND, Expand};
 use crate::quant::{FormatError, QMatrix};
 
-/// What several are added to before it is written: 128 KiB, a part of the second level.
+/// What is expanded before it is used: 128 KiB, a part of the second level.
 const AT_ONCE: usize = 1 << 15;
 /// How often a task asks whether the cores are done before it begins without: some microseconds, less than adding to its outputs later.
 const POLLS: usize = 1 << 10;
@@ -28,7 +26,7 @@ const FETCHED_ROWS: usize = BAND;
 const SMALL_TASKS_PER_THREAD: usize = 4;
 
 thread_local! {
-    /// What the last task added up in: memory that is in the cache, and was cleared once.
+    /// What the last task expanded into: memory that is in the cache, and was cleared once.
     static LINES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
@@ -57,27 +55,18 @@ struct Part<'a> {
     /// Where among the rows of the shrink each row of the group stands.
     places: Vec<usize>,
     lines: Vec<Line<'a>>,
-    /// The row of the batch that each line that is expanded is for.
+    /// The row of the batch that each line is for.
     rows: Vec<u32>,
-    /// Whether these are all rows in their order.
-    has_all: bool,
+    /// Whether one of these is also a row of a part before it.
+    again: bool,
     /// Receives the cores' results, lines of the rank.
     inner: Shared<f32>,
-    /// Receives them in the order of the rows, if they are all of them but not in it: where, and the row of each line.
-    sorted: Option<(Shared<f32>, Vec<u32>)>,
     runs_left: AtomicUsize,
     /// The same, prepared for a U in rows.
     x: OnceLock<Prepared<'a>>,
 }
 
-impl<'a> Part<'a> {
-    /// What a layer's own sums can go on with. The cores are done.
-    fn factors(&self, isa: Isa, own: &Factors<'_>) -> Option<Factors<'_>> {
-        let Expand::Rows(u) = self.u else { return None };
-        let then = self.x.get().filter(|_| self.has_all)?.form_of(isa, u)?;
-        own.go_on_with(isa, &then).then_some(then)
-    }
-
+impl Part<'_> {
     /// What some rows of its layer's weight are expanded with, a piece of memory: once, if it is for more than these rows.
     fn bytes(&self, rows: &Range<usize>) -> &[u8] {
         let range = match self.u {
@@ -92,6 +81,8 @@ impl<'a> Part<'a> {
 struct Adapted<'a> {
     plan: Plan<'a>,
     parts: Range<usize>,
+    /// The rows of those of them that have no row in common with one before it.
+    rows: Vec<bool>,
     /// One past its last task, counted over all layers.
     end: usize,
 }
@@ -194,7 +185,7 @@ impl<'a> Turn<'a> {
             assert!(plan.has_one_block());
             tasks += plan.tasks();
             let parts = members.partition_point(|m| m.layer < i)..members.partition_point(|m| m.layer <= i);
-            self.layers.push(Adapted { plan, parts, end: tasks });
+            self.layers.push(Adapted { plan, parts, rows: vec![false; self.x.rows()], end: tasks });
         }
         self.states.resize_with(tasks, AtomicUsize::default);
         // A thread alone finds everything done in its turn.
@@ -215,22 +206,21 @@ impl<'a> Turn<'a> {
             let z = Output::set(floats.take(rows * v.rows()), v.rows());
             self.shrinks.push(Shrink { v, subset, z, strips_left, shrunk: OnceLock::new() });
         }
-        for member in wanted.members {
-            let is_shuffled = member.is_shuffled(self.x.rows());
-            let Member { u, shrink, places, lines, mut rows, .. } = member;
+        let mut taken = vec![vec![false; self.x.rows()]; self.layers.len()];
+        for Member { layer, group, u, shrink, places, lines } in wanted.members {
             let before = self.runs.len();
             self.runs.extend(Line::runs(&lines).map(|(first, n)| (self.parts.len(), first, n)));
             let runs_left = AtomicUsize::new(self.runs.len() - before);
-            let mut take = || Shared(floats.take(lines.len() * u.rank()).as_mut_ptr());
-            let (inner, mut sorted) = (take(), None);
-            if is_shuffled {
-                let order = rows.clone();
-                rows.sort();
-                sorted = Some((take(), order));
+            let rows: Vec<u32> = lines.iter().map(|line| group.rows[line.index].0).collect();
+            let (taken, first) = (&mut taken[layer], &mut self.layers[layer].rows);
+            let again = rows.iter().any(|row| taken[*row as usize]);
+            for row in &rows {
+                taken[*row as usize] = true;
+                first[*row as usize] |= !again;
             }
-            let has_all = rows.len() == self.x.rows() && rows.is_sorted();
+            let inner = Shared(floats.take(lines.len() * u.rank()).as_mut_ptr());
             let x = OnceLock::new();
-            self.parts.push(Part { u, shrink, places, lines, rows, has_all, inner, sorted, runs_left, x });
+            self.parts.push(Part { u, shrink, places, lines, rows, again, inner, runs_left, x });
         }
         self.runs_per_task =
             self.runs.len().div_ceil(self.workers.pool.threads() * SMALL_TASKS_PER_THREAD).max(1);
@@ -366,17 +356,8 @@ impl<'a> Turn<'a> {
             run_cores(self.workers.isa, shrunk, &part.lines[first..first + n], out)?;
             if part.runs_left.fetch_sub(1, Ordering::AcqRel) == 1 {
                 if let Expand::Rows(u) = part.u {
-                    let len = part.lines.len() * width;
                     // SAFETY: all lines are written.
-                    let mut x = unsafe { part.inner.view(0, len) };
-                    if let Some((sorted, rows)) = &part.sorted {
-                        // SAFETY: this is the one call that uses them.
-                        let to = unsafe { sorted.slice(0, len) };
-                        for (line, row) in x.chunks_exact(width).zip(rows) {
-                            to[*row as usize * width..][..width].copy_from_slice(line);
-                        }
-                        x = to;
-                    }
+                    let x = unsafe { part.inner.view(0, part.lines.len() * width) };
                     let input = Input { x, rows: part.lines.len(), columns: width };
                     drop(part.x.set(Prepared::new(self.workers.isa, self.workers.serial, input, &[u])));
                 }
@@ -417,7 +398,7 @@ impl<'a> Turn<'a> {
                     self.write_adapted(layer, piece, ahead, &mut lines)?;
                 } else {
                     bare = piece.end - strips.start;
-                    self.strips(layer, piece, ahead, None, layer.plan.out)?;
+                    self.strips(layer, piece, ahead, layer.plan.out)?;
                 }
             }
         }
@@ -434,7 +415,7 @@ impl<'a> Turn<'a> {
         })
     }
 
-    /// Some strips of a layer, and what their sums go on with; meanwhile what others will be expanded with is fetched.
+    /// Some strips of a layer; meanwhile what others will be expanded with is fetched.
     ///
     /// # Safety
     /// No one else uses the strips.
@@ -443,7 +424,6 @@ impl<'a> Turn<'a> {
         layer: &Adapted<'_>,
         strips: Range<usize>,
         (next, ahead): (&Adapted<'_>, Range<usize>),
-        go_on_with: Option<Factors<'_>>,
         out: Output<'_>,
     ) -> Result<(), FormatError> {
         let (first, end) = (strips.start, strips.end);
@@ -458,14 +438,14 @@ impl<'a> Turn<'a> {
                 next.plan.weight_rows(&(ahead.start..(ahead.start + step).min(ahead.end))),
             );
             // SAFETY: the caller's promise.
-            unsafe { layer.plan.strips(self.workers.isa, these, 0, go_on_with, then, out)? };
+            unsafe { layer.plan.strips(self.workers.isa, these, 0, then, out)? };
         }
         Ok(())
     }
 
-    /// Some strips of a layer with all that is added. Sums go on with one part in the registers that they are in. Where there are several, or
-    /// that cannot be, they are added up in `lines`, which stay in the cache: a layer's own lines are whole pages apart, of which the caches
-    /// keep only a few. The cores are done.
+    /// Some strips of a layer with all that is added. The sum of two numbers does not depend on which is computed first: what is added is
+    /// put into `lines`, where it stays in the cache until the strips are written, since a layer's own lines are whole pages apart, of
+    /// which the caches keep only a few. The cores are done.
     ///
     /// # Safety
     /// No one else uses the strips.
@@ -476,28 +456,24 @@ impl<'a> Turn<'a> {
         ahead: (&Adapted<'_>, Range<usize>),
         lines: &mut Vec<f32>,
     ) -> Result<(), FormatError> {
-        let (plan, parts) = (&layer.plan, &self.parts[layer.parts.clone()]);
-        let first = plan.factors().zip(parts.first());
-        let then = first.and_then(|(own, part)| part.factors(self.workers.isa, &own));
-        let rest = if then.is_some() { &parts[1..] } else { parts };
-        if rest.is_empty() {
-            // SAFETY: the caller's promise.
-            return unsafe { self.strips(layer, strips, ahead, then, plan.out) };
-        }
+        let plan = &layer.plan;
         let rows = plan.weight_rows(&strips);
         let width = rows.len();
         let len = self.x.rows() * width;
         lines.resize(lines.len().max(len), 0.0);
-        let out = Output::set_from(&mut lines[..len], width, rows.start);
-        // SAFETY: the lines are this call's alone; the rows of a part are distinct (see `join`).
-        unsafe { self.strips(layer, strips, ahead, then, out)? };
-        for part in rest {
-            // SAFETY: the same.
-            unsafe { self.expand(part, rows.clone(), out.added(&part.rows))? };
+        let lines = &mut lines[..len];
+        let parts = &self.parts[layer.parts.clone()];
+        let out = Output::set_from(lines, width, rows.start);
+        for part in parts.iter().filter(|part| !part.again) {
+            // SAFETY: the lines are this call's alone, and the rows distinct (see `join`).
+            unsafe { self.expand(part, rows.clone(), out.placed(&part.rows))? };
         }
-        for (row, line) in lines.chunks_exact(width).take(self.x.rows()).enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { plan.out.put(row, rows.start, line) };
+        let addends = Addends { values: lines, width, first: rows.start, lines: &layer.rows };
+        // SAFETY: the caller's promise.
+        unsafe { self.strips(layer, strips, ahead, plan.out.plus(addends))? };
+        for part in parts.iter().filter(|part| part.again) {
+            // SAFETY: the strips are written, the rows distinct.
+            unsafe { self.expand(part, rows.clone(), plan.out.added(&part.rows))? };
         }
         Ok(())
     }

@@ -308,7 +308,7 @@ impl TileStrip<'_> {
             transpose(square, &mut turned);
             for (r, values) in turned.iter().enumerate().take(m) {
                 // SAFETY: the caller's promise.
-                unsafe { out.put_sum(start + r, first, &values[..n]) };
+                unsafe { out.put(start + r, first, &values[..n]) };
             }
         }
     }

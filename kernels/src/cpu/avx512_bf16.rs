@@ -120,7 +120,7 @@ impl Bf16Strip<'_> {
                 isa.run(Fold { lanes, sums: &mut sums });
             }
             // SAFETY: these outputs are this strip's alone.
-            unsafe { out.put_sum(row, self.rows.start, &sums[..self.rows.len()]) };
+            unsafe { out.put(row, self.rows.start, &sums[..self.rows.len()]) };
         }
     }
 

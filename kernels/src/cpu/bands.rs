@@ -2,7 +2,7 @@
 //!
 //! A band holds the coefficients of 32 outputs, column after column of U ([`Expand::Bands`](crate::backend::Expand::Bands)). So outputs
 //! stand in the lanes of registers, each sums over the columns in order, and nothing is folded. Bits are those of
-//! [`crate::ops::lora::expand_onto`].
+//! [`crate::ops::lora::expand`].
 
 use std::ops::Range;
 
@@ -156,13 +156,6 @@ impl<B: BandColumn> Op for Lines<'_, B> {
 }
 
 impl<B: BandColumn> Lines<'_, B> {
-    /// The first output of a band, and those that are wanted.
-    #[inline(always)]
-    fn wanted(&self, band: usize) -> (usize, Range<usize>) {
-        let first = (self.outputs.start / BAND + band) * BAND;
-        (first, self.outputs.start.max(first)..self.outputs.end.min(first + BAND))
-    }
-
     /// M lines of N bands.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const N: usize>(&self, s: S, line: usize, band: usize) -> usize {
@@ -176,19 +169,6 @@ impl<B: BandColumn> Lines<'_, B> {
             *z = &self.z[(line + m) * rank..][..rank];
         }
         let mut sums = [[[s.splat(0.0); 2]; M]; N];
-        if self.out.is_onto() {
-            for (n, sums) in sums.iter_mut().enumerate() {
-                let (first, wanted) = self.wanted(band + n);
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    let mut values = [0.0; BAND];
-                    let there = &mut values[wanted.start - first..wanted.end - first];
-                    // SAFETY: the caller of `Bands::run` promised that these outputs are this call's alone.
-                    unsafe { self.out.get(line + m, wanted.start, there) };
-                    let (halves, _) = values.as_chunks::<16>();
-                    *sums = [s.load(&halves[0]), s.load(&halves[1])];
-                }
-            }
-        }
         for k in 0..rank {
             // By hand: what `map` calls is not always compiled into this, and only here are the level's instructions.
             let mut at_k = [s.splat(0.0); M];
@@ -203,14 +183,15 @@ impl<B: BandColumn> Lines<'_, B> {
             }
         }
         for (n, sums) in sums.into_iter().enumerate() {
-            let (first, wanted) = self.wanted(band + n);
+            let first = (self.outputs.start / BAND + band + n) * BAND;
+            let wanted = self.outputs.start.max(first)..self.outputs.end.min(first + BAND);
             for (m, sums) in sums.into_iter().enumerate() {
                 let mut values = [0.0; BAND];
                 let (halves, _) = values.as_chunks_mut::<16>();
                 s.store(sums[0], &mut halves[0]);
                 s.store(sums[1], &mut halves[1]);
                 let values = &values[wanted.start - first..wanted.end - first];
-                // SAFETY: as above.
+                // SAFETY: the caller of `Bands::run` promised that these outputs are this call's alone.
                 unsafe { self.out.put(line + m, wanted.start, values) };
             }
         }

@@ -366,7 +366,7 @@ impl FloatStrip<'_> {
                 isa.run(Fold { lanes, sums: &mut sums });
             }
             // SAFETY: these outputs are this strip's alone.
-            unsafe { out.put_sum(row, self.rows.start, &sums[..self.rows.len()]) };
+            unsafe { out.put(row, self.rows.start, &sums[..self.rows.len()]) };
         }
         Ok(())
     }
@@ -394,7 +394,7 @@ impl FloatStrip<'_> {
                 // SAFETY: written above; these outputs are this strip's alone.
                 unsafe {
                     let sums = sums[i * panels + panel].assume_init();
-                    out.put_sum(row, rows.start + panel * STRIP, &sums);
+                    out.put(row, rows.start + panel * STRIP, &sums);
                 }
             }
         }

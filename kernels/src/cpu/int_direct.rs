@@ -23,19 +23,17 @@ const BLOCKS_AHEAD: usize = 2;
 /// How far behind the next panel lines are fetched early where rows are neighbours.
 const EARLY: usize = 48 << 10;
 
-/// The way through a weight, and what it is multiplied with.
+/// The way through the weights.
 #[derive(Clone, Copy)]
-pub(crate) struct Walk<'a, R> {
-    /// The first block of each row of the first panel.
-    pub from: R,
-    /// What [`Source::advance`] takes from one panel to the next.
+pub(crate) struct Walk {
+    /// How many panels of sixteen rows.
+    pub panels: usize,
+    /// What [`Source::advance`] takes from one to the next.
     pub bytes: usize,
+    /// Accumulators from one activation row's to the next one's.
+    pub acc_stride: usize,
     /// Where the weights end, beyond which nothing is fetched.
     pub end: *const u8,
-    /// The right-hand side.
-    pub x: &'a Activations<'a>,
-    /// From [`Activations::offsets`].
-    pub offsets: &'a [i32],
 }
 
 /// Some panels of sixteen weight rows × one tile of activations, or two, over all columns.
@@ -44,20 +42,18 @@ pub(crate) struct Walk<'a, R> {
 ///
 /// Each number of rows M is a function of its own: in one for all of them, what needs few registers suffers from what needs many.
 pub(crate) struct Direct<'a, B, R, const M: usize, const MIN: bool, const MOST: u8> {
-    /// What is multiplied.
-    pub walk: Walk<'a, R>,
-    /// What the sums go on with.
-    pub then: Option<Walk<'a, R>>,
-    /// How many panels of sixteen rows.
-    pub panels: usize,
-    /// Which tiles of activations, together M rows: one, of at most [`Lanes::DIRECT_ROWS`] rows, or up to [`direct_tiles`].
+    /// The first block of each row of the first panel.
+    pub from: R,
+    /// How to go on from there.
+    pub walk: Walk,
+    /// The right-hand side.
+    pub x: &'a Activations<'a>,
+    /// From [`Activations::offsets`].
+    pub offsets: &'a [i32],
+    /// Which tiles of it, together M rows: one, of at most [`Lanes::DIRECT_ROWS`] rows, or up to [`direct_tiles`].
     pub tiles: Range<usize>,
     /// Receives `acc[row · acc_stride + panel]`.
     pub acc: *mut [f32; ROWS],
-    /// Accumulators from one activation row's to the next one's.
-    pub acc_stride: usize,
-    /// Whether sums go on from what is there.
-    pub onto: bool,
     /// The format.
     pub block: PhantomData<B>,
 }
@@ -91,131 +87,78 @@ impl<B: PanelBlock, R: Source, const M: usize, const MIN: bool, const MOST: u8>
 {
     #[inline(always)]
     fn rows<S: Simd>(self, s: S) {
+        let x = [self.operands(self.tiles.start), self.operands(self.tiles.end - 1)];
         // As `Dot` has it.
-        let tiles = self.walk.x.tiles;
-        let first = tiles.start(self.tiles.start + 1) - tiles.start(self.tiles.start);
+        let first = self.x.tiles.start(self.tiles.start + 1) - self.x.tiles.start(self.tiles.start);
         assert!(first == M.div_ceil(self.tiles.len()) && self.tiles.len() == M.div_ceil(S::DIRECT_ROWS));
-        let mut ways = [self.way(&self.walk), Way { blocks: 0, ..self.way(&self.walk) }];
-        if let Some(then) = &self.then {
-            ways[1] = self.way(then);
-        }
-        for p in 0..self.panels {
+        let (blocks, walk) = (self.x.columns / B::LEN, self.walk);
+        let mut panel = self.from;
+        for p in 0..walk.panels {
             let (l, h) = s.halves();
-            let mut low = Dot::<S::Low, M, MIN, MOST>::new(l, ways[0].x);
-            if self.onto {
-                for m in 0..M {
-                    low.acc[m] = l.load(self.sums(m, p));
-                }
-            }
+            let mut from = panel;
+            let mut ahead = Ahead::of(&panel, walk);
+            let mut low = Dot::<S::Low, M, MIN, MOST>::new(l, x);
             if B::LEN > 32 && S::FEW_REGISTERS {
-                let mut both = [low.acc; 2];
-                if self.onto {
-                    for m in 0..M {
-                        let mut upper = [0.0; ROWS];
-                        upper[..ROWS / 2].copy_from_slice(&self.sums(m, p)[ROWS / 2..]);
-                        both[1][m] = l.load(&upper);
+                // The same instructions for both halves: twice as many would be more than the processor keeps decoded.
+                let (mut from, mut acc) = ([from, from.upper()], [low.acc; 2]);
+                for _ in 0..blocks {
+                    let x = low.x;
+                    for (from, acc) in from.iter_mut().zip(&mut acc) {
+                        (low.x, low.acc) = (x, *acc);
+                        // SAFETY: the caller's rows have so many blocks.
+                        unsafe { unpack::<B, _, _>(l, from, &mut ahead, &mut low) };
+                        *acc = low.acc;
+                        from.advance(size_of::<B>());
                     }
-                }
-                for way in &mut ways {
-                    // The same instructions for both halves: twice as many would be more than the processor keeps decoded.
-                    let mut from = [way.panel, way.panel.upper()];
-                    let mut ahead = Ahead::of(way);
-                    low.x = way.x;
-                    for _ in 0..way.blocks {
-                        let x = low.x;
-                        for (from, acc) in from.iter_mut().zip(&mut both) {
-                            (low.x, low.acc) = (x, *acc);
-                            // SAFETY: the caller's rows have so many blocks.
-                            unsafe { unpack::<B, _, _>(l, from, &mut ahead, &mut low) };
-                            *acc = low.acc;
-                            from.advance(size_of::<B>());
-                        }
-                    }
-                    way.panel.advance(way.bytes);
                 }
                 let mut upper = [0.0; ROWS];
                 for m in 0..M {
-                    let out = self.sums(m, p);
-                    l.store(both[1][m], &mut upper);
+                    // SAFETY: the caller's accumulators.
+                    let out = unsafe { &mut *self.acc.add(m * walk.acc_stride + p) };
+                    l.store(acc[1][m], &mut upper);
                     out[ROWS / 2..].copy_from_slice(&upper[..ROWS / 2]);
-                    l.store(both[0][m], out);
+                    l.store(acc[0][m], out);
                 }
             } else {
-                let mut high = Dot::<S::High, M, MIN, MOST>::new(h, ways[0].x);
-                if S::FEW_REGISTERS && self.onto {
-                    for m in 0..M {
-                        high.acc[m] = h.load(self.sums(m, p));
+                let mut high = Dot::<S::High, M, MIN, MOST>::new(h, x);
+                for _ in 0..blocks {
+                    if M == 1 {
+                        // The same operands, as the compiler then knows, which loads them once. Those of more rows it would have to put aside.
+                        high.x = low.x;
                     }
-                }
-                for way in &mut ways {
-                    let mut from = way.panel;
-                    let mut ahead = Ahead::of(way);
-                    (low.x, high.x) = (way.x, way.x);
-                    for _ in 0..way.blocks {
-                        if M == 1 {
-                            // The same operands, as the compiler then knows, which loads them once. Those of more rows it would have to put aside.
-                            high.x = low.x;
+                    // SAFETY: as above.
+                    unsafe {
+                        unpack::<B, _, _>(l, &from, &mut ahead, &mut low);
+                        if S::FEW_REGISTERS {
+                            unpack::<B, _, _>(h, &from, &mut ahead, &mut high);
                         }
-                        // SAFETY: as above.
-                        unsafe {
-                            unpack::<B, _, _>(l, &from, &mut ahead, &mut low);
-                            if S::FEW_REGISTERS {
-                                unpack::<B, _, _>(h, &from, &mut ahead, &mut high);
-                            }
-                        }
-                        from.advance(size_of::<B>());
                     }
-                    way.panel.advance(way.bytes);
+                    from.advance(size_of::<B>());
                 }
                 for m in 0..M {
-                    l.store(low.acc[m], self.sums(m, p));
+                    // SAFETY: as above.
+                    let out = unsafe { &mut *self.acc.add(m * walk.acc_stride + p) };
+                    l.store(low.acc[m], out);
                     if S::FEW_REGISTERS {
-                        h.store(high.acc[m], self.sums(m, p));
+                        h.store(high.acc[m], out);
                     }
                 }
             }
+            panel.advance(walk.bytes);
         }
-    }
-
-    /// The accumulators of an activation row and a panel.
-    #[inline(always)]
-    #[allow(clippy::mut_from_ref)]
-    fn sums(&self, m: usize, p: usize) -> &mut [f32; ROWS] {
-        // SAFETY: the caller's, which are this call's alone; none is held while another is asked for.
-        unsafe { &mut *self.acc.add(m * self.acc_stride + p) }
-    }
-
-    /// The beginning of a walk.
-    #[inline(always)]
-    fn way(&self, walk: &Walk<'_, R>) -> Way<R> {
-        let Walk { from, bytes, end, x, .. } = *walk;
-        let operands = [self.operands(walk, self.tiles.start), self.operands(walk, self.tiles.end - 1)];
-        Way { panel: from, bytes, end, blocks: x.columns / B::LEN, x: operands }
     }
 
     /// Those of a tile.
     #[inline(always)]
-    fn operands(&self, walk: &Walk<'_, R>, tile: usize) -> Operands {
-        let (columns, start) = (walk.x.columns, walk.x.tiles.start(tile));
-        let of = |unit: usize| start * columns / unit..walk.x.tiles.start(tile + 1) * columns / unit;
+    fn operands(&self, tile: usize) -> Operands {
+        let (columns, start) = (self.x.columns, self.x.tiles.start(tile));
+        let of = |unit: usize| start * columns / unit..self.x.tiles.start(tile + 1) * columns / unit;
         Operands {
-            q: walk.x.q[of(4)].as_ptr(),
-            scales: walk.x.scales[of(32)].as_ptr(),
-            offsets: walk.offsets[of(B::GROUP)].as_ptr(),
+            q: self.x.q[of(4)].as_ptr(),
+            scales: self.x.scales[of(32)].as_ptr(),
+            offsets: self.offsets[of(B::GROUP)].as_ptr(),
         }
     }
-}
-
-/// Where a walk is.
-#[derive(Clone, Copy)]
-struct Way<R> {
-    /// The first block of each row.
-    panel: R,
-    bytes: usize,
-    end: *const u8,
-    blocks: usize,
-    /// Of one tile, or two.
-    x: [Operands; 2],
 }
 
 /// A tile of activations, from the first open group on.
@@ -406,12 +349,12 @@ struct Ahead {
 impl Ahead {
     /// Beside a panel. Where there is none to fetch, lines that are there are asked for again.
     #[inline(always)]
-    fn of(way: &Way<impl Source>) -> Ahead {
-        let mut next = way.panel;
-        next.advance(way.bytes);
-        let bytes = next.first().addr() - way.panel.first().addr();
-        let or = |at: *const u8, other| if at.addr() + bytes <= way.end.addr() { at } else { other };
-        let next = or(next.first(), way.panel.first());
+    fn of(panel: &impl Source, walk: Walk) -> Ahead {
+        let mut next = *panel;
+        next.advance(walk.bytes);
+        let bytes = next.first().addr() - panel.first().addr();
+        let or = |at: *const u8, other| if at.addr() + bytes <= walk.end.addr() { at } else { other };
+        let next = or(next.first(), panel.first());
         Ahead { next, early: or(next.wrapping_add(EARLY), next) }
     }
 }

@@ -3,16 +3,15 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
 use super::Isa;
 use super::activations::{Activations, Offset};
 use super::int_direct::{Direct, Walk};
 use super::int_sum::is_wide;
-use super::int_tile::{Lines, Outputs, Part, Sweep};
+use super::int_tile::{Lines, Outputs, Sweep};
 use super::lanes::Rows;
 use super::output::Output;
-use super::panel::{BESIDE, COLUMNS, Fill, Panel, PanelBlock, ROWS};
+use super::panel::{COLUMNS, Fill, Panel, PanelBlock, ROWS};
 use super::repack::{Repacked, Weave};
 use super::source::{Source, Woven};
 use crate::quant::{
@@ -41,21 +40,21 @@ pub(crate) struct IntKernel {
     pub group: usize,
     offset: Offset,
     most: u8,
-    fill: unsafe fn(Isa, Rows, Filled),
-    direct: unsafe fn(Isa, Ways<'_, Rows>, Range<usize>, Sums),
+    fill: unsafe fn(Isa, Rows, usize, *mut Panel),
+    direct: unsafe fn(Isa, &Strip<'_>, Rows, Walk, *mut [f32; ROWS]),
     /// Of formats that can be repacked.
     woven: Option<WovenKernel>,
     block_len: usize,
     block_bytes: usize,
-    sweep: unsafe fn(Isa, Chunk<'_>),
+    sweep: unsafe fn(Isa, &Strip<'_>, Chunk<'_>),
 }
 
 /// The same from [`Woven`] blocks.
 struct WovenKernel {
     /// See [`Weave::HALVES`].
     halves: &'static [usize],
-    fill: unsafe fn(Isa, Woven, Filled),
-    direct: unsafe fn(Isa, Ways<'_, Woven>, Range<usize>, Sums),
+    fill: unsafe fn(Isa, Woven, usize, *mut Panel),
+    direct: unsafe fn(Isa, &Strip<'_>, Woven, Walk, *mut [f32; ROWS]),
 }
 
 impl IntKernel {
@@ -118,64 +117,29 @@ impl IntKernel {
     }
 }
 
-/// What becomes of some blocks.
-#[derive(Clone, Copy)]
-struct Filled {
-    blocks: usize,
-    /// The first column in the panel.
-    column: usize,
-    panel: *mut Panel,
+/// # Safety
+/// Each row has `blocks` blocks of B, at most [`COLUMNS`] columns.
+unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, blocks: usize, panel: *mut Panel) {
+    isa.run(Fill::<B, R> { from, blocks, panel, block: PhantomData });
 }
 
 /// # Safety
-/// Each row has so many blocks of B.
-unsafe fn fill<B: PanelBlock, R: Source>(isa: Isa, from: R, Filled { blocks, column, panel }: Filled) {
-    isa.run(Fill::<B, R> { from, blocks, column, panel, block: PhantomData });
-}
-
-/// Accumulators of a strip.
-#[derive(Clone, Copy)]
-struct Sums {
-    acc: *mut [f32; ROWS],
-    /// From one activation row's to the next one's.
-    stride: usize,
-    /// Whether what is there goes on.
-    onto: bool,
-}
-
-/// Some panels of a weight, and of another that the same sums go on with.
-#[derive(Clone, Copy)]
-struct Ways<'a, R> {
-    panels: usize,
-    walk: Walk<'a, R>,
-    then: Option<Walk<'a, R>>,
-}
-
-/// # Safety
-/// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the
+/// Each row of each panel has `x.columns / B::LEN` blocks of B; accumulators for all rows of the strip's
 /// tiles, which are no more than [`Direct`] takes.
 unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     isa: Isa,
-    Ways { panels, walk, then }: Ways<'_, R>,
-    tiles: Range<usize>,
-    Sums { acc, stride: acc_stride, onto }: Sums,
+    strip: &Strip<'_>,
+    from: R,
+    walk: Walk,
+    acc: *mut [f32; ROWS],
 ) {
-    let rows = rows_of(walk.x, &tiles);
+    let (x, offsets, tiles) = (strip.x, strip.offsets, strip.tiles.clone());
     macro_rules! rows {
         ($m:literal) => {
-            isa.run(Direct::<B, R, $m, MIN, MOST> {
-                walk,
-                then,
-                panels,
-                tiles,
-                acc,
-                acc_stride,
-                onto,
-                block: PhantomData,
-            })
+            isa.run(Direct::<B, R, $m, MIN, MOST> { from, walk, x, offsets, tiles, acc, block: PhantomData })
         };
     }
-    match rows {
+    match strip.x_rows() {
         1 => rows!(1),
         2 => rows!(2),
         3 => rows!(3),
@@ -188,28 +152,27 @@ unsafe fn direct<B: PanelBlock, R: Source, const MIN: bool, const MOST: u8>(
     }
 }
 
-/// Activation rows of some tiles.
-fn rows_of(x: &Activations<'_>, tiles: &Range<usize>) -> usize {
-    x.tiles.start(tiles.end) - x.tiles.start(tiles.start)
-}
-
-/// Some columns of a strip, or of two weights.
+/// Some columns of a strip.
 struct Chunk<'a> {
     panels: *const Panel,
-    part: Part<'a>,
-    then: Option<Part<'a>>,
-    tiles: Range<usize>,
-    sums: Sums,
+    column: usize,
+    columns: usize,
+    acc: *mut [f32; ROWS],
     ahead: Lines,
     outputs: Option<Outputs<'a>>,
 }
 
 /// # Safety
-/// The level's number of panels, filled with the chunk's columns; accumulators for all rows of the tiles. If there are
+/// The level's number of panels, filled with the chunk's columns; accumulators for all rows of the strip. If there are
 /// outputs, they are the strip's.
-unsafe fn sweep<const STEPS: usize, const MIN: bool, const MOST: u8>(isa: Isa, chunk: Chunk<'_>) {
-    let Chunk { panels, part, then, tiles, sums: Sums { acc, onto, .. }, ahead, outputs } = chunk;
-    isa.run(Sweep::<STEPS, MIN, MOST> { panels, part, then, tiles, acc, onto, ahead, outputs });
+unsafe fn sweep<const STEPS: usize, const MIN: bool, const MOST: u8>(
+    isa: Isa,
+    strip: &Strip<'_>,
+    chunk: Chunk<'_>,
+) {
+    let (x, offsets, tiles) = (strip.x, strip.offsets, strip.tiles.clone());
+    let Chunk { panels, column, columns, acc, ahead, outputs } = chunk;
+    isa.run(Sweep::<STEPS, MIN, MOST> { panels, column, columns, x, offsets, tiles, acc, ahead, outputs });
 }
 
 /// Whether sixteen rows lie close together.
@@ -272,64 +235,20 @@ thread_local! {
     static SCRATCH: RefCell<Option<Box<Scratch>>> = const { RefCell::new(None) };
 }
 
-/// A weight and what it is multiplied with.
-#[derive(Clone, Copy)]
-pub(crate) struct Factors<'a> {
-    /// The format's functions.
-    pub kernel: &'static IntKernel,
+/// Some weight rows times some tiles of activations.
+pub(crate) struct Strip<'a> {
     /// The weights.
     pub weight: QMatrix<'a>,
     /// The same repacked, if they were.
     pub repacked: Option<&'a Repacked>,
+    /// First of the weight rows, and one past the last: at most [`Strip::most_rows`].
+    pub rows: std::ops::Range<usize>,
     /// The right-hand side.
     pub x: &'a Activations<'a>,
     /// For the weight's format.
     pub offsets: &'a [i32],
-}
-
-impl<'a> Factors<'a> {
-    /// A way through some rows, which are so many rows apart in a panel.
-    fn walk(&self, row: usize, apart: usize) -> Walk<'a, Rows> {
-        let Factors { weight, x, offsets, .. } = *self;
-        let stride = weight.row_bytes();
-        // From a panel on to the next: its sixteen rows, or one that all rows move by.
-        let bytes = if apart == 1 { stride * ROWS } else { stride };
-        let from = Rows::new(weight.row(row).as_ptr(), stride * apart);
-        Walk { from, bytes, end: weight.bytes().as_ptr_range().end, x, offsets }
-    }
-
-    /// Sixteen rows in a copy, the last of them again for those that are missing.
-    fn copied(&self, first: usize, copies: &mut Vec<u8>) -> Walk<'a, Rows> {
-        let last = self.weight.rows() - 1;
-        copies.extend((first..first + ROWS).flat_map(|row| self.weight.row(row.min(last))));
-        let from = Rows::new(copies.as_ptr(), self.weight.row_bytes());
-        Walk { from, bytes: 0, end: copies.as_ptr_range().end, x: self.x, offsets: self.offsets }
-    }
-
-    /// Some columns.
-    fn part(&self, column: usize, columns: usize) -> Part<'a> {
-        Part { column, columns, x: self.x, offsets: self.offsets }
-    }
-
-    /// Whether sums of these can go on with `then`: as many weight rows, and as many activation rows in tiles that both formats take.
-    pub fn go_on_with(&self, isa: Isa, then: &Factors<'_>) -> bool {
-        let at_once = |factors: &Factors<'_>| isa.direct_tiles(factors.kernel.group);
-        self.weight.rows() == then.weight.rows()
-            && self.x.tiles == then.x.tiles
-            && at_once(self) <= at_once(then)
-    }
-}
-
-/// Some weight rows times some tiles of activations.
-pub(crate) struct Strip<'a> {
-    /// What is multiplied.
-    pub factors: Factors<'a>,
-    /// What the sums go on with ([`Factors::go_on_with`]).
-    pub then: Option<Factors<'a>>,
-    /// First of the weight rows, and one past the last: at most [`Strip::most_rows`].
-    pub rows: Range<usize>,
     /// Which tiles; at most [`ROW_BLOCK`] rows.
-    pub tiles: Range<usize>,
+    pub tiles: std::ops::Range<usize>,
     /// The weight row that this thread goes on with, as far as can be told, so that it is fetched.
     pub next: Option<usize>,
 }
@@ -346,32 +265,33 @@ impl Strip<'_> {
         }
     }
 
+    /// Activation rows of its tiles.
+    fn x_rows(&self) -> usize {
+        self.x.tiles.start(self.tiles.end) - self.x.tiles.start(self.tiles.start)
+    }
+
     /// Computes and writes `out[row · weight.rows() + n]`.
     ///
     /// # Safety
     /// `out` holds all rows of `x`, and no one else uses the outputs of these rows and tiles.
-    pub unsafe fn run(&self, isa: Isa, out: Output<'_>) {
-        let Factors { kernel, weight, x, .. } = self.factors;
-        for factors in [Some(self.factors), self.then].into_iter().flatten() {
-            assert!(factors.x.columns == factors.weight.cols() && self.rows.end <= factors.weight.rows());
-        }
-        assert!(self.then.is_none_or(|then| self.factors.go_on_with(isa, &then)));
+    pub unsafe fn run(&self, isa: Isa, kernel: &IntKernel, out: Output<'_>) {
+        assert!(self.x.columns == self.weight.cols());
         let outputs = Outputs { out, rows: self.rows.clone() };
         // SAFETY: the caller's promise.
         unsafe {
-            if is_direct(isa, kernel, weight, x) {
+            if is_direct(isa, kernel, self.weight, self.x) {
                 let at_once = isa.direct_tiles(kernel.group);
                 let mut first = self.tiles.start;
                 while first < self.tiles.end {
                     let last = (first + at_once).min(self.tiles.end);
                     // Two tiles of what would fit one are none that the kernel knows.
-                    let fit = x.tiles.start(last) - x.tiles.start(first) <= isa.direct_rows();
+                    let fit = self.x.tiles.start(last) - self.x.tiles.start(first) <= isa.direct_rows();
                     let tiles = first..if fit { first + 1 } else { last };
                     first = tiles.end;
-                    self.directly(isa, tiles, &outputs);
+                    Strip { rows: self.rows.clone(), tiles, ..*self }.directly(isa, kernel, &outputs);
                 }
             } else {
-                self.through_panels(isa, outputs);
+                self.through_panels(isa, kernel, outputs);
             }
         }
     }
@@ -380,83 +300,63 @@ impl Strip<'_> {
     ///
     /// # Safety
     /// The tiles are as many as are multiplied at once; no one else uses the outputs.
-    unsafe fn directly(&self, isa: Isa, tiles: Range<usize>, outputs: &Outputs<'_>) {
-        let first = self.factors.x.tiles.start(tiles.start);
-        let (n_rows, panels) = (rows_of(self.factors.x, &tiles), self.rows.len().div_ceil(ROWS));
+    unsafe fn directly(&self, isa: Isa, kernel: &IntKernel, outputs: &Outputs<'_>) {
+        let first = self.x.tiles.start(self.tiles.start);
+        let (n_rows, panels) = (self.x_rows(), self.rows.len().div_ceil(ROWS));
         assert!(n_rows * panels <= DIRECT_ACCUMULATORS);
         let mut acc = [const { MaybeUninit::<[f32; ROWS]>::uninit() }; DIRECT_ACCUMULATORS];
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
-        let sums = Sums { acc, stride: panels, onto: outputs.out.is_onto() };
-        // At once, if both are read alike.
-        let alike = self.factors.repacked.is_none();
-        let then = self.then.as_ref().filter(|then| alike && std::ptr::eq(self.factors.kernel, then.kernel));
         // SAFETY: accumulators for all rows and panels, of which each is written; the caller vouches for the outputs.
         unsafe {
-            if sums.onto {
-                for row in 0..n_rows {
-                    outputs.get(first + row, panels, acc.add(row * panels));
-                }
-            }
-            self.accumulate(isa, (&self.factors, then), &tiles, sums);
-            if let Some(apart) = self.then.as_ref().filter(|_| then.is_none()) {
-                self.accumulate(isa, (apart, None), &tiles, Sums { onto: true, ..sums });
-            }
+            self.accumulate(isa, kernel, acc);
             for row in 0..n_rows {
                 outputs.put(first + row, acc.add(row * panels));
             }
         }
     }
 
-    /// The products of all panels, as `acc[row][panel]`, and what they go on with.
+    /// The products of all panels, as `acc[row][panel]`.
     ///
     /// # Safety
     /// The same; `acc` has room.
-    unsafe fn accumulate(
-        &self,
-        isa: Isa,
-        (factors, then): (&Factors<'_>, Option<&Factors<'_>>),
-        tiles: &Range<usize>,
-        sums: Sums,
-    ) {
-        let Factors { kernel, weight, x, offsets, .. } = *factors;
-        if let (Some(repacked), Some(woven)) = (factors.repacked, &kernel.woven) {
-            let from = repacked.panel(self.rows.start / ROWS);
-            let end = repacked.panel(weight.rows().div_ceil(ROWS)).first();
-            let walk = Walk { from, bytes: weight.row_bytes(), end, x, offsets };
-            let ways = Ways { panels: self.rows.len().div_ceil(ROWS), walk, then: None };
+    unsafe fn accumulate(&self, isa: Isa, kernel: &IntKernel, acc: *mut [f32; ROWS]) {
+        let stride = self.weight.row_bytes();
+        let acc_stride = self.rows.len().div_ceil(ROWS);
+        if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
+            let end = repacked.panel(self.weight.rows().div_ceil(ROWS)).first();
+            let walk = Walk { panels: acc_stride, bytes: stride, acc_stride, end };
             // SAFETY: the caller vouches for `acc`, `Repacked` for the blocks.
-            unsafe { (woven.direct)(isa, ways, tiles.clone(), sums) };
+            unsafe { (woven.direct)(isa, self, repacked.panel(self.rows.start / ROWS), walk, acc) };
             return;
         }
-        // SAFETY: there are so many.
-        let from = |panel| Sums { acc: unsafe { sums.acc.add(panel) }, ..sums };
         let panels = self.rows.len() / ROWS;
         let mut done = 0;
         while done < panels {
-            let first = self.rows.start + done * ROWS;
-            // What goes on is in the order of the outputs.
-            let (these, apart) = if sums.onto { (panels, 1) } else { spread(isa, panels - done, weight) };
-            let walk = factors.walk(first, apart);
-            let ways = Ways { panels: these, walk, then: then.map(|then| then.walk(first, apart)) };
-            // SAFETY: these are whole panels of the weights' rows; the caller vouches for `acc`.
+            let first = self.weight.row(self.rows.start + done * ROWS).as_ptr();
+            let (these, apart) = spread(isa, panels - done, self.weight);
+            // From a panel on to the next: its sixteen rows, or one that all rows move by.
+            let bytes = if apart == 1 { stride * ROWS } else { stride };
+            let walk = Walk { panels: these, bytes, acc_stride, end: self.weight.bytes().as_ptr_range().end };
+            // SAFETY: these are whole panels of the weight's rows; the caller vouches for `acc`.
             unsafe {
-                (kernel.direct)(isa, ways, tiles.clone(), from(done));
+                (kernel.direct)(isa, self, Rows::new(first, stride * apart), walk, acc.add(done));
                 if apart > 1 {
-                    for row in 0..rows_of(x, tiles) {
-                        gather(std::slice::from_raw_parts_mut(from(done + row * sums.stride).acc, these));
+                    for row in 0..self.x_rows() {
+                        gather(std::slice::from_raw_parts_mut(acc.add(row * acc_stride + done), these));
                     }
                 }
             }
             done += these;
         }
-        if panels * ROWS < self.rows.len() {
+        if panels < acc_stride {
             // Missing rows repeat the last one; their results are not written.
-            let (first, mut copies) = (self.rows.start + panels * ROWS, [Vec::new(), Vec::new()]);
-            let [own, others] = &mut copies;
-            let walk = factors.copied(first, own);
-            let ways = Ways { panels: 1, walk, then: then.map(|then| then.copied(first, others)) };
-            // SAFETY: 16 rows of the weights' length; the caller vouches for `acc`.
-            unsafe { (kernel.direct)(isa, ways, tiles.clone(), from(panels)) };
+            let (first, last) = (self.rows.start + panels * ROWS, self.rows.end - 1);
+            let copies: Vec<u8> =
+                (first..first + ROWS).flat_map(|r| self.weight.row(r.min(last))).copied().collect();
+            let rows = Rows::new(copies.as_ptr(), stride);
+            let walk = Walk { panels: 1, bytes: 0, acc_stride, end: copies.as_ptr_range().end };
+            // SAFETY: 16 rows of the weight's length; the caller vouches for `acc`.
+            unsafe { (kernel.direct)(isa, self, rows, walk, acc.add(panels)) };
         }
     }
 
@@ -464,146 +364,77 @@ impl Strip<'_> {
     ///
     /// # Safety
     /// No one else uses the outputs.
-    unsafe fn through_panels(&self, isa: Isa, outputs: Outputs<'_>) {
+    unsafe fn through_panels(&self, isa: Isa, kernel: &IntKernel, outputs: Outputs<'_>) {
         SCRATCH.with_borrow_mut(|scratch| {
             let scratch = scratch.get_or_insert_with(Scratch::new);
-            let first = self.factors.x.tiles.start(self.tiles.start);
-            let n_rows = rows_of(self.factors.x, &self.tiles);
-            let panels = isa.tile_panels();
-            assert!(n_rows <= ROW_BLOCK && self.rows.len() <= panels * ROWS);
-            let onto = outputs.out.is_onto();
-            // SAFETY: accumulators for all rows; and the caller's promise.
-            unsafe {
-                if onto {
-                    let acc: *mut [f32; ROWS] = scratch.acc.as_mut_ptr().cast();
-                    for row in 0..n_rows {
-                        outputs.get(first + row, panels, acc.add(row * panels));
-                    }
-                }
-                let beside = self.then.as_ref().filter(|then| self.has_beside(then));
-                let apart = self.then.as_ref().filter(|_| beside.is_none());
-                self.sweep_columns(
-                    scratch,
-                    isa,
-                    (&self.factors, beside),
-                    onto,
-                    apart.is_none().then_some(&outputs),
-                );
-                if let Some(then) = apart {
-                    self.sweep_columns(scratch, isa, (then, None), true, Some(&outputs));
-                }
-            }
+            // SAFETY: the caller's promise.
+            unsafe { self.through_panels_in(scratch, isa, kernel, outputs) }
         });
     }
 
-    /// Whether the columns of what the sums go on with fit behind the last ones in the same panels.
-    fn has_beside(&self, then: &Factors<'_>) -> bool {
-        std::ptr::eq(self.factors.kernel, then.kernel) && then.x.columns <= BESIDE
-    }
-
-    /// Unpacks some columns of all panels.
-    ///
     /// # Safety
-    /// The weight has these columns, and the panels room for them.
-    unsafe fn fill_panels(
-        &self,
-        isa: Isa,
-        storage: &mut [MaybeUninit<Panel>; MAX_PANELS],
-        factors: &Factors<'_>,
-        columns: Range<usize>,
-        column: usize,
-    ) {
-        let Factors { kernel, weight, repacked, .. } = *factors;
-        let (blocks, stride) = (columns.len() / kernel.block_len, weight.row_bytes());
-        let (skip, bytes) =
-            (columns.start / kernel.block_len * kernel.block_bytes, blocks * kernel.block_bytes);
-        let mut copies = Vec::new();
-        for (p, panel) in storage.iter_mut().enumerate().take(isa.tile_panels()) {
-            let first = self.rows.start + p * ROWS;
-            let filled = Filled { blocks, column, panel: panel.as_mut_ptr() };
-            if let (Some(repacked), Some(woven)) = (repacked, &kernel.woven) {
-                let mut from = repacked.panel(first.min(self.rows.end - 1) / ROWS);
-                from.advance(skip);
-                // SAFETY: `Repacked` has so many blocks from here on.
-                unsafe { (woven.fill)(isa, from, filled) };
-                continue;
-            }
-            let rows = if first + ROWS <= self.rows.end {
-                Rows::new(weight.row(first)[skip..].as_ptr(), stride)
-            } else {
-                // Missing rows repeat the last one; their results are not written.
-                copies.resize(CHUNK_BYTES * ROWS, 0);
-                for (i, copy) in copies.chunks_exact_mut(CHUNK_BYTES).enumerate() {
-                    let row = weight.row((first + i).min(self.rows.end - 1));
-                    copy[..bytes].copy_from_slice(&row[skip..][..bytes]);
-                }
-                Rows::new(copies.as_ptr(), CHUNK_BYTES)
-            };
-            // SAFETY: the rows have so many blocks from here on.
-            unsafe { (kernel.fill)(isa, rows, filled) };
-        }
-    }
-
-    /// All columns of one product, and behind the last ones, in the same panels, those of another.
-    ///
-    /// # Safety
-    /// No one else uses the outputs; if sums go on, they are there.
-    unsafe fn sweep_columns(
+    /// No one else uses the outputs.
+    unsafe fn through_panels_in(
         &self,
         scratch: &mut Scratch,
         isa: Isa,
-        (factors, beside): (&Factors<'_>, Option<&Factors<'_>>),
-        onto: bool,
-        outputs: Option<&Outputs<'_>>,
+        kernel: &IntKernel,
+        outputs: Outputs<'_>,
     ) {
-        let Factors { kernel, weight, repacked, x, .. } = *factors;
-        let (panels, stride) = (isa.tile_panels(), weight.row_bytes());
+        let (panels, stride) = (isa.tile_panels(), self.weight.row_bytes());
+        let n_rows = self.x_rows();
+        assert!(n_rows <= ROW_BLOCK && self.rows.len() <= panels * ROWS);
         let Scratch { acc, panels: storage } = scratch;
         let acc: *mut [f32; ROWS] = acc.as_mut_ptr().cast();
-        for column in (0..x.columns).step_by(COLUMNS) {
-            let columns = COLUMNS.min(x.columns - column);
-            let is_last = column + columns == x.columns;
-            // SAFETY: these are some of its columns; and there is room for those that fit beside them.
-            let then = unsafe {
-                self.fill_panels(isa, storage, factors, column..column + columns, 0);
-                beside.filter(|_| is_last).map(|then| {
-                    self.fill_panels(isa, storage, then, 0..then.x.columns, columns);
-                    then.part(0, then.x.columns)
-                })
-            };
-            let skip = column / kernel.block_len * kernel.block_bytes;
-            let bytes = columns / kernel.block_len * kernel.block_bytes;
+        let mut copies = Vec::new();
+        for column in (0..self.x.columns).step_by(COLUMNS) {
+            let columns = COLUMNS.min(self.x.columns - column);
+            let blocks = columns / kernel.block_len;
+            let (skip, bytes) = (column / kernel.block_len * kernel.block_bytes, blocks * kernel.block_bytes);
+            for (p, panel) in storage.iter_mut().enumerate().take(panels) {
+                let first = self.rows.start + p * ROWS;
+                if let (Some(repacked), Some(woven)) = (self.repacked, &kernel.woven) {
+                    let mut from = repacked.panel(first.min(self.rows.end - 1) / ROWS);
+                    from.advance(skip);
+                    // SAFETY: `Repacked` has so many blocks from here on.
+                    unsafe { (woven.fill)(isa, from, blocks, panel.as_mut_ptr()) };
+                    continue;
+                }
+                let rows = if first + ROWS <= self.rows.end {
+                    Rows::new(self.weight.row(first)[skip..].as_ptr(), stride)
+                } else {
+                    // Missing rows repeat the last one; their results are not written.
+                    copies.resize(CHUNK_BYTES * ROWS, 0);
+                    for (i, copy) in copies.chunks_exact_mut(CHUNK_BYTES).enumerate() {
+                        let row = self.weight.row((first + i).min(self.rows.end - 1));
+                        copy[..bytes].copy_from_slice(&row[skip..][..bytes]);
+                    }
+                    Rows::new(copies.as_ptr(), CHUNK_BYTES)
+                };
+                // SAFETY: the rows have so many blocks from here on.
+                unsafe { (kernel.fill)(isa, rows, blocks, panel.as_mut_ptr()) };
+            }
             // What is unpacked next: the columns that follow, or the first ones of another strip.
             let (row, skip) = match self.next {
-                _ if !is_last => (self.rows.start, skip + bytes),
+                _ if column + columns < self.x.columns => (self.rows.start, skip + bytes),
                 Some(next) => (next, 0),
                 None => (self.rows.start + panels * ROWS, 0),
             };
-            let ahead = match repacked {
+            let ahead = match self.repacked {
                 None => {
-                    let from = weight.bytes().as_ptr().wrapping_add(row * stride + skip);
-                    // Whole rows are one piece.
-                    let (rows, bytes) =
-                        if bytes == stride { (1, panels * ROWS * bytes) } else { (panels * ROWS, bytes) };
-                    Lines::new(from, stride, rows, bytes)
+                    let from = self.weight.bytes().as_ptr().wrapping_add(row * stride + skip);
+                    Lines::new(from, stride, panels * ROWS, bytes)
                 }
                 Some(repacked) => {
                     let from = repacked.panel(row / ROWS).first().wrapping_add(ROWS * skip);
                     Lines::new(from, ROWS * stride, panels, ROWS * bytes)
                 }
             };
-            let chunk = Chunk {
-                panels: storage.as_ptr().cast(),
-                part: factors.part(column, columns),
-                then,
-                tiles: self.tiles.clone(),
-                sums: Sums { acc, stride: panels, onto: onto || column > 0 },
-                ahead,
-                outputs: outputs.filter(|_| is_last).cloned(),
-            };
-            // SAFETY: the panels have just been filled; accumulators are written before they are read, and the caller vouches
-            // for those that were there and for the outputs.
-            unsafe { (kernel.sweep)(isa, chunk) };
+            let outputs = (column + columns == self.x.columns).then(|| outputs.clone());
+            let panels = storage.as_ptr().cast();
+            // SAFETY: the panels have just been filled; accumulators are written at column 0
+            // before they are read; the caller vouches for the outputs.
+            unsafe { (kernel.sweep)(isa, self, Chunk { panels, column, columns, acc, ahead, outputs }) };
         }
     }
 }

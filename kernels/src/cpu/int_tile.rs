@@ -24,26 +24,7 @@ use super::simd::{Op, Simd};
 pub(crate) struct Sweep<'a, const STEPS: usize, const MIN: bool, const MOST: u8> {
     /// As many as the level's tile has.
     pub panels: *const Panel,
-    /// What the panels hold.
-    pub part: Part<'a>,
-    /// What they hold behind that.
-    pub then: Option<Part<'a>>,
-    /// Which tiles of activations.
-    pub tiles: std::ops::Range<usize>,
-    /// `[row − first row][panel][16]`: written, and read if sums go on from there.
-    pub acc: *mut [f32; ROWS],
-    /// Whether they do.
-    pub onto: bool,
-    /// What is fetched meanwhile.
-    pub ahead: Lines,
-    /// Where the outputs go, if these are the last columns.
-    pub outputs: Option<Outputs<'a>>,
-}
-
-/// Some columns of a weight, and what they are multiplied with.
-#[derive(Clone, Copy)]
-pub(crate) struct Part<'a> {
-    /// The first.
+    /// The first column that the panels hold.
     pub column: usize,
     /// How many.
     pub columns: usize,
@@ -51,23 +32,14 @@ pub(crate) struct Part<'a> {
     pub x: &'a Activations<'a>,
     /// From [`Activations::offsets`].
     pub offsets: &'a [i32],
-}
-
-impl Part<'_> {
-    /// A tile's operands.
-    #[inline(always)]
-    fn operands<const STEPS: usize>(&self, tile: usize) -> Operands {
-        let (column, columns, per_row) = (self.column, self.columns, self.x.columns);
-        let group = 4 * STEPS;
-        let (start, m) = (self.x.tiles.start(tile), self.x.tiles.start(tile + 1) - self.x.tiles.start(tile));
-        let at = |unit: usize| start * per_row / unit + column / unit * m;
-        Operands {
-            groups: columns / group,
-            q: self.x.q[at(4)..][..columns / 4 * m].as_ptr(),
-            scales: self.x.scales[at(32)..][..columns / 32 * m].as_ptr(),
-            offsets: self.offsets[at(group)..][..columns / group * m].as_ptr(),
-        }
-    }
+    /// Which tiles of it.
+    pub tiles: std::ops::Range<usize>,
+    /// `[row − first row][panel][16]`: read unless `column` is 0, and written.
+    pub acc: *mut [f32; ROWS],
+    /// What is fetched meanwhile.
+    pub ahead: Lines,
+    /// Where the outputs go, if these are the last columns.
+    pub outputs: Option<Outputs<'a>>,
 }
 
 /// Memory that will be read soon: `rows` times `bytes`.
@@ -120,21 +92,6 @@ pub(crate) struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    /// Fills `acc[panel]` with what the sums of activation row `row` begin with.
-    ///
-    /// # Safety
-    /// There are so many accumulators, and no one else uses these outputs.
-    pub unsafe fn get(&self, row: usize, panels: usize, acc: *mut [f32; ROWS]) {
-        // SAFETY: the caller's promises.
-        unsafe {
-            let values = std::slice::from_raw_parts_mut(acc.cast(), panels * ROWS);
-            values.fill(0.0);
-            if self.out.is_onto() {
-                self.out.get(row, self.rows.start, &mut values[..self.rows.len()]);
-            }
-        }
-    }
-
     /// Writes what `acc[panel]` holds of activation row `row`.
     ///
     /// # Safety
@@ -149,21 +106,14 @@ impl Outputs<'_> {
     }
 }
 
-/// The right-hand side of a tile.
-#[derive(Clone, Copy)]
-struct Operands {
+/// A tile's operands.
+struct Tile {
+    panels: *const Panel,
     groups: usize,
     q: *const [i8; 4],
     scales: *const f32,
     offsets: *const i32,
-}
-
-/// A tile's operands.
-struct Tile {
-    panels: *const Panel,
-    /// Which groups of the panels follow each other with one, and then with the other.
-    parts: [Operands; 2],
-    onto: bool,
+    first: bool,
     acc: *mut [f32; ROWS],
     /// Lines to fetch with every group.
     fetch: usize,
@@ -182,21 +132,20 @@ impl<const STEPS: usize, const MIN: bool, const MOST: u8> Op for Sweep<'_, STEPS
 impl<const STEPS: usize, const MIN: bool, const MOST: u8> Sweep<'_, STEPS, MIN, MOST> {
     #[inline(always)]
     fn sweep<S: Simd, const P: usize>(mut self, s: S) {
-        let x = self.part.x;
-        let first_row = x.tiles.start(self.tiles.start);
-        let groups = self.part.columns / (4 * STEPS);
-        let fetch = self.ahead.count().div_ceil((groups * self.tiles.len()).max(1));
+        let per_row = self.x.columns;
+        let group = 4 * STEPS;
+        let first_row = self.x.tiles.start(self.tiles.start);
+        let fetch = self.ahead.count().div_ceil((self.columns / group * self.tiles.len()).max(1));
         for t in self.tiles.clone() {
-            let (start, m) = (x.tiles.start(t), x.tiles.start(t + 1) - x.tiles.start(t));
-            let part = self.part.operands::<STEPS>(t);
-            let then = match &self.then {
-                Some(then) => then.operands::<STEPS>(t),
-                None => Operands { groups: 0, ..part },
-            };
+            let (start, m) = (self.x.tiles.start(t), self.x.tiles.start(t + 1) - self.x.tiles.start(t));
+            let at = |unit: usize| start * per_row / unit + self.column / unit * m;
             let tile = Tile {
                 panels: self.panels,
-                parts: [part, then],
-                onto: self.onto,
+                groups: self.columns / group,
+                q: self.x.q[at(4)..][..self.columns / 4 * m].as_ptr(),
+                scales: self.x.scales[at(32)..][..self.columns / 32 * m].as_ptr(),
+                offsets: self.offsets[at(group)..][..self.columns / group * m].as_ptr(),
+                first: self.column == 0,
                 // SAFETY: the caller's accumulators hold all rows of the tiles.
                 acc: unsafe { self.acc.add((start - first_row) * P) },
                 fetch,
@@ -227,7 +176,7 @@ impl<const STEPS: usize, const MIN: bool, const MOST: u8> Sweep<'_, STEPS, MIN, 
 
 impl Tile {
     /// # Safety
-    /// P panels with the groups of both parts; operands of M rows and as many groups; P · M accumulators.
+    /// P panels with `groups` groups; operands of M rows and as many groups; P · M accumulators.
     #[inline(always)]
     unsafe fn run<
         S: Simd,
@@ -242,7 +191,7 @@ impl Tile {
         ahead: &mut Lines,
     ) {
         let mut acc = [[s.splat(0.0); P]; M];
-        if self.onto {
+        if !self.first {
             for m in 0..M {
                 for p in 0..P {
                     // SAFETY: P · M accumulators.
@@ -250,58 +199,54 @@ impl Tile {
                 }
             }
         }
-        let mut g = 0;
-        for part in &self.parts {
-            let Operands { groups, mut q, mut scales, mut offsets } = *part;
-            for _ in 0..groups {
-                ahead.fetch(s, self.fetch);
-                // SAFETY: M offsets per group.
-                let offset = |m| if MIN { 0 } else { unsafe { *offsets.add(m) } };
-                let mut sums = [[GroupSum::<S, MOST>::new(s, 0); P]; M];
-                for m in 0..M {
-                    sums[m] = [GroupSum::new(s, offset(m)); P];
-                }
-                for four in (0..STEPS).step_by(4) {
-                    unroll! { I in [0, 1, 2, 3] {
-                        let mut codes = [s.splat_i(0); P];
-                        for p in 0..P {
-                            // SAFETY: P panels, and this group is within them.
-                            codes[p] = s.load_i(unsafe { &(&(*self.panels.add(p)).codes)[g * STEPS + four + I] });
-                        }
-                        for m in 0..M {
-                            // SAFETY: M words per step.
-                            let q = unsafe { &*q.add((four + I) * M + m) };
-                            for p in 0..P {
-                                sums[m][p].add::<STEPS>(s, I, codes[p], q);
-                            }
-                        }
-                    }}
-                }
-                for p in 0..P {
-                    // SAFETY: as for the codes.
-                    let scale = s.load(unsafe { &(&(*self.panels.add(p)).scales)[g] });
+        let (mut q, mut scales, mut offsets) = (self.q, self.scales, self.offsets);
+        for g in 0..self.groups {
+            ahead.fetch(s, self.fetch);
+            // SAFETY: M offsets per group.
+            let offset = |m| if MIN { 0 } else { unsafe { *offsets.add(m) } };
+            let mut sums = [[GroupSum::<S, MOST>::new(s, 0); P]; M];
+            for m in 0..M {
+                sums[m] = [GroupSum::new(s, offset(m)); P];
+            }
+            for four in (0..STEPS).step_by(4) {
+                unroll! { I in [0, 1, 2, 3] {
+                    let mut codes = [s.splat_i(0); P];
+                    for p in 0..P {
+                        // SAFETY: P panels, and this group is within them.
+                        codes[p] = s.load_i(unsafe { &(&(*self.panels.add(p)).codes)[g * STEPS + four + I] });
+                    }
                     for m in 0..M {
-                        // SAFETY: M scales per 32 columns.
-                        let x = s.splat(unsafe { *scales.add(m) });
-                        let sum = s.to_f(sums[m][p].get::<STEPS>(s, offset(m)));
-                        acc[m][p] = s.fma(sum, s.mul(scale, x), acc[m][p]);
-                    }
-                    if MIN {
-                        // SAFETY: as for the codes.
-                        let min = s.load(unsafe { &(&(*self.panels.add(p)).mins)[g] });
-                        for m in 0..M {
-                            // SAFETY: M offsets per group.
-                            let offset = f32::from_bits(unsafe { *offsets.add(m) } as u32);
-                            acc[m][p] = s.fma(min, s.splat(offset), acc[m][p]);
+                        // SAFETY: M words per step.
+                        let q = unsafe { &*q.add((four + I) * M + m) };
+                        for p in 0..P {
+                            sums[m][p].add::<STEPS>(s, I, codes[p], q);
                         }
                     }
+                }}
+            }
+            for p in 0..P {
+                // SAFETY: as for the codes.
+                let scale = s.load(unsafe { &(&(*self.panels.add(p)).scales)[g] });
+                for m in 0..M {
+                    // SAFETY: M scales per 32 columns.
+                    let x = s.splat(unsafe { *scales.add(m) });
+                    let sum = s.to_f(sums[m][p].get::<STEPS>(s, offset(m)));
+                    acc[m][p] = s.fma(sum, s.mul(scale, x), acc[m][p]);
                 }
-                q = q.wrapping_add(STEPS * M);
-                offsets = offsets.wrapping_add(M);
-                if STEPS == 8 || g % 2 == 1 {
-                    scales = scales.wrapping_add(M);
+                if MIN {
+                    // SAFETY: as for the codes.
+                    let min = s.load(unsafe { &(&(*self.panels.add(p)).mins)[g] });
+                    for m in 0..M {
+                        // SAFETY: M offsets per group.
+                        let offset = f32::from_bits(unsafe { *offsets.add(m) } as u32);
+                        acc[m][p] = s.fma(min, s.splat(offset), acc[m][p]);
+                    }
                 }
-                g += 1;
+            }
+            q = q.wrapping_add(STEPS * M);
+            offsets = offsets.wrapping_add(M);
+            if STEPS == 8 || g % 2 == 1 {
+                scales = scales.wrapping_add(M);
             }
         }
         for m in 0..M {

@@ -4,7 +4,6 @@
 //! row and are tiny. Sites with the same rows share the gathered (and quantized) input, so
 //! q, k and v cost one preparation. Bits are those of [`crate::ops::lora`].
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -35,30 +34,10 @@ struct Work<'a> {
     /// What is expanded: lines of the rank.
     lines: Vec<Line<'a>>,
     inner: Vec<f32>,
-    /// U of `inner`, if some of it has scales of its own.
+    /// Whether U of `inner` is added to the output at once.
+    onto: bool,
+    /// U of `inner` otherwise.
     delta: Vec<f32>,
-}
-
-/// Lines of one group with a row each.
-struct Onto<'w, 'a> {
-    turn: usize,
-    work: &'w Work<'a>,
-    lines: Vec<usize>,
-    rows: Vec<u32>,
-    /// What is expanded.
-    z: Cow<'w, [f32]>,
-}
-
-impl Onto<'_, '_> {
-    /// Finds what is expanded.
-    fn collect(&mut self) {
-        let rank = self.work.u.rank();
-        let line = |i: &usize| &self.work.inner[i * rank..][..rank];
-        self.z = match self.lines.len() == self.work.lines.len() {
-            true => Cow::Borrowed(&self.work.inner),
-            false => self.lines.iter().flat_map(line).copied().collect(),
-        };
-    }
 }
 
 /// What adapters add to several sites with the same input; see [`crate::Backend::lora`].
@@ -73,6 +52,7 @@ pub(crate) fn lora(
     let mut row_lists: Vec<Vec<u32>> = Vec::new();
     let mut work = Vec::new();
     for (job, j) in jobs.iter().enumerate() {
+        let onto = is_plain(j.groups);
         for group in j.groups {
             let Some(u) = group.u else { continue };
             let (rows, places) = ascending(group);
@@ -81,15 +61,14 @@ pub(crate) fn lora(
                 row_lists.push(rows);
                 row_lists.len() - 1
             });
-            work.push(Work::new(job, group, (rows, places), u));
+            work.push(Work::new(job, group, (rows, places), u, onto));
         }
     }
     shrink(isa, pool, x, in_width, &row_lists, &mut work)?;
     cores(isa, pool, serial, &mut work)?;
-    let before: Vec<_> = jobs.iter().map(|job| has_row_scales(job.groups).then(|| job.out.clone())).collect();
     expand_onto(isa, pool, jobs, &work)?;
     expand(isa, pool, &mut work)?;
-    add(pool, jobs, &before, &work)
+    add(pool, jobs, &work)
 }
 
 /// A group's rows in ascending order, and where each entry of the group stands there.
@@ -119,11 +98,17 @@ pub(super) fn is_plain(groups: &[LoraGroup<'_>]) -> bool {
 }
 
 impl<'a> Work<'a> {
-    fn new(job: usize, group: &'a LoraGroup<'a>, (rows, places): (usize, Vec<usize>), u: Expand<'a>) -> Self {
+    fn new(
+        job: usize,
+        group: &'a LoraGroup<'a>,
+        (rows, places): (usize, Vec<usize>),
+        u: Expand<'a>,
+        onto: bool,
+    ) -> Self {
         let lines = Line::all(group);
         let z = vec![0.0; group.rows.len() * u.rank()];
         let inner = vec![0.0; lines.len() * u.rank()];
-        Work { job, group, rows, places, v: group.v, u, z, lines, inner, delta: Vec::new() }
+        Work { job, group, rows, places, v: group.v, u, z, lines, inner, onto, delta: Vec::new() }
     }
 }
 
@@ -213,7 +198,7 @@ fn cores(isa: Isa, pool: &ThreadPool, serial: &ThreadPool, work: &mut [Work<'_>]
     })
 }
 
-/// Plain terms are expanded straight onto the outputs: for each row in the order of the groups.
+/// Expands straight onto the outputs, where plain terms are all there is.
 fn expand_onto(
     isa: Isa,
     pool: &ThreadPool,
@@ -221,56 +206,34 @@ fn expand_onto(
     work: &[Work<'_>],
 ) -> Result<(), FormatError> {
     let outs: Vec<_> = jobs.iter_mut().map(|job| (Shared(job.out.as_mut_ptr()), job.out.len())).collect();
-    // A row's lines take turns, so that those of a turn have a row each.
-    let mut next_turn: Vec<Vec<usize>> = vec![Vec::new(); jobs.len()];
-    let mut turns: Vec<Vec<Onto<'_, '_>>> = Vec::new();
-    for w in work {
-        let (next, mut turns_of_w) = (&mut next_turn[w.job], Vec::<Onto<'_, '_>>::new());
-        for (i, line) in w.lines.iter().enumerate().filter(|(_, line)| matches!(line.terms, Terms::Plain(_)))
-        {
-            let row = w.group.rows[line.index].0;
-            next.resize(next.len().max(row as usize + 1), 0);
-            let turn = next[row as usize];
-            next[row as usize] += 1;
-            let known = turns_of_w.iter_mut().find(|onto| onto.turn == turn);
-            let onto = match known {
-                Some(onto) => onto,
-                None => {
-                    turns_of_w.push(Onto {
-                        turn,
-                        work: w,
-                        lines: Vec::new(),
-                        rows: Vec::new(),
-                        z: Cow::Borrowed(&[]),
-                    });
-                    let last = turns_of_w.len() - 1;
-                    &mut turns_of_w[last]
-                }
-            };
-            onto.lines.push(i);
-            onto.rows.push(row);
-        }
-        for mut onto in turns_of_w {
-            onto.collect();
-            turns.resize_with(turns.len().max(onto.turn + 1), Vec::new);
-            turns[onto.turn].push(onto);
-        }
+    // Groups with a row in common keep their order: a group's turn comes after those of its rows.
+    let mut next_turn: Vec<Vec<u32>> = vec![Vec::new(); jobs.len()];
+    let mut turns: Vec<Vec<(&Work<'_>, Vec<u32>)>> = Vec::new();
+    for w in work.iter().filter(|w| w.onto) {
+        let lines: Vec<u32> = w.lines.iter().map(|line| w.group.rows[line.index].0).collect();
+        let next = &mut next_turn[w.job];
+        let rows = lines.iter().max().map_or(0, |row| *row as usize + 1);
+        next.resize(next.len().max(rows), 0);
+        let turn = lines.iter().map(|row| next[*row as usize]).max().unwrap_or(0);
+        lines.iter().for_each(|row| next[*row as usize] = turn + 1);
+        turns.resize_with(turns.len().max(turn as usize + 1), Vec::new);
+        turns[turn as usize].push((w, lines));
     }
     for turn in &turns {
-        let expansions = turn.iter().map(|Onto { work: w, rows, z, .. }| {
+        let expansions = turn.iter().map(|(w, lines)| {
             let (out, len) = outs[w.job];
-            // SAFETY: `jobs` are borrowed here until the end; a row has one line in a turn.
-            (w.u, &z[..], rows.len(), unsafe { Output::add(out, len, w.u.outputs(), rows) })
+            // SAFETY: `jobs` are borrowed here until the end; the rows of a group are distinct (see
+            // `is_plain`), and those of a turn belong to one group each.
+            (w.u, &w.inner[..], lines.len(), unsafe { Output::add(out, len, w.u.outputs(), lines) })
         });
         expand_all(isa, pool, expansions)?;
     }
     Ok(())
 }
 
-/// Expands what has scales of its own.
+/// Expands what has scales of its own, or other additions in between.
 fn expand(isa: Isa, pool: &ThreadPool, work: &mut [Work<'_>]) -> Result<(), FormatError> {
-    let scaled = |w: &&mut Work<'_>| w.lines.iter().any(|line| matches!(line.terms, Terms::Scaled(_)));
-    let expansions = work.iter_mut().filter(scaled).map(|w| {
+    let expansions = work.iter_mut().filter(|w| !w.onto).map(|w| {
         w.delta = vec![0.0; w.lines.len() * w.u.outputs()];
         (w.u, &w.inner[..], w.lines.len(), Output::set(&mut w.delta, w.u.outputs()))
     });
@@ -297,21 +260,12 @@ fn expand_all<'a>(
     matmul(isa, pool, &inputs, &products)
 }
 
-/// Whether some term scales what was there before all groups.
-fn has_row_scales(groups: &[LoraGroup<'_>]) -> bool {
-    groups.iter().flat_map(|g| &g.rows).flat_map(|(_, terms)| terms).any(|t| t.row_scale.is_some())
-}
-
-/// Adds what has scales of its own, scaled outputs and biases, group after group and term after term; `before` is what outputs were.
-fn add(
-    pool: &ThreadPool,
-    jobs: &mut [LoraJob<'_, Vec<f32>>],
-    before: &[Option<Vec<f32>>],
-    work: &[Work<'_>],
-) -> Result<(), FormatError> {
+/// Adds the deltas, scaled outputs and biases, group after group and term after term.
+fn add(pool: &ThreadPool, jobs: &mut [LoraJob<'_, Vec<f32>>], work: &[Work<'_>]) -> Result<(), FormatError> {
     for (j, job) in jobs.iter_mut().enumerate().filter(|(_, job)| !is_plain(job.groups)) {
         let width = job.width;
-        let before = before[j].as_deref();
+        let terms = || job.groups.iter().flat_map(|g| &g.rows).flat_map(|(_, terms)| terms);
+        let before = terms().any(|t| t.row_scale.is_some()).then(|| job.out.clone());
         let groups = job.groups;
         for group in groups {
             let out = Shared(job.out.as_mut_ptr());
@@ -325,7 +279,7 @@ fn add(
                     assert!(start + width <= len, "row {row} of the batch");
                     // SAFETY: within `out`, and no other thread has this row.
                     let y = unsafe { out.slice(start, width) };
-                    let y0 = before.map(|b| &b[start..start + width]);
+                    let y0 = before.as_ref().map(|b| &b[start..start + width]);
                     add_row(work, index, terms, y0, y)?;
                 }
                 Ok(())
@@ -342,16 +296,24 @@ fn add_row(
     y0: Option<&[f32]>,
     y: &mut [f32],
 ) -> Result<(), FormatError> {
-    let delta = |wanted: &LoraTerm<'_>| {
+    let delta = |wanted: Option<&LoraTerm<'_>>| {
         let work = work?;
         let is = |line: &Line<'_>| {
-            line.index == index && matches!(line.terms, Terms::Scaled(term) if std::ptr::eq(term, wanted))
+            line.index == index
+                && match (line.terms, wanted) {
+                    (Terms::Plain(_), None) => true,
+                    (Terms::Scaled(term), Some(wanted)) => std::ptr::eq(term, wanted),
+                    _ => false,
+                }
         };
         let i = work.lines.iter().position(is)?;
         Some(&work.delta[i * work.u.outputs()..][..work.u.outputs()])
     };
+    if let Some(delta) = delta(None) {
+        y.iter_mut().zip(delta).for_each(|(y, d)| *y += d);
+    }
     for term in terms {
-        if let (Some(g), Some(delta)) = (term.delta_scale, delta(term)) {
+        if let (Some(g), Some(delta)) = (term.delta_scale, delta(Some(term))) {
             for ((y, g), d) in y.iter_mut().zip(line(g)?).zip(delta) {
                 *y = (term.scale * g).mul_add(*d, *y);
             }

@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::int_matmul::Factors;
 use super::output::Output;
 use super::panel::ROWS;
 use super::prepared::{Form, Prepared, units_of};
@@ -160,13 +159,13 @@ impl<'a> Plan<'a> {
                 };
                 let these = first..(first + self.group).min(strips.end);
                 // SAFETY: the caller's promises.
-                unsafe { self.strips(isa, these, block, None, next, self.out)? };
+                unsafe { self.strips(isa, these, block, next, self.out)? };
             }
         }
         Ok(())
     }
 
-    /// Some strips and a block, and what their sums go on with ([`Plan::factors`]). The thread goes on with strip `next`.
+    /// Some strips and a block, with outputs that go where the plan's do. The thread goes on with strip `next`.
     ///
     /// # Safety
     /// No one else runs these strips with this block, and `out` holds all rows.
@@ -175,19 +174,13 @@ impl<'a> Plan<'a> {
         isa: Isa,
         strips: Range<usize>,
         block: usize,
-        then: Option<Factors<'_>>,
         next: Option<usize>,
         out: Output<'_>,
     ) -> Result<(), FormatError> {
         let units = block * self.per_block..((block + 1) * self.per_block).min(self.units);
         let next = next.map(|strip| strip * self.strip);
         // SAFETY: the caller's promise.
-        unsafe { self.x.run(isa, self.weight, self.weight_rows(&strips), units, then, next, out) }
-    }
-
-    /// What is multiplied, if it is of an integer format.
-    pub fn factors(&self) -> Option<Factors<'_>> {
-        self.x.factors(self.weight)
+        unsafe { self.x.run(isa, self.weight, self.weight_rows(&strips), units, next, out) }
     }
 
     /// Weight rows of a strip.
@@ -255,9 +248,6 @@ pub(crate) fn matmul(
         let (input, weight) = (inputs[product.input], product.weight);
         assert!(input.columns == weight.cols());
         product.out.check(input.rows, weight.rows());
-        if input.columns == 0 && product.out.is_onto() {
-            continue;
-        }
         if input.columns == 0 {
             for row in 0..input.rows {
                 // SAFETY: the output was checked, and no task has begun.

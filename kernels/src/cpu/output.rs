@@ -16,15 +16,45 @@ pub(crate) struct Output<'a> {
     first: usize,
     /// Line `i` of the product goes to line `lines[i]`; `None`: to line `i`.
     lines: Option<&'a [u32]>,
-    /// Whether lines are added to what is there.
-    onto: bool,
+    onto: Onto<'a>,
+}
+
+/// What a product's lines are added to.
+#[derive(Clone, Copy)]
+enum Onto<'a> {
+    Nothing,
+    /// What is there.
+    Itself,
+    /// These, and written where they go.
+    Others(Addends<'a>),
+}
+
+/// Values for some of a product's lines and some of its weight rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Addends<'a> {
+    /// Line after line, also for those without.
+    pub values: &'a [f32],
+    /// Floats of a line.
+    pub width: usize,
+    /// The weight row whose output a line begins with.
+    pub first: usize,
+    /// Which lines have any.
+    pub lines: &'a [bool],
+}
+
+impl<'a> Addends<'a> {
+    /// Those of some weight rows in a line.
+    #[inline(always)]
+    fn of(&self, line: usize, start: usize, len: usize) -> Option<&'a [f32]> {
+        self.lines[line].then(|| &self.values[line * self.width + start - self.first..][..len])
+    }
 }
 
 impl<'a> Output<'a> {
     /// Line after line of `width`.
     pub fn set(out: &'a mut [f32], width: usize) -> Output<'a> {
         let len = out.len();
-        Output { out: Shared(out.as_mut_ptr()), len, width, first: 0, lines: None, onto: false }
+        Output { out: Shared(out.as_mut_ptr()), len, width, first: 0, lines: None, onto: Onto::Nothing }
     }
 
     /// The same for the outputs of some weight rows, the first of which is `first`.
@@ -38,7 +68,7 @@ impl<'a> Output<'a> {
     /// They stay valid for `'a`, the lines are distinct, and until the product is done nothing else
     /// uses them.
     pub unsafe fn add(out: Shared<f32>, len: usize, width: usize, lines: &'a [u32]) -> Output<'a> {
-        Output { out, len, width, first: 0, lines: Some(lines), onto: true }
+        Output { out, len, width, first: 0, lines: Some(lines), onto: Onto::Itself }
     }
 
     /// The same place, where line `i` is added to line `lines[i]`.
@@ -49,7 +79,26 @@ impl<'a> Output<'a> {
     where
         'a: 'b,
     {
-        Output { lines: Some(lines), onto: true, ..*self }
+        Output { lines: Some(lines), onto: Onto::Itself, ..*self }
+    }
+
+    /// The same place, where line `i` becomes line `lines[i]`.
+    ///
+    /// # Safety
+    /// The lines exist and are distinct.
+    pub unsafe fn placed<'b>(&self, lines: &'b [u32]) -> Output<'b>
+    where
+        'a: 'b,
+    {
+        Output { lines: Some(lines), ..*self }
+    }
+
+    /// The same place, where each line becomes the sum of the product's and of these.
+    pub fn plus<'b>(&self, addends: Addends<'b>) -> Output<'b>
+    where
+        'a: 'b,
+    {
+        Output { onto: Onto::Others(addends), ..*self }
     }
 
     /// The same from a line on, of an output whose line `i` is the product's.
@@ -81,84 +130,46 @@ impl<'a> Output<'a> {
         assert!(lines * width <= self.len, "{lines} lines of {width} in {} floats", self.len);
     }
 
-    /// Whether a product that is computed as one chain must begin with [`Output::get`].
-    pub fn is_onto(&self) -> bool {
-        self.onto
-    }
-
-    /// # Safety
-    /// The outputs lie within, and no other thread uses them.
-    #[inline(always)]
-    unsafe fn slice(&self, row: usize, start: usize, len: usize) -> &mut [f32] {
-        let line = self.lines.map_or(row, |lines| lines[row] as usize);
-        // SAFETY: the caller's promise.
-        unsafe { self.out.slice(line * self.width + start - self.first, len) }
-    }
-
-    /// What is there for weight rows `start ..` of line `row`.
+    /// Writes the outputs of weight rows `start ..` of line `row`.
     ///
     /// # Safety
     /// They lie within the output, and no other thread uses them.
     #[inline(always)]
-    pub unsafe fn get(&self, row: usize, start: usize, values: &mut [f32]) {
-        // SAFETY: the caller's promise.
-        copy(unsafe { self.slice(row, start, values.len()) }, values);
-    }
-
-    /// Writes the outputs of weight rows `start ..` of line `row`, which began with what was there if that is wanted.
-    ///
-    /// # Safety
-    /// As for [`Output::get`].
-    #[inline(always)]
     pub unsafe fn put(&self, row: usize, start: usize, values: &[f32]) {
+        let line = self.lines.map_or(row, |lines| lines[row] as usize);
         // SAFETY: the caller's promise.
-        copy(values, unsafe { self.slice(row, start, values.len()) });
-    }
-
-    /// Writes or adds outputs whose sum began with nothing.
-    ///
-    /// # Safety
-    /// As for [`Output::get`].
-    #[inline(always)]
-    pub unsafe fn put_sum(&self, row: usize, start: usize, values: &[f32]) {
-        if self.onto {
-            // SAFETY: the caller's promise.
-            add(values, unsafe { self.slice(row, start, values.len()) });
-        } else {
-            // SAFETY: the same.
-            unsafe { self.put(row, start, values) };
+        let out = unsafe { self.out.slice(line * self.width + start - self.first, values.len()) };
+        match self.onto {
+            Onto::Nothing => write(values, out, |_, value, _| value),
+            Onto::Itself => write(values, out, |_, value, out| out + value),
+            Onto::Others(addends) => match addends.of(line, start, values.len()) {
+                None => write(values, out, |_, value, _| value),
+                Some(addends) => write(values, out, |i, value, _| value + addends[i]),
+            },
         }
     }
 }
 
-/// Nearly always these are the values of one panel or two; what has a known length is a few instructions and no call.
-#[inline(always)]
-fn copy(from: &[f32], to: &mut [f32]) {
-    if let (Some(from), Some(to)) = (from.as_array::<TWO>(), to.as_mut_array::<TWO>()) {
-        *to = *from;
-    } else if let (Some(from), Some(to)) = (from.as_array::<ROWS>(), to.as_mut_array::<ROWS>()) {
-        *to = *from;
-    } else {
-        to.copy_from_slice(from);
-    }
-}
+/// What becomes of an output: from its number in the line, the product's and what is there.
+trait Become: Fn(usize, f32, f32) -> f32 {}
+impl<F: Fn(usize, f32, f32) -> f32> Become for F {}
 
-/// The same with sums.
+/// Nearly always they are those of one panel or two; what has a known length is a few instructions and no call.
 #[inline(always)]
-fn add(from: &[f32], to: &mut [f32]) {
-    if let (Some(from), Some(to)) = (from.as_array::<TWO>(), to.as_mut_array::<TWO>()) {
-        add_array(from, to);
-    } else if let (Some(from), Some(to)) = (from.as_array::<ROWS>(), to.as_mut_array::<ROWS>()) {
-        add_array(from, to);
+fn write(values: &[f32], out: &mut [f32], of: impl Become) {
+    if let (Some(values), Some(out)) = (values.as_array::<TWO>(), out.as_mut_array::<TWO>()) {
+        write_array(values, out, of);
+    } else if let (Some(values), Some(out)) = (values.as_array::<ROWS>(), out.as_mut_array::<ROWS>()) {
+        write_array(values, out, of);
     } else {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        out.iter_mut().zip(values).enumerate().for_each(|(i, (out, value))| *out = of(i, *value, *out));
     }
 }
 
 /// By way of a copy, which cannot be the memory that is written.
 #[inline(always)]
-fn add_array<const N: usize>(from: &[f32; N], to: &mut [f32; N]) {
-    let mut sums = *from;
-    sums.iter_mut().zip(&*to).for_each(|(sum, to)| *sum += to);
-    *to = sums;
+fn write_array<const N: usize>(values: &[f32; N], out: &mut [f32; N], of: impl Become) {
+    let mut sums = *values;
+    sums.iter_mut().zip(&*out).enumerate().for_each(|(i, (sum, out))| *sum = of(i, *sum, *out));
+    *out = sums;
 }

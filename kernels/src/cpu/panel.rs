@@ -10,21 +10,19 @@ use crate::quant::IntBlock;
 /// Columns that a panel holds: two super-blocks. The two panels of a tile take 24 KiB, and stay in the
 /// first-level cache while all activation rows pass.
 pub(crate) const COLUMNS: usize = 512;
-/// Columns of another weight that a panel has room for behind these: what the same sums go on with.
-pub(crate) const BESIDE: usize = 64;
 /// Weight rows of a panel.
 pub(crate) const ROWS: usize = 16;
 /// Groups that are open at a time, at most.
 pub(crate) const OPEN: usize = 8;
 
-/// Up to [`COLUMNS`] columns of 16 weight rows, and up to [`BESIDE`] of others, taken apart: `codes[k / 4]` holds four codes
+/// Up to [`COLUMNS`] columns of 16 weight rows, taken apart: `codes[k / 4]` holds four codes
 /// of each row, `scales[g]` and `mins[g]` one number per row.
 #[repr(C, align(64))]
 pub(crate) struct Panel {
-    pub codes: [[u8; 64]; (COLUMNS + BESIDE) / 4],
-    pub scales: [[f32; ROWS]; (COLUMNS + BESIDE) / 16],
+    pub codes: [[u8; 64]; COLUMNS / 4],
+    pub scales: [[f32; ROWS]; COLUMNS / 16],
     /// Written only for formats with minima.
-    pub mins: [[f32; ROWS]; (COLUMNS + BESIDE) / 16],
+    pub mins: [[f32; ROWS]; COLUMNS / 16],
 }
 
 /// A format that can be unpacked 16 rows at a time: [`IntBlock::codes`] with vectors.
@@ -57,10 +55,8 @@ pub(crate) trait Sink<S: Lanes> {
 pub(crate) struct Fill<B, R> {
     /// The first block of each row.
     pub from: R,
-    /// Blocks per row.
+    /// Blocks per row, at most `COLUMNS / B::LEN`.
     pub blocks: usize,
-    /// The column of the panel that the first becomes, in whole groups. There is room.
-    pub column: usize,
     /// Receives them.
     pub panel: *mut Panel,
     /// The format.
@@ -110,14 +106,9 @@ impl<B: PanelBlock, R: Source> Op for Fill<B, R> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        assert!(self.column + self.blocks * B::LEN <= COLUMNS + BESIDE);
+        assert!(self.blocks <= COLUMNS / B::LEN);
         let mut from = self.from;
-        let mut store = Store {
-            panel: self.panel,
-            code: self.column / 4,
-            group: self.column / B::GROUP,
-            mins: B::HAS_MIN,
-        };
+        let mut store = Store { panel: self.panel, code: 0, group: 0, mins: B::HAS_MIN };
         for _ in 0..self.blocks {
             // SAFETY: the caller's rows have `blocks` blocks.
             unsafe { B::unpack(s, &from, &mut store) };

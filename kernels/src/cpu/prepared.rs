@@ -12,7 +12,7 @@ use super::amx_bf16::{self, Paired, TileStrip};
 #[cfg(target_arch = "x86_64")]
 use super::avx512_bf16::{Bf16, Bf16Strip, Rounded};
 use super::float_matmul::{self, FloatStrip};
-use super::int_matmul::{Factors, IntKernel, ROW_BLOCK, Strip};
+use super::int_matmul::{IntKernel, ROW_BLOCK, Strip};
 use super::matmul::Input;
 use super::output::Output;
 use super::panel::ROWS;
@@ -125,11 +125,6 @@ impl<'x> Prepared<'x> {
         }
     }
 
-    /// A weight, one of those that this was prepared for, and its form, if it is of an integer format.
-    pub fn form_of<'b>(&'b self, isa: Isa, weight: QMatrix<'b>) -> Option<Factors<'b>> {
-        self.form(isa, weight, None).factors(weight)
-    }
-
     /// The form that `weight`, one of those that this was prepared for, is multiplied with.
     pub fn form<'a>(&'a self, isa: Isa, weight: QMatrix<'_>, repacked: Option<&'a Repacked>) -> Form<'a> {
         #[cfg(target_arch = "x86_64")]
@@ -172,20 +167,7 @@ pub(super) enum Form<'a> {
     Tiles { x: &'a Paired },
 }
 
-impl<'a> Form<'a> {
-    /// With a weight, if it is of an integer format.
-    pub fn factors<'b>(&self, weight: QMatrix<'b>) -> Option<Factors<'b>>
-    where
-        'a: 'b,
-    {
-        match *self {
-            Form::Int { kernel, repacked, x, offsets } => {
-                Some(Factors { kernel, weight, repacked, x, offsets })
-            }
-            _ => None,
-        }
-    }
-
+impl Form<'_> {
     /// Weight rows of a strip.
     pub fn strip(&self, isa: Isa) -> usize {
         match self {
@@ -218,8 +200,8 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// Some units, as many as [`units_of`] allows, of any number of weight rows, which begin where a strip does; and what their sums go on
-    /// with, for integer formats alone ([`Factors::go_on_with`]). The thread goes on with row `next`.
+    /// Some units, as many as [`units_of`] allows, of any number of weight rows, which begin where a strip does. The thread goes on with
+    /// row `next`.
     ///
     /// # Safety
     /// `out` holds all rows, and no one else uses the outputs of these rows and units.
@@ -229,11 +211,9 @@ impl<'a> Form<'a> {
         weight: QMatrix<'_>,
         rows: Range<usize>,
         units: Range<usize>,
-        then: Option<Factors<'_>>,
         next: Option<usize>,
         out: Output<'_>,
     ) -> Result<(), FormatError> {
-        assert!(then.is_none() || matches!(self, Form::Int { .. }));
         let step = self.most_rows(isa, weight, units.len());
         for start in rows.clone().step_by(step) {
             let next = if start + step < rows.end { Some(start + step) } else { next };
@@ -242,8 +222,7 @@ impl<'a> Form<'a> {
             unsafe {
                 match *self {
                     Form::Int { kernel, repacked, x, offsets } => {
-                        let factors = Factors { kernel, weight, repacked, x, offsets };
-                        Strip { factors, then, rows, tiles: units, next }.run(isa, out)
+                        Strip { weight, repacked, rows, x, offsets, tiles: units, next }.run(isa, kernel, out)
                     }
                     #[cfg(target_arch = "x86_64")]
                     Form::Bf16 { x, .. } => Bf16Strip { weight, rows, x, x_rows: units }.run(isa, out),
@@ -272,9 +251,7 @@ impl<'a> Form<'a> {
         let (units, most) = units_of(isa, weight.ty(), self.rows());
         for first in (0..units).step_by(most) {
             // SAFETY: the caller's promise.
-            unsafe {
-                self.run(isa, weight, rows.clone(), first..(first + most).min(units), None, None, out)?
-            };
+            unsafe { self.run(isa, weight, rows.clone(), first..(first + most).min(units), None, out)? };
         }
         Ok(())
     }

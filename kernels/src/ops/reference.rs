@@ -151,19 +151,13 @@ impl Backend for Reference {
     ) -> Result<(), BackendError> {
         for job in jobs {
             let y0 = job.out.clone();
-            let rows = || {
-                job.groups
-                    .iter()
-                    .flat_map(|g| g.rows.iter().map(move |(row, terms)| (g, *row as usize, terms)))
-            };
-            let (x, width) = (|row: usize| &x[row * in_width..][..in_width], job.width);
-            for (group, row, terms) in rows() {
-                let y = &mut job.out[row * width..][..width];
-                lora::apply_plain(group, terms, x(row), y).map_err(failed)?;
-            }
-            for (group, row, terms) in rows() {
-                let (y0, y) = (&y0[row * width..][..width], &mut job.out[row * width..][..width]);
-                lora::apply_scaled(group, terms, x(row), y0, y).map_err(failed)?;
+            for group in job.groups {
+                for (row, terms) in &group.rows {
+                    let row = *row as usize;
+                    let span = row * job.width..(row + 1) * job.width;
+                    let x = &x[row * in_width..][..in_width];
+                    lora::apply(group, terms, x, &y0[span.clone()], &mut job.out[span]).map_err(failed)?;
+                }
             }
         }
         Ok(())

@@ -8,9 +8,10 @@ use super::Q8Block;
 use super::block::{Block, IntBlock, Parts};
 use crate::ops::sum;
 
-/// Integer formats, `acc + w · x` with `x` in [`Q8Block`]s; `acc` is 0 for the product alone, and what a sum of products goes on from:
+/// Integer formats, `w` · `x` with `x` in [`Q8Block`]s:
 ///
 /// ```text
+/// acc = 0
 /// for each group g in order:
 ///     i   = Σ (code[k] − ZERO) · q[k]                     exact, 32-bit
 ///     acc = fma(i, scale[g] · act_scale, acc)
@@ -24,9 +25,10 @@ use crate::ops::sum;
 ///
 /// # Panics
 /// If `x` has fewer than `w.len() · LEN / 32` blocks.
-pub fn dot_int<B: IntBlock>(mut acc: f32, w: &[B], x: &[Q8Block]) -> f32 {
+pub fn dot_int<B: IntBlock>(w: &[B], x: &[Q8Block]) -> f32 {
     const { assert!(B::GROUP == 16 || B::GROUP == 32) };
     let per_block = B::LEN / Q8Block::LEN;
+    let mut acc = 0f32;
     for (b, block) in w.iter().enumerate() {
         let parts = Parts::of(block);
         let x = &x[b * per_block..(b + 1) * per_block];

@@ -40,8 +40,8 @@ fn hint(ty: QuantType) -> &'static str {
 /// A product of one weight row with one activation row, by what it wants of the activations.
 #[derive(Clone, Copy, Debug)]
 pub enum Dot {
-    /// Activations in blocks of signed bytes; added to the first argument.
-    Int(fn(f32, &[u8], &[Q8Block]) -> f32),
+    /// Activations in blocks of signed bytes.
+    Int(fn(&[u8], &[Q8Block]) -> f32),
     /// Activations as they are.
     Float(fn(&[u8], &[f32]) -> f32),
 }
@@ -86,7 +86,7 @@ impl Format {
             ty: B::TYPE,
             dequantize: dequantize::<B>,
             quantize: quantize::<B>,
-            dot: Dot::Int(|acc, bytes, x| dot_int(acc, blocks_of::<B>(bytes).unwrap_or_default(), x)),
+            dot: Dot::Int(|bytes, x| dot_int(blocks_of::<B>(bytes).unwrap_or_default(), x)),
             exact: |bytes, x| exact_int(blocks_of::<B>(bytes).unwrap_or_default(), x),
         }
     }
@@ -186,28 +186,17 @@ pub fn dot_row(ty: QuantType, bytes: &[u8], x: &[f32]) -> Result<f32, FormatErro
     check(ty, x.len(), bytes.len())?;
     match ty.format().map(|format| format.dot) {
         Some(Dot::Float(dot)) => Ok(dot(bytes, x)),
-        Some(Dot::Int(_)) => dot_row_onto(0.0, ty, bytes, x),
+        Some(Dot::Int(dot)) => {
+            let mut blocks = vec![Q8Block::default(); x.len() / Q8Block::LEN];
+            quantize_activations(x, &mut blocks);
+            Ok(dot(bytes, &blocks))
+        }
         None => {
             let mut weights = vec![0.0; x.len()];
             dequantize_row(ty, bytes, &mut weights)?;
             Ok(sum::dot(&weights, x))
         }
     }
-}
-
-/// The same added to `acc`: the chain of an integer format goes on from there; what the others give, whose sums have an order of their
-/// own, is added.
-///
-/// # Errors
-/// As [`dequantize_row`].
-pub fn dot_row_onto(acc: f32, ty: QuantType, bytes: &[u8], x: &[f32]) -> Result<f32, FormatError> {
-    let Some(Dot::Int(dot)) = ty.format().map(|format| format.dot) else {
-        return Ok(acc + dot_row(ty, bytes, x)?);
-    };
-    check(ty, x.len(), bytes.len())?;
-    let mut blocks = vec![Q8Block::default(); x.len() / Q8Block::LEN];
-    quantize_activations(x, &mut blocks);
-    Ok(dot(acc, bytes, &blocks))
 }
 
 /// What [`dot_row`] approximates, and the bound on its error; native formats only.

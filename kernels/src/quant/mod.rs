@@ -41,9 +41,7 @@ pub use bound::Exact;
 pub use cast::{blocks_of, blocks_of_mut};
 pub use dot::{dot_float, dot_int};
 pub use float::{BF16, F16, F32};
-pub use format::{
-    Dot, FORMATS, Format, FormatError, dequantize_row, dot_row, dot_row_onto, exact_row, quantize_row,
-};
+pub use format::{Dot, FORMATS, Format, FormatError, dequantize_row, dot_row, exact_row, quantize_row};
 pub use half::Half;
 pub use iq4_nl::{IQ4_NL, VALUES as IQ4_VALUES};
 pub use iq4_xs::IQ4_XS;

@@ -55,14 +55,24 @@ pub(crate) struct Workers<'a> {
     pub serial: &'a ThreadPool,
 }
 
-/// The groups of a call, with what they share found out.
+/// The groups of a call, with what they share found out. What each has some of lies one after the other in a list for all: a step plans
+/// hundreds of groups, and as many allocations each would take longer than their cores.
+#[derive(Default)]
 pub(super) struct Wanted<'a> {
-    /// Lists of rows other than all.
-    pub subsets: Vec<Vec<u32>>,
+    /// Lists of rows other than all, parts of `listed`.
+    pub subsets: Vec<Range<usize>>,
+    /// Rows of the batch.
+    pub listed: Vec<u32>,
     /// Each V with its rows once.
     pub shrinks: Vec<Shrunken<'a>>,
     /// In the order of the layers.
     pub members: Vec<Member<'a>>,
+    /// Where among the rows of its shrink each row of a group stands.
+    pub places: Vec<usize>,
+    /// What is expanded.
+    pub lines: Vec<Line<'a>>,
+    /// The row of the batch that each line is for.
+    pub rows: Vec<u32>,
 }
 
 /// One V and the rows it is for.
@@ -79,53 +89,69 @@ pub(super) struct Shrunken<'a> {
 pub(super) struct Member<'a> {
     /// Which layer.
     pub layer: usize,
-    /// The group itself.
-    pub group: &'a LoraGroup<'a>,
     /// Its U.
     pub u: Expand<'a>,
     /// Which of the shrinks.
     pub shrink: usize,
-    /// Where among its rows each row of the group stands.
-    pub places: Vec<usize>,
-    /// What is expanded.
-    pub lines: Vec<Line<'a>>,
+    /// Its part of [`Wanted::places`].
+    pub places: Range<usize>,
+    /// Its part of [`Wanted::lines`] and [`Wanted::rows`].
+    pub lines: Range<usize>,
 }
 
 impl<'a> Wanted<'a> {
     fn of(input: Input<'_>, layers: &[Layer<'a>]) -> Wanted<'a> {
-        let mut wanted = Wanted { subsets: Vec::new(), shrinks: Vec::new(), members: Vec::new() };
-        for (layer, l) in layers.iter().enumerate() {
-            for group in l.groups {
-                let (Some(v), Some(u)) = (group.v, group.u) else { continue };
-                let lines = Line::all(group);
-                if lines.is_empty() {
-                    continue;
-                }
-                assert!(v.cols() == input.columns && u.outputs() == l.weight.rows() && v.rows() == u.rank());
-                let (rows, places) = ascending(group);
-                assert!(rows.iter().all(|row| (*row as usize) < input.rows));
-                let shrink = wanted.shrink(v, rows, input.rows);
-                wanted.members.push(Member { layer, group, u, shrink, places, lines });
+        let groups = layers.iter().enumerate().flat_map(|(i, l)| l.groups.iter().map(move |g| (i, g)));
+        let (n, rows) = groups.clone().fold((0, 0), |(n, rows), (_, group)| (n + 1, rows + group.rows.len()));
+        let mut wanted = Wanted {
+            shrinks: Vec::with_capacity(n),
+            members: Vec::with_capacity(n),
+            places: Vec::with_capacity(rows),
+            lines: Vec::with_capacity(rows),
+            rows: Vec::with_capacity(rows),
+            ..Wanted::default()
+        };
+        for (layer, group) in groups {
+            let (Some(v), Some(u)) = (group.v, group.u) else { continue };
+            let lines = wanted.lines.len();
+            Line::all(group, &mut wanted.lines);
+            let lines = lines..wanted.lines.len();
+            if lines.is_empty() {
+                continue;
             }
+            let outputs = layers[layer].weight.rows();
+            assert!(v.cols() == input.columns && u.outputs() == outputs && v.rows() == u.rank());
+            assert!(group.rows.iter().all(|(row, _)| (*row as usize) < input.rows));
+            wanted.rows.extend(wanted.lines[lines.clone()].iter().map(|line| group.rows[line.index].0));
+            let places = wanted.places.len();
+            let listed = wanted.listed.len();
+            ascending(group, &mut wanted.listed, &mut wanted.places);
+            let places = places..wanted.places.len();
+            let shrink = wanted.shrink(v, listed, input.rows);
+            wanted.members.push(Member { layer, u, shrink, places, lines });
         }
         wanted
     }
 
-    /// The number of the shrink of V with distinct, ascending rows.
-    fn shrink(&mut self, v: QMatrix<'a>, rows: Vec<u32>, all: usize) -> usize {
-        let n = rows.len();
-        let subset = (n != all).then(|| {
-            let known = self.subsets.iter().position(|list| *list == rows);
+    /// The number of the shrink of V for what has been listed, distinct and ascending, from `first` on.
+    fn shrink(&mut self, v: QMatrix<'a>, first: usize, all: usize) -> usize {
+        let end = self.listed.len();
+        let subset = (end - first != all).then(|| {
+            let is = |list: &Range<usize>| self.listed[list.clone()] == self.listed[first..];
+            let known = self.subsets.iter().position(is);
             known.unwrap_or_else(|| {
-                self.subsets.push(rows);
+                self.subsets.push(first..end);
                 self.subsets.len() - 1
             })
         });
+        if self.subsets.last().is_none_or(|list| list.end != end) {
+            self.listed.truncate(first);
+        }
         let place = v.bytes().as_ptr_range();
         let known =
             self.shrinks.iter().position(|s| s.v.bytes().as_ptr_range() == place && s.subset == subset);
         known.unwrap_or_else(|| {
-            self.shrinks.push(Shrunken { v, subset, rows: n });
+            self.shrinks.push(Shrunken { v, subset, rows: end - first });
             self.shrinks.len() - 1
         })
     }

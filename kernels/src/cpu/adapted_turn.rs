@@ -32,7 +32,8 @@ thread_local! {
 
 /// Rows that a group is for, other than all.
 struct Subset<'a> {
-    rows: Vec<u32>,
+    /// Among those that are listed.
+    rows: Range<usize>,
     x: OnceLock<Prepared<'a>>,
 }
 
@@ -52,11 +53,10 @@ struct Shrink<'a> {
 struct Part<'a> {
     u: Expand<'a>,
     shrink: usize,
-    /// Where among the rows of the shrink each row of the group stands.
-    places: Vec<usize>,
-    lines: Vec<Line<'a>>,
-    /// The row of the batch that each line is for.
-    rows: Vec<u32>,
+    /// Among those of the turn, as the next.
+    places: Range<usize>,
+    /// Lines, and the rows of the batch that they are for.
+    lines: Range<usize>,
     /// Whether one of these is also a row of a part before it.
     again: bool,
     /// Receives the cores' results, lines of the rank.
@@ -106,11 +106,16 @@ pub(super) struct Turn<'a> {
     workers: Workers<'a>,
     x: &'a Prepared<'a>,
     subsets: Vec<Subset<'a>>,
+    listed: Vec<u32>,
     shrinks: Vec<Shrink<'a>>,
     /// (shrink, first row of V), strip by strip.
     strips: Vec<(usize, usize)>,
     parts: Vec<Part<'a>>,
-    /// (part, first line, lines).
+    /// See [`Wanted`], as of `listed`.
+    places: Vec<usize>,
+    lines: Vec<Line<'a>>,
+    rows: Vec<u32>,
+    /// (part, first line of the part, lines).
     runs: Vec<(usize, usize, usize)>,
     runs_per_task: usize,
     layers: Vec<Adapted<'a>>,
@@ -156,9 +161,13 @@ impl<'a> Turn<'a> {
             workers,
             x,
             subsets: Vec::new(),
+            listed: Vec::new(),
             shrinks: Vec::new(),
             strips: Vec::new(),
             parts: Vec::new(),
+            places: Vec::new(),
+            lines: Vec::new(),
+            rows: Vec::new(),
             runs: Vec::new(),
             runs_per_task: 1,
             layers: Vec::new(),
@@ -197,8 +206,11 @@ impl<'a> Turn<'a> {
 
     /// Takes over what is wanted, with room for its results.
     pub fn take(&mut self, wanted: Wanted<'a>, mut floats: Floats<'a>) {
-        self.subsets.extend(wanted.subsets.into_iter().map(|rows| Subset { rows, x: OnceLock::new() }));
-        for Shrunken { v, subset, rows } in wanted.shrinks {
+        let Wanted { subsets, listed, shrinks, members, places, lines, rows } = wanted;
+        self.subsets.extend(subsets.into_iter().map(|rows| Subset { rows, x: OnceLock::new() }));
+        (self.listed, self.places, self.lines, self.rows) = (listed, places, lines, rows);
+        self.shrinks.reserve(shrinks.len());
+        for Shrunken { v, subset, rows } in shrinks {
             let strip = self.x.form(self.workers.isa, v, None).strip(self.workers.isa);
             let before = self.strips.len();
             self.strips.extend((0..v.rows()).step_by(strip).map(|row| (self.shrinks.len(), row)));
@@ -206,21 +218,26 @@ impl<'a> Turn<'a> {
             let z = Output::set(floats.take(rows * v.rows()), v.rows());
             self.shrinks.push(Shrink { v, subset, z, strips_left, shrunk: OnceLock::new() });
         }
-        let mut taken = vec![vec![false; self.x.rows()]; self.layers.len()];
-        for Member { layer, group, u, shrink, places, lines } in wanted.members {
+        let mut taken = vec![false; self.x.rows()];
+        let mut of = 0;
+        self.parts.reserve(members.len());
+        for Member { layer, u, shrink, places, lines } in members {
+            if layer != of {
+                taken.fill(false);
+                of = layer;
+            }
             let before = self.runs.len();
-            self.runs.extend(Line::runs(&lines).map(|(first, n)| (self.parts.len(), first, n)));
+            let runs = Line::runs(&self.lines[lines.clone()]);
+            self.runs.extend(runs.map(|(first, n)| (self.parts.len(), first, n)));
             let runs_left = AtomicUsize::new(self.runs.len() - before);
-            let rows: Vec<u32> = lines.iter().map(|line| group.rows[line.index].0).collect();
-            let (taken, first) = (&mut taken[layer], &mut self.layers[layer].rows);
+            let (rows, first) = (&self.rows[lines.clone()], &mut self.layers[layer].rows);
             let again = rows.iter().any(|row| taken[*row as usize]);
-            for row in &rows {
+            for row in rows {
                 taken[*row as usize] = true;
                 first[*row as usize] |= !again;
             }
             let inner = Shared(floats.take(lines.len() * u.rank()).as_mut_ptr());
-            let x = OnceLock::new();
-            self.parts.push(Part { u, shrink, places, lines, rows, again, inner, runs_left, x });
+            self.parts.push(Part { u, shrink, places, lines, again, inner, runs_left, x: OnceLock::new() });
         }
         self.runs_per_task =
             self.runs.len().div_ceil(self.workers.pool.threads() * SMALL_TASKS_PER_THREAD).max(1);
@@ -291,6 +308,7 @@ impl<'a> Turn<'a> {
     /// The rows of one subset.
     fn select(&self, i: usize) -> Result<(), FormatError> {
         let Subset { rows, x } = &self.subsets[i];
+        let rows = &self.listed[rows.clone()];
         let theirs = self.shrinks.iter().filter(|shrink| shrink.subset == Some(i));
         let weights: Vec<_> = theirs.map(|shrink| shrink.v).collect();
         drop(x.set(self.x.select(self.workers.isa, rows, &weights)));
@@ -318,17 +336,26 @@ impl<'a> Turn<'a> {
             // SAFETY: all strips are done.
             let z = unsafe { z.written() };
             let theirs = self.parts.iter().filter(|part| part.shrink == shrink);
-            let cores = theirs.flat_map(|part| &part.lines).flat_map(Line::cores);
+            let cores = theirs.flat_map(|part| self.lines_of(part)).flat_map(Line::cores);
             drop(shrunk.set(prepare_shrunk(self.workers.isa, self.workers.serial, z, v.rows(), cores)));
             self.shrunk.done();
         }
         Ok(())
     }
 
+    fn lines_of(&self, part: &Part<'_>) -> &[Line<'a>] {
+        &self.lines[part.lines.clone()]
+    }
+
+    /// The rows of the batch that its lines are for.
+    fn rows_of(&self, part: &Part<'_>) -> &[u32] {
+        &self.rows[part.lines.clone()]
+    }
+
     /// Asks for the core of a run, if there is one.
     fn fetch_core(&self, run: usize) {
         if let Some((part, first, _)) = self.runs.get(run)
-            && let Some((core, _)) = self.parts[*part].lines[*first].single()
+            && let Some((core, _)) = self.lines_of(&self.parts[*part])[*first].single()
         {
             self.workers.isa.run(Fetch::of(core.bytes()));
         }
@@ -352,8 +379,8 @@ impl<'a> Turn<'a> {
             let z = unsafe { z.written() };
             // SAFETY: each run has its own lines.
             let out = unsafe { part.inner.slice(first * width, n * width) };
-            let shrunk = Shrunk { z, x, places: &part.places, width };
-            run_cores(self.workers.isa, shrunk, &part.lines[first..first + n], out)?;
+            let shrunk = Shrunk { z, x, places: &self.places[part.places.clone()], width };
+            run_cores(self.workers.isa, shrunk, &self.lines_of(part)[first..first + n], out)?;
             if part.runs_left.fetch_sub(1, Ordering::AcqRel) == 1 {
                 if let Expand::Rows(u) = part.u {
                     // SAFETY: all lines are written.
@@ -466,14 +493,14 @@ impl<'a> Turn<'a> {
         let out = Output::set_from(lines, width, rows.start);
         for part in parts.iter().filter(|part| !part.again) {
             // SAFETY: the lines are this call's alone, and the rows distinct (see `join`).
-            unsafe { self.expand(part, rows.clone(), out.placed(&part.rows))? };
+            unsafe { self.expand(part, rows.clone(), out.placed(self.rows_of(part)))? };
         }
         let addends = Addends { values: lines, width, first: rows.start, lines: &layer.rows };
         // SAFETY: the caller's promise.
         unsafe { self.strips(layer, strips, ahead, plan.out.plus(addends))? };
         for part in parts.iter().filter(|part| part.again) {
             // SAFETY: the strips are written, the rows distinct.
-            unsafe { self.expand(part, rows.clone(), plan.out.added(&part.rows))? };
+            unsafe { self.expand(part, rows.clone(), plan.out.added(self.rows_of(part)))? };
         }
         Ok(())
     }
@@ -516,7 +543,7 @@ impl<'a> Turn<'a> {
             let rows = layer.plan.weight_rows(&(strips.start..strips.start + bare));
             for part in self.parts[layer.parts.clone()].iter().filter(|_| bare > 0) {
                 // SAFETY: the task is over, and this one alone adds to its strips; the rows are distinct (see `join`).
-                unsafe { self.expand(part, rows.clone(), layer.plan.out.added(&part.rows))? };
+                unsafe { self.expand(part, rows.clone(), layer.plan.out.added(self.rows_of(part)))? };
             }
         }
         Ok(())

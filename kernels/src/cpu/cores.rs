@@ -27,9 +27,9 @@ pub(super) enum Terms<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// All lines of a group; equal cores stand side by side.
-    pub fn all(group: &'a LoraGroup<'a>) -> Vec<Line<'a>> {
-        let mut lines = Vec::with_capacity(group.rows.len());
+    /// Appends all lines of a group; equal cores stand side by side.
+    pub fn all(group: &'a LoraGroup<'a>, lines: &mut Vec<Line<'a>>) {
+        let first = lines.len();
         for (index, (_, terms)) in group.rows.iter().enumerate() {
             if terms.iter().any(|t| t.delta_scale.is_none()) {
                 lines.push(Line { index, terms: Terms::Plain(terms) });
@@ -37,8 +37,7 @@ impl<'a> Line<'a> {
             let scaled = terms.iter().filter(|t| t.delta_scale.is_some());
             lines.extend(scaled.map(|t| Line { index, terms: Terms::Scaled(t) }));
         }
-        lines.sort_by_key(Line::core_address);
-        lines
+        lines[first..].sort_by_key(Line::core_address);
     }
 
     /// The first line and the number of those that [`run_cores`] takes together: equal cores become one product.

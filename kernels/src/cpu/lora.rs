@@ -55,7 +55,8 @@ pub(crate) fn lora(
         let onto = is_plain(j.groups);
         for group in j.groups {
             let Some(u) = group.u else { continue };
-            let (rows, places) = ascending(group);
+            let (mut rows, mut places) = (Vec::new(), Vec::new());
+            ascending(group, &mut rows, &mut places);
             let known = row_lists.iter().position(|list| *list == rows);
             let rows = known.unwrap_or_else(|| {
                 row_lists.push(rows);
@@ -71,24 +72,33 @@ pub(crate) fn lora(
     add(pool, jobs, &work)
 }
 
-/// A group's rows in ascending order, and where each entry of the group stands there.
+/// Appends a group's rows in ascending order, and where each entry of the group stands there.
 ///
 /// Callers sort rows by adapter. In ascending order the rows of a whole batch are its input as it lies there,
 /// and groups with the same rows share one.
-pub(super) fn ascending(group: &LoraGroup<'_>) -> (Vec<u32>, Vec<usize>) {
+pub(super) fn ascending(group: &LoraGroup<'_>, rows: &mut Vec<u32>, places: &mut Vec<usize>) {
+    let n = group.rows.len();
     if group.rows.is_sorted_by_key(|(row, _)| *row) {
-        return (group.rows.iter().map(|(row, _)| *row).collect(), (0..group.rows.len()).collect());
+        rows.extend(group.rows.iter().map(|(row, _)| *row));
+        places.extend(0..n);
+        return;
     }
-    let mut order: Vec<usize> = (0..group.rows.len()).collect();
+    let mut order: Vec<usize> = (0..n).collect();
     order.sort_by_key(|entry| group.rows[*entry].0);
-    let mut places = vec![0; order.len()];
-    order.iter().enumerate().for_each(|(place, entry)| places[*entry] = place);
-    (order.into_iter().map(|entry| group.rows[entry].0).collect(), places)
+    let first = places.len();
+    places.resize(first + n, 0);
+    order.iter().enumerate().for_each(|(place, entry)| places[first + entry] = place);
+    rows.extend(order.into_iter().map(|entry| group.rows[entry].0));
 }
 
 /// Whether no row stands twice in a group.
 fn is_distinct(group: &LoraGroup<'_>) -> bool {
-    group.rows.is_sorted_by(|a, b| a.0 < b.0) || ascending(group).0.is_sorted_by(|a, b| a < b)
+    let in_order = || {
+        let mut rows: Vec<u32> = group.rows.iter().map(|(row, _)| *row).collect();
+        rows.sort_unstable();
+        rows.is_sorted_by(|a, b| a < b)
+    };
+    group.rows.is_sorted_by(|a, b| a.0 < b.0) || in_order()
 }
 
 /// Whether sums of `U C Vᵀ x` are all that the groups add, each to distinct rows.
@@ -105,7 +115,8 @@ impl<'a> Work<'a> {
         u: Expand<'a>,
         onto: bool,
     ) -> Self {
-        let lines = Line::all(group);
+        let mut lines = Vec::with_capacity(group.rows.len());
+        Line::all(group, &mut lines);
         let z = vec![0.0; group.rows.len() * u.rank()];
         let inner = vec![0.0; lines.len() * u.rank()];
         Work { job, group, rows, places, v: group.v, u, z, lines, inner, onto, delta: Vec::new() }

@@ -232,10 +232,9 @@ pub(crate) fn linear(
 /// All rows in one turn.
 fn turn(workers: Workers<'_>, input: Input<'_>, layers: &[Layer<'_>]) -> Result<(), FormatError> {
     let Workers { isa, pool, .. } = workers;
-    let mut weights: Vec<_> = layers.iter().map(|layer| layer.weight).collect();
     let wanted = Wanted::of(input, layers);
-    weights.extend(wanted.shrinks.iter().map(|shrink| shrink.v));
-    let x = Prepared::new(isa, pool, input, &weights);
+    let weights = layers.iter().map(|layer| layer.weight).chain(wanted.shrinks.iter().map(|shrink| shrink.v));
+    let x = Prepared::new(isa, pool, input, weights.map(|weight| weight.ty()));
     let mut floats = vec![0.0; wanted.floats()];
     let mut turn = Turn::new(workers, &x);
     turn.plan(layers, &wanted.members);

@@ -310,8 +310,7 @@ impl<'a> Turn<'a> {
         let Subset { rows, x } = &self.subsets[i];
         let rows = &self.listed[rows.clone()];
         let theirs = self.shrinks.iter().filter(|shrink| shrink.subset == Some(i));
-        let weights: Vec<_> = theirs.map(|shrink| shrink.v).collect();
-        drop(x.set(self.x.select(self.workers.isa, rows, &weights)));
+        drop(x.set(self.x.select(self.workers.isa, rows, theirs.map(|shrink| shrink.v.ty()))));
         Ok(())
     }
 
@@ -386,7 +385,12 @@ impl<'a> Turn<'a> {
                     // SAFETY: all lines are written.
                     let x = unsafe { part.inner.view(0, part.lines.len() * width) };
                     let input = Input { x, rows: part.lines.len(), columns: width };
-                    drop(part.x.set(Prepared::new(self.workers.isa, self.workers.serial, input, &[u])));
+                    drop(part.x.set(Prepared::new(
+                        self.workers.isa,
+                        self.workers.serial,
+                        input,
+                        std::iter::once(u.ty()),
+                    )));
                 }
                 self.cores.done();
             }

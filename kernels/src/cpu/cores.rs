@@ -52,7 +52,7 @@ impl<'a> Line<'a> {
     }
 
     /// Its full cores.
-    pub fn cores(&self) -> impl Iterator<Item = QMatrix<'a>> {
+    pub fn cores(&self) -> impl Iterator<Item = QMatrix<'a>> + Clone {
         let terms = match self.terms {
             Terms::Plain(terms) => terms,
             Terms::Scaled(term) => std::slice::from_ref(term),
@@ -110,17 +110,10 @@ pub(super) fn prepare_shrunk<'a>(
     serial: &ThreadPool,
     z: &'a [f32],
     width: usize,
-    cores: impl Iterator<Item = QMatrix<'a>>,
+    cores: impl Iterator<Item = QMatrix<'a>> + Clone,
 ) -> Prepared<'a> {
-    // What they want depends on their types, which are one or few.
-    let mut kinds: Vec<QMatrix<'_>> = Vec::new();
-    for core in cores {
-        if kinds.iter().all(|kind| kind.ty() != core.ty()) {
-            kinds.push(core);
-        }
-    }
     let rows = z.len().checked_div(width).unwrap_or(0);
-    Prepared::lines(isa, serial, Input { x: z, rows, columns: width }, &kinds)
+    Prepared::lines(isa, serial, Input { x: z, rows, columns: width }, cores.map(|core| core.ty()))
 }
 
 /// The lines of a run, in this thread.
@@ -223,7 +216,7 @@ fn core_product(
         out.fill(0.0);
         return Ok(());
     }
-    let z = z.select(isa, rows, &[core]);
+    let z = z.select(isa, rows, std::iter::once(core.ty()));
     // SAFETY: `out` has lines of `n` for all rows, and is this call's alone.
     unsafe { z.form(isa, core, None).run_all(isa, core, 0..n, Output::set(out, n)) }
 }

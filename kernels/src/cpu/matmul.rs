@@ -230,8 +230,8 @@ pub(crate) fn matmul(
     products: &[Product<'_>],
 ) -> Result<(), FormatError> {
     let prepare = |pool: &ThreadPool, i: usize| {
-        let weights: Vec<_> = products.iter().filter(|p| p.input == i).map(|p| p.weight).collect();
-        Prepared::new(isa, pool, inputs[i], &weights)
+        let theirs = products.iter().filter(|p| p.input == i);
+        Prepared::new(isa, pool, inputs[i], theirs.map(|p| p.weight.ty()))
     };
     let prepared: Vec<Prepared<'_>> = if inputs.len() < 2 * pool.threads() {
         (0..inputs.len()).map(|i| prepare(pool, i)).collect()

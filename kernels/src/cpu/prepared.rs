@@ -43,42 +43,51 @@ impl<'x> Prepared<'x> {
         self.rows
     }
 
-    /// For products with `weights`.
-    pub fn new(isa: Isa, pool: &ThreadPool, input: Input<'x>, weights: &[QMatrix<'_>]) -> Self {
-        Prepared::with_tiles(isa, pool, input, weights, isa.rows_of_tile(input.rows))
+    /// For products with weights of these types.
+    pub fn new(
+        isa: Isa,
+        pool: &ThreadPool,
+        input: Input<'x>,
+        types: impl Iterator<Item = QuantType> + Clone,
+    ) -> Self {
+        Prepared::with_tiles(isa, pool, input, types, isa.rows_of_tile(input.rows))
     }
 
     /// For lines that will be selected, most of them alone, which then copies nothing.
-    pub fn lines(isa: Isa, serial: &ThreadPool, input: Input<'x>, weights: &[QMatrix<'_>]) -> Self {
-        Prepared::with_tiles(isa, serial, input, weights, 1)
+    pub fn lines(
+        isa: Isa,
+        serial: &ThreadPool,
+        input: Input<'x>,
+        types: impl Iterator<Item = QuantType> + Clone,
+    ) -> Self {
+        Prepared::with_tiles(isa, serial, input, types, 1)
     }
 
     fn with_tiles(
         isa: Isa,
         pool: &ThreadPool,
         input: Input<'x>,
-        weights: &[QMatrix<'_>],
+        types: impl Iterator<Item = QuantType> + Clone,
         largest: usize,
     ) -> Self {
         let Input { x, rows, columns } = input;
         let x = &x[..rows * columns];
         // Without columns there is nothing to prepare, and no product asks for it.
-        let weights = if columns > 0 { weights } else { &[] };
-        let kernels = || weights.iter().map(|w| IntKernel::of(w.ty()));
+        let types = types.filter(|_| columns > 0);
+        let kernels = || types.clone().filter_map(IntKernel::of);
+        let mut floating = types.clone().filter(|ty| is_float(isa, *ty));
         let quantized =
-            kernels().any(|k| k.is_some()).then(|| Activations::new(isa, pool, x, columns, rows, largest));
-        let float = |w: &QMatrix<'_>| IntKernel::of(w.ty()).is_none() && !is_rounded(isa, w.ty());
-        let floats = weights.iter().any(float).then(|| Floats::new(x, columns, rows));
+            kernels().next().is_some().then(|| Activations::new(isa, pool, x, columns, rows, largest));
+        let floats = floating.next().is_some().then(|| Floats::new(x, columns, rows));
         #[cfg(target_arch = "x86_64")]
-        let rounded = Bf16::of(isa)
-            .filter(|_| weights.iter().any(|w| is_rounded(isa, w.ty())))
-            .map(|proof| Rounded::new(proof, x, columns));
+        let rounding = types.clone().any(|ty| is_rounded(isa, ty));
         #[cfg(target_arch = "x86_64")]
-        let paired = Amx::of(isa)
-            .filter(|_| weights.iter().any(|w| is_rounded(isa, w.ty())))
-            .map(|proof| Paired::new(proof, pool, x, columns, rows));
+        let rounded = Bf16::of(isa).filter(|_| rounding).map(|proof| Rounded::new(proof, x, columns));
+        #[cfg(target_arch = "x86_64")]
+        let paired =
+            Amx::of(isa).filter(|_| rounding).map(|proof| Paired::new(proof, pool, x, columns, rows));
         let mut offsets: Vec<(Key, Cow<'_, [i32]>)> = Vec::new();
-        for (kernel, q) in kernels().flatten().zip(quantized.iter().cycle()) {
+        for (kernel, q) in kernels().zip(quantized.iter().cycle()) {
             let key = (kernel.group, kernel.offset(isa));
             if offsets.iter().all(|(of, _)| *of != key) {
                 offsets.push((key, q.offsets(key.0, key.1).into()));
@@ -96,16 +105,20 @@ impl<'x> Prepared<'x> {
         }
     }
 
-    /// Some of the rows, in the forms that some of the weights want. A row's bits do not depend on its place.
-    pub fn select<'a>(&'a self, isa: Isa, rows: &[u32], weights: &[QMatrix<'_>]) -> Prepared<'a> {
+    /// Some of the rows, in the forms that weights of some of the types want. A row's bits do not depend on its place.
+    pub fn select<'a>(
+        &'a self,
+        isa: Isa,
+        rows: &[u32],
+        types: impl Iterator<Item = QuantType> + Clone,
+    ) -> Prepared<'a> {
         let tile = isa.rows_of_tile(rows.len());
-        let is_int = |w: &QMatrix<'_>| IntKernel::of(w.ty()).is_some();
-        let all = self.quantized.as_ref().filter(|_| weights.iter().any(is_int));
+        let all = self.quantized.as_ref().filter(|_| types.clone().any(|ty| IntKernel::of(ty).is_some()));
         let quantized = all.map(|q| q.select(rows, tile));
-        let float = |w: &QMatrix<'_>| !is_int(w) && !is_rounded(isa, w.ty());
-        let floats = self.floats.as_ref().filter(|_| weights.iter().any(float)).map(|x| x.select(rows));
+        let floats = self.floats.as_ref().filter(|_| types.clone().any(|ty| is_float(isa, ty)));
+        let floats = floats.map(|x| x.select(rows));
         #[cfg(target_arch = "x86_64")]
-        let is_rounded = weights.iter().any(|w| is_rounded(isa, w.ty()));
+        let is_rounded = types.clone().any(|ty| is_rounded(isa, ty));
         let offsets = |(all, q): (&Activations<'_>, &Activations<'_>)| {
             let own = |(key, offsets): &'a (Key, Cow<'_, [i32]>)| match all.lone(rows) {
                 Some(row) => (*key, offsets[row * q.columns / key.0..][..q.columns / key.0].into()),
@@ -268,6 +281,11 @@ pub(super) fn units_of(isa: Isa, ty: QuantType, rows: usize) -> (usize, usize) {
         }
         None => (rows, float_matmul::ROW_BLOCK),
     }
+}
+
+/// Whether products with this type take activations as they are.
+fn is_float(isa: Isa, ty: QuantType) -> bool {
+    IntKernel::of(ty).is_none() && !is_rounded(isa, ty)
 }
 
 /// Whether products with this type take activations rounded to it.

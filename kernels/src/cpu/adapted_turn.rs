@@ -495,10 +495,17 @@ impl<'a> Turn<'a> {
         let lines = &mut lines[..len];
         let parts = &self.parts[layer.parts.clone()];
         let out = Output::set_from(lines, width, rows.start);
-        for part in parts.iter().filter(|part| !part.again) {
-            // SAFETY: the lines are this call's alone, and the rows distinct (see `join`).
-            unsafe { self.expand(part, rows.clone(), out.placed(self.rows_of(part)))? };
+        // SAFETY: the rows of a part are distinct (see `join`), and there is a line for every row.
+        let placed = |part: &Part<'a>| unsafe { out.placed(self.rows_of(part)) };
+        let first = || parts.iter().filter(|part| !part.again);
+        for part in first().filter(|part| matches!(part.u, Expand::Rows(_))) {
+            // SAFETY: the lines are this call's alone.
+            unsafe { self.expand(part, rows.clone(), placed(part))? };
         }
+        // SAFETY: the cores are done.
+        let bands = |part| unsafe { Some((self.bands(part)?, placed(part))) };
+        // SAFETY: as for those above.
+        unsafe { Bands::run_each(self.workers.isa, rows.clone(), &mut first().filter_map(bands))? };
         let addends = Addends { values: lines, width, first: rows.start, lines: &layer.rows };
         // SAFETY: the caller's promise.
         unsafe { self.strips(layer, strips, ahead, plan.out.plus(addends))? };
@@ -520,20 +527,30 @@ impl<'a> Turn<'a> {
     ///
     /// # Safety
     /// No one else uses the outputs.
-    unsafe fn expand(&self, part: &Part<'_>, rows: Range<usize>, out: Output<'_>) -> Result<(), FormatError> {
+    unsafe fn expand(&self, part: &Part<'a>, rows: Range<usize>, out: Output<'_>) -> Result<(), FormatError> {
         let isa = self.workers.isa;
-        match part.u {
-            Expand::Rows(u) => {
-                let Some(x) = part.x.get() else { return Ok(()) };
-                // SAFETY: the caller's promise.
-                unsafe { x.form(isa, u, None).run_all(isa, u, rows, out) }
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (part.u, self.bands(part)) {
+                (Expand::Rows(u), _) => {
+                    let Some(x) = part.x.get() else { return Ok(()) };
+                    x.form(isa, u, None).run_all(isa, u, rows, out)
+                }
+                (_, Some(bands)) => bands.run(isa, rows, out),
+                _ => Ok(()),
             }
-            // SAFETY: the cores have written all lines; and the caller's promise.
-            Expand::Bands(u) => unsafe {
-                let z = part.inner.view(0, part.lines.len() * part.u.rank());
-                Bands { u, z }.run(isa, rows, out)
-            },
         }
+    }
+
+    /// The lines of a part, for a U in bands.
+    ///
+    /// # Safety
+    /// The cores are done.
+    unsafe fn bands(&self, part: &Part<'a>) -> Option<Bands<'a>> {
+        let Expand::Bands(u) = part.u else { return None };
+        // SAFETY: the cores have written all lines.
+        let z = unsafe { part.inner.view(0, part.lines.len() * u.cols() / BAND) };
+        Some(Bands { u, z })
     }
 
     /// Adds what tasks could not that came before the cores were done; every so many-th of them.

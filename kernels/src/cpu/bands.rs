@@ -25,7 +25,7 @@ pub(super) struct Bands<'a> {
     pub z: &'a [f32],
 }
 
-impl Bands<'_> {
+impl<'a> Bands<'a> {
     /// Bytes of the bands that begin among some outputs, as a range of those of U.
     pub fn bytes(u: QMatrix<'_>, outputs: &Range<usize>) -> Range<usize> {
         outputs.start.div_ceil(BAND) * u.row_bytes()..outputs.end.div_ceil(BAND) * u.row_bytes()
@@ -35,29 +35,21 @@ impl Bands<'_> {
     ///
     /// # Safety
     /// `out` holds all lines, and no one else uses these outputs.
-    pub unsafe fn run(&self, isa: Isa, outputs: Range<usize>, out: Output<'_>) -> Result<(), FormatError> {
-        let rank = self.u.cols() / BAND;
-        let lines = self.z.len().checked_div(rank).unwrap_or(0);
-        assert!(outputs.end <= self.u.rows() * BAND && lines * rank == self.z.len());
-        if outputs.is_empty() || lines == 0 {
-            return Ok(());
-        }
-        let Bands { u, z } = *self;
-        let (few, first) = (lines <= DIRECT_LINES, outputs.start / BAND);
-        if let Some(blocks) = u.blocks::<Q4_0>().filter(|_| few) {
-            isa.run(Lines { bands: &blocks[first * rank..], z, rank, lines, outputs, out });
-        } else if let Some(blocks) = u.blocks::<Q8_0>().filter(|_| few) {
-            isa.run(Lines { bands: &blocks[first * rank..], z, rank, lines, outputs, out });
-        } else {
-            let mut band = vec![0f32; u.cols()];
-            for i in first..outputs.end.div_ceil(BAND) {
-                dequantize_row(u.ty(), u.row(i), &mut band)?;
-                let (bands, _) = band.as_chunks::<BAND>();
-                let outputs = outputs.start.max(i * BAND)..outputs.end.min((i + 1) * BAND);
-                isa.run(Lines { bands, z, rank, lines, outputs, out });
-            }
-        }
-        Ok(())
+    pub unsafe fn run(self, isa: Isa, outputs: Range<usize>, out: Output<'_>) -> Result<(), FormatError> {
+        // SAFETY: the caller's promise.
+        unsafe { Bands::run_each(isa, outputs, &mut std::iter::once((self, out))) }
+    }
+
+    /// The same for several. Few outputs take a tenth of a microsecond, and a call for them would take as long again.
+    ///
+    /// # Safety
+    /// As for [`Bands::run`], for each.
+    pub unsafe fn run_each<'o>(
+        isa: Isa,
+        outputs: Range<usize>,
+        all: &mut dyn Iterator<Item = (Bands<'a>, Output<'o>)>,
+    ) -> Result<(), FormatError> {
+        isa.run(Each { outputs, all })
     }
 
     /// The same for all outputs, divided among threads. Panics if `out` has other lines.
@@ -71,6 +63,45 @@ impl Bands<'_> {
             // SAFETY: the caller's promise; each band is given to one thread.
             unsafe { self.run(isa, bands.start * BAND..bands.end * BAND, out) }
         })
+    }
+}
+
+/// See [`Bands::run_each`].
+struct Each<'i, 'a, 'o> {
+    outputs: Range<usize>,
+    all: &'i mut dyn Iterator<Item = (Bands<'a>, Output<'o>)>,
+}
+
+impl Op for Each<'_, '_, '_> {
+    type Out = Result<(), FormatError>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Result<(), FormatError> {
+        let Each { outputs, all } = self;
+        for (Bands { u, z }, out) in all {
+            let rank = u.cols() / BAND;
+            let lines = z.len().checked_div(rank).unwrap_or(0);
+            assert!(outputs.end <= u.rows() * BAND && lines * rank == z.len());
+            if outputs.is_empty() || lines == 0 {
+                continue;
+            }
+            let (few, first) = (lines <= DIRECT_LINES, outputs.start / BAND);
+            let outputs = outputs.clone();
+            if let Some(blocks) = u.blocks::<Q4_0>().filter(|_| few) {
+                Lines { bands: &blocks[first * rank..], z, rank, lines, outputs, out }.run(s);
+            } else if let Some(blocks) = u.blocks::<Q8_0>().filter(|_| few) {
+                Lines { bands: &blocks[first * rank..], z, rank, lines, outputs, out }.run(s);
+            } else {
+                let mut band = vec![0f32; u.cols()];
+                for i in first..outputs.end.div_ceil(BAND) {
+                    dequantize_row(u.ty(), u.row(i), &mut band)?;
+                    let (bands, _) = band.as_chunks::<BAND>();
+                    let outputs = outputs.start.max(i * BAND)..outputs.end.min((i + 1) * BAND);
+                    Lines { bands, z, rank, lines, outputs, out }.run(s);
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -121,9 +152,7 @@ struct Lines<'a, B> {
     out: Output<'a>,
 }
 
-impl<B: BandColumn> Op for Lines<'_, B> {
-    type Out = ();
-
+impl<B: BandColumn> Lines<'_, B> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let bands = self.outputs.end.div_ceil(BAND) - self.outputs.start / BAND;
@@ -135,13 +164,14 @@ impl<B: BandColumn> Op for Lines<'_, B> {
         while band < bands {
             let mut line = 0;
             let at_once = match most_bands.min(bands - band) {
-                4.. => 4,
-                2 | 3 => 2,
+                n @ 3.. => n,
+                2 => 2,
                 _ => 1,
             };
             while line < self.lines {
                 line += match ((self.lines - line).min(most), at_once) {
                     (1, 4) => self.tile::<S, 1, 4>(s, line, band),
+                    (1, 3) => self.tile::<S, 1, 3>(s, line, band),
                     (1, 2) => self.tile::<S, 1, 2>(s, line, band),
                     (1, _) => self.tile::<S, 1, 1>(s, line, band),
                     (2, 2) => self.tile::<S, 2, 2>(s, line, band),
@@ -153,9 +183,7 @@ impl<B: BandColumn> Op for Lines<'_, B> {
             band += at_once;
         }
     }
-}
 
-impl<B: BandColumn> Lines<'_, B> {
     /// M lines of N bands.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const N: usize>(&self, s: S, line: usize, band: usize) -> usize {
@@ -182,17 +210,24 @@ impl<B: BandColumn> Lines<'_, B> {
                 }
             }
         }
-        for (n, sums) in sums.into_iter().enumerate() {
+        // By reference: what moves through memory on the way is waited for longer than the products.
+        for (n, sums) in sums.iter().enumerate() {
             let first = (self.outputs.start / BAND + band + n) * BAND;
             let wanted = self.outputs.start.max(first)..self.outputs.end.min(first + BAND);
-            for (m, sums) in sums.into_iter().enumerate() {
-                let mut values = [0.0; BAND];
-                let (halves, _) = values.as_chunks_mut::<16>();
-                s.store(sums[0], &mut halves[0]);
-                s.store(sums[1], &mut halves[1]);
-                let values = &values[wanted.start - first..wanted.end - first];
+            for (m, sums) in sums.iter().enumerate() {
                 // SAFETY: the caller of `Bands::run` promised that these outputs are this call's alone.
-                unsafe { self.out.put(line + m, wanted.start, values) };
+                unsafe {
+                    if wanted.len() == BAND {
+                        self.out.put_two(s, line + m, first, *sums);
+                        continue;
+                    }
+                    let mut values = [0.0; BAND];
+                    let (halves, _) = values.as_chunks_mut::<16>();
+                    s.store(sums[0], &mut halves[0]);
+                    s.store(sums[1], &mut halves[1]);
+                    let values = &values[wanted.start - first..wanted.end - first];
+                    self.out.put(line + m, wanted.start, values);
+                }
             }
         }
         M

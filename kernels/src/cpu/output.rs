@@ -2,6 +2,7 @@
 
 use super::activations::Shared;
 use super::panel::ROWS;
+use super::simd::Simd;
 
 const TWO: usize = 2 * ROWS;
 
@@ -148,6 +149,35 @@ impl<'a> Output<'a> {
             },
         }
     }
+
+    /// The same for as many as two registers hold.
+    ///
+    /// # Safety
+    /// As for [`Output::put`].
+    #[inline(always)]
+    pub unsafe fn put_two<S: Simd>(&self, s: S, row: usize, start: usize, values: [S::F; 2]) {
+        let line = self.lines.map_or(row, |lines| lines[row] as usize);
+        // SAFETY: the caller's promise.
+        let out = unsafe { self.out.slice(line * self.width + start - self.first, TWO) };
+        let values = match self.onto {
+            Onto::Nothing => values,
+            Onto::Itself => plus(s, values, out),
+            Onto::Others(addends) => match addends.of(line, start, TWO) {
+                None => values,
+                Some(addends) => plus(s, values, addends),
+            },
+        };
+        let (halves, _) = out.as_chunks_mut::<ROWS>();
+        s.store(values[0], &mut halves[0]);
+        s.store(values[1], &mut halves[1]);
+    }
+}
+
+/// `values + to`, as many.
+#[inline(always)]
+fn plus<S: Simd>(s: S, values: [S::F; 2], to: &[f32]) -> [S::F; 2] {
+    let (halves, _) = to.as_chunks::<ROWS>();
+    [s.add(values[0], s.load(&halves[0])), s.add(values[1], s.load(&halves[1]))]
 }
 
 /// What becomes of an output: from its number in the line, the product's and what is there.

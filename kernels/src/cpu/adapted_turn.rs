@@ -385,12 +385,8 @@ impl<'a> Turn<'a> {
                     // SAFETY: all lines are written.
                     let x = unsafe { part.inner.view(0, part.lines.len() * width) };
                     let input = Input { x, rows: part.lines.len(), columns: width };
-                    drop(part.x.set(Prepared::new(
-                        self.workers.isa,
-                        self.workers.serial,
-                        input,
-                        std::iter::once(u.ty()),
-                    )));
+                    let Workers { isa, serial, .. } = self.workers;
+                    drop(part.x.set(Prepared::new(isa, serial, input, std::iter::once(u.ty()))));
                 }
                 self.cores.done();
             }

@@ -191,6 +191,11 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         self.halves().0.prefetch(address);
     }
     #[inline(always)]
+    fn prefetch_near(self, address: *const u8) {
+        self.halves().0.prefetch_near(address);
+    }
+
+    #[inline(always)]
     fn prefetch_early(self, address: *const u8) {
         self.halves().0.prefetch_early(address);
     }

@@ -213,6 +213,11 @@ impl<const HIGH: usize, const VNNI: bool> Lanes for Half<HIGH, VNNI> {
         proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
     #[inline(always)]
+    fn prefetch_near(self, address: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
+    }
+
+    #[inline(always)]
     fn prefetch_early(self, address: *const u8) {
         proven!(_mm_prefetch::<_MM_HINT_T2>(address.cast()))
     }

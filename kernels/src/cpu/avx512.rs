@@ -205,6 +205,11 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
         proven!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
     }
     #[inline(always)]
+    fn prefetch_near(self, address: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(address.cast()))
+    }
+
+    #[inline(always)]
     fn prefetch_early(self, address: *const u8) {
         proven!(_mm_prefetch::<_MM_HINT_T2>(address.cast()))
     }

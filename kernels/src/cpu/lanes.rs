@@ -150,4 +150,6 @@ pub(crate) trait Lanes: Copy {
     fn prefetch(self, address: *const u8);
     /// The same long before its use, into the third level or the second.
     fn prefetch_early(self, address: *const u8);
+    /// Fetches a line that is in the second level into the first, shortly before its use.
+    fn prefetch_near(self, address: *const u8);
 }

@@ -190,6 +190,8 @@ impl Lanes for Portable {
     #[inline(always)]
     fn prefetch(self, _address: *const u8) {}
     #[inline(always)]
+    fn prefetch_near(self, _address: *const u8) {}
+    #[inline(always)]
     fn prefetch_early(self, _address: *const u8) {}
 }
 

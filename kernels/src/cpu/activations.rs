@@ -220,7 +220,6 @@ impl Interleaved {
     /// Copies what there is one of for each `unit` columns.
     pub fn copy<T: Copy>(self, unit: usize, from: &[T], to: Interleaved, into: &mut [T]) {
         let n = self.columns / unit;
-        // Chunks and not single elements apart: those take several times as long.
         let from = from[self.start * n..][..self.step * n].chunks_exact(self.step);
         let into = into[to.start * n..][..to.step * n].chunks_exact_mut(to.step);
         into.zip(from).for_each(|(into, from)| into[to.at] = from[self.at]);

@@ -56,7 +56,7 @@ pub(crate) struct Workers<'a> {
 }
 
 /// The groups of a call, with what they share found out. What each has some of lies one after the other in a list for all: a step plans
-/// hundreds of groups, and as many allocations each would take longer than their cores.
+/// hundreds of groups, and each would allocate its own.
 #[derive(Default)]
 pub(super) struct Wanted<'a> {
     /// Lists of rows other than all, parts of `listed`.
@@ -138,14 +138,12 @@ impl<'a> Wanted<'a> {
         let end = self.listed.len();
         let subset = (end - first != all).then(|| {
             let is = |list: &Range<usize>| self.listed[list.clone()] == self.listed[first..];
-            let known = self.subsets.iter().position(is);
-            known.unwrap_or_else(|| {
-                self.subsets.push(first..end);
-                self.subsets.len() - 1
-            })
+            self.subsets.iter().position(is).unwrap_or(self.subsets.len())
         });
-        if self.subsets.last().is_none_or(|list| list.end != end) {
-            self.listed.truncate(first);
+        match subset {
+            Some(new) if new == self.subsets.len() => self.subsets.push(first..end),
+            // Known already, or all rows.
+            _ => self.listed.truncate(first),
         }
         let place = v.bytes().as_ptr_range();
         let known =

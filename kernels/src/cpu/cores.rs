@@ -113,7 +113,7 @@ pub(super) fn prepare_shrunk<'a>(
     cores: impl Iterator<Item = QMatrix<'a>> + Clone,
 ) -> Prepared<'a> {
     let rows = z.len().checked_div(width).unwrap_or(0);
-    Prepared::lines(isa, serial, Input { x: z, rows, columns: width }, cores.map(|core| core.ty()))
+    Prepared::with_tiles(isa, serial, Input { x: z, rows, columns: width }, cores.map(|core| core.ty()), 1)
 }
 
 /// The lines of a run, in this thread.

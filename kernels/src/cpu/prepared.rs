@@ -53,17 +53,9 @@ impl<'x> Prepared<'x> {
         Prepared::with_tiles(isa, pool, input, types, isa.rows_of_tile(input.rows))
     }
 
-    /// For lines that will be selected, most of them alone, which then copies nothing.
-    pub fn lines(
-        isa: Isa,
-        serial: &ThreadPool,
-        input: Input<'x>,
-        types: impl Iterator<Item = QuantType> + Clone,
-    ) -> Self {
-        Prepared::with_tiles(isa, serial, input, types, 1)
-    }
-
-    fn with_tiles(
+    /// The same in integer tiles of at most `largest` rows. Lines that will be selected, most of them alone, want tiles of one, which then
+    /// copies nothing.
+    pub fn with_tiles(
         isa: Isa,
         pool: &ThreadPool,
         input: Input<'x>,
